@@ -6,11 +6,10 @@ This is the vocabulary that the study, the reference and the views share.
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 Value = str | int | float | bool
@@ -54,12 +53,71 @@ class TrialResult:
 
     @property
     def label(self) -> str:
+        """The configuration's name."""
         return label(self.point)
 
     @property
     def last(self) -> EpochMetrics:
         """The last epoch's metrics; all NaN when there is none."""
         return self.history[-1] if self.history else EpochMetrics(*[math.nan] * 4)
+
+
+def winner(results: Iterable[TrialResult], metric: str) -> TrialResult | None:
+    """The complete trial with the best last value of ``metric``; of equals, the lowest number.
+
+    None when no trial is complete. Only ``validation_*`` is ever asked for: the test set
+    reports and does not choose.
+    """
+    sign = -1.0 if metric == "validation_accuracy" else 1.0
+    complete = [result for result in results if result.state == "COMPLETE"]
+    return min(complete, key=lambda r: (sign * getattr(r.last, metric), r.number), default=None)
+
+
+RESULT_COLUMNS = (
+    "state",
+    *EpochMetrics._fields,
+    "test_loss",
+    "test_accuracy",
+    "epochs",
+    "seconds",
+)
+
+
+def results_csv(results: Sequence[TrialResult], keys: Sequence[str]) -> str:
+    """One line a trial: its number, its point, how it ended, its last epoch and its test."""
+    rows = (
+        (
+            r.number,
+            *(r.point[key] for key in keys),
+            r.state,
+            *map(_number, (*r.last, r.test_loss, r.test_accuracy)),
+            len(r.history),
+            f"{r.seconds:.1f}",
+        )
+        for r in results
+    )
+    return _csv(["number", *keys, *RESULT_COLUMNS], rows)
+
+
+def history_csv(results: Sequence[TrialResult]) -> str:
+    """One line a trial and epoch."""
+    rows = (
+        [r.number, epoch, *map(_number, metrics)]
+        for r in results
+        for epoch, metrics in enumerate(r.history, 1)
+    )
+    return _csv(["number", "epoch", *EpochMetrics._fields], rows)
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same float; nothing for NaN."""
+    return "" if math.isnan(value) else repr(value)
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def label(point: Point) -> str:

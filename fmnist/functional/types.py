@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 Params = dict[str, dict[str, Tensor]]
@@ -37,6 +37,13 @@ class ModelConfig:
     hidden: tuple[int, ...] = (120, 60)
     kernel_size: int = 5
     dropout: float = 0.0
+
+
+class Split(NamedTuple):
+    """Examples as they lie in memory: pixels 0-255 and the classes 0-9 they belong to."""
+
+    images: UInt8[Tensor, "examples 1 28 28"]
+    labels: Int[Tensor, " examples"]
 
 
 class Batch(NamedTuple):

@@ -1,0 +1,63 @@
+"""What the command lines share: their options, and how errors reach the user.
+
+Imports nothing heavy: ``--help`` answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from fmnist.errors import UserError
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text[:12]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text[:12])
+
+
+def study_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The options of a command that runs a study file."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser.add_argument(
+        "study", nargs="?", metavar="STUDY.toml", help="the study file (default: the baseline)"
+    )
+    parser.add_argument("--epochs", type=positive, metavar="N", help="train this many epochs")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=V1[,V2...]",
+        help="a setting, or with several values an axis of the grid; may be repeated",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="where results go (default: runs/ and the study's name)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="a folder with the four IDX files")
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="where to train"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def command(prog: str, argv: Sequence[str]) -> str:
+    """The command line as it could be typed again."""
+    return shlex.join(["python", "-m", prog, *argv])
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+    """Run a command and exit: 2 with one line for a user's error, 130 for Ctrl-C."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues where it was", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,1 @@
+"""The pure half: tensors in, tensors out. See DESIGN in the README for its rules."""

@@ -1,0 +1,40 @@
+"""What training lowers and what is counted."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fmnist.functional.types import Metrics
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """``-log softmax(logits)[label]`` of each example, in nats."""
+    return -F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
+
+
+def accuracy(metrics: Metrics) -> Float[Tensor, "*lanes"]:
+    """The share of examples whose largest logit is their label's."""
+    return metrics.correct.double() / metrics.count
+
+
+def mean_loss(metrics: Metrics) -> Float[Tensor, "*lanes"]:
+    """Cross entropy an example, in nats."""
+    return metrics.loss_sum / metrics.count
+
+
+def measure(
+    losses: Float[Tensor, " batch"],
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+) -> Metrics:
+    """The metrics of one batch. The loss is summed in float64, so batches add up exactly enough."""
+    return Metrics(
+        loss_sum=losses.detach().double().sum(),
+        correct=(logits.detach().argmax(dim=1) == labels).sum(),
+        count=torch.full((), labels.shape[0], device=labels.device),
+    )

@@ -1,0 +1,128 @@
+"""The network as two pure functions: ``init`` makes its parameters, ``apply`` uses them.
+
+convolution blocks (5x5 convolution, batch norm, ReLU, 2x2 max pooling), then linear layers
+with ReLU between them: 28x28 -> 12x12x12 -> 24x4x4 -> 384 -> 120 -> 60 -> 10 by default.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fmnist.functional import layers
+from fmnist.functional.types import ModelConfig, Params, State
+
+SIDE = 28
+CLASSES = 10
+
+
+def feature_count(config: ModelConfig) -> int:
+    """How many features the convolution blocks give the first linear layer.
+
+    Raises:
+        ValueError: when the images are too small for this kernel size and depth.
+    """
+    side = SIDE
+    for _ in config.channels:
+        side = (side - config.kernel_size + 1) // 2
+        if side < 1:
+            raise ValueError(
+                f"kernel_size {config.kernel_size} leaves nothing of a {SIDE}x{SIDE} image "
+                f"after {len(config.channels)} convolution blocks"
+            )
+    return config.channels[-1] * side * side
+
+
+def init(
+    seed: int, config: ModelConfig = ModelConfig(), *, dtype: torch.dtype = torch.float32
+) -> tuple[Params, State]:
+    """Draw parameters as torch.nn's layers do: uniform in ``+-1/sqrt(fan_in)``.
+
+    The draws come from a generator of their own, in the order in which torch.nn makes them:
+    ``torch.manual_seed(seed); Network(config)`` gives the same numbers, bit for bit.
+
+    Args:
+        seed: 0 to 2**32 - 1.
+        config: the shape of the network.
+        dtype: of every leaf; the numbers are drawn in float32 whatever it is.
+
+    Returns:
+        The parameters, and the running statistics (mean 0, variance 1), all on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(shape: tuple[int, ...], bound: float) -> Tensor:
+        drawn = torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+        return drawn.to(dtype)
+
+    def layer(*shape: int) -> dict[str, Tensor]:
+        fan_in = math.prod(shape[1:])
+        # torch.nn reaches 1/sqrt(fan_in) by way of kaiming_uniform_(a=sqrt(5)); the same
+        # arithmetic gives the same last bit.
+        gain = math.sqrt(2.0 / (1 + math.sqrt(5.0) ** 2))
+        weight = uniform(shape, math.sqrt(3.0) * (gain / math.sqrt(fan_in)))
+        return {"weight": weight, "bias": uniform(shape[:1], 1 / math.sqrt(fan_in))}
+
+    params: Params = {}
+    state: State = {}
+    inputs = 1
+    for i, outputs in enumerate(config.channels, 1):
+        params[f"conv{i}"] = layer(outputs, inputs, config.kernel_size, config.kernel_size)
+        ones, zeros = torch.ones(outputs, dtype=dtype), torch.zeros(outputs, dtype=dtype)
+        params[f"norm{i}"] = {"weight": ones, "bias": zeros}
+        state[f"norm{i}"] = {"running_mean": zeros.clone(), "running_var": ones.clone()}
+        inputs = outputs
+    widths = (feature_count(config), *config.hidden, CLASSES)
+    for i, (width, outputs) in enumerate(itertools.pairwise(widths), 1):
+        params[f"linear{i}"] = layer(outputs, width)
+    return params, state
+
+
+def apply(
+    params: Params,
+    state: State,
+    images: Float[Tensor, "batch 1 28 28"],
+    *,
+    train: bool,
+    dropout: float = 0.0,
+    noise: tuple[Float[Tensor, "batch width"], ...] = (),
+) -> tuple[Float[Tensor, "batch 10"], State]:
+    """The logits of ``images``, and the running statistics after them.
+
+    The depth and the widths are read off the trees, so no configuration is needed.
+
+    Args:
+        params: as from :func:`init`.
+        state: running statistics of the batch norms.
+        images: pixels in ``[0, 1]``.
+        train: normalise by the batch and drop hidden units; else use the running statistics.
+        dropout: probability of dropping a hidden unit while training.
+        noise: uniform numbers, one tensor a hidden layer; needed when training with dropout.
+
+    Returns:
+        ``(logits, state)``; ``state`` is unchanged when not training.
+
+    Raises:
+        ValueError: when dropout is to be applied and ``noise`` does not have one tensor a layer.
+    """
+    blocks, linears = len(state), len(params) - 2 * len(state)
+    drop = train and dropout > 0
+    if drop and len(noise) != linears - 1:
+        raise ValueError(f"dropout wants noise for {linears - 1} hidden layers, got {len(noise)}")
+    x, new_state = images, {}
+    for i in range(1, blocks + 1):
+        x = layers.conv2d(params[f"conv{i}"], x)
+        x, new_state[f"norm{i}"] = layers.batch_norm(
+            params[f"norm{i}"], state[f"norm{i}"], x, train=train
+        )
+        x = layers.max_pool(torch.relu(x))
+    x = x.flatten(1)
+    for i in range(1, linears):
+        x = torch.relu(layers.linear(params[f"linear{i}"], x))
+        if drop:
+            x = layers.dropout(x, noise[i - 1], dropout)
+    return layers.linear(params[f"linear{linears}"], x), new_state

@@ -1,0 +1,74 @@
+"""Where a result came from: machine, versions, commit. What a reader needs to run it again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("fmnist", "torch", "torchvision", "optuna", "tensorboard", "numpy")
+
+
+def facts(command: str, device: torch.device, wall_seconds: float, source: str) -> dict[str, str]:
+    """What a report says of its origin, by name."""
+    return {
+        "Command": command,
+        "Machine": machine(device),
+        "Device": str(device),
+        "Versions": versions(),
+        "Commit": commit(),
+        "Date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "Wall time": f"{wall_seconds:.0f} s",
+        "Data": source,
+    }
+
+
+def machine(device: torch.device) -> str:
+    """Processor, cores, memory and, where used, the GPU."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    words = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+    if device.type == "cuda":
+        words += f", {torch.cuda.get_device_name(device)}"
+    return words
+
+
+def versions() -> str:
+    """Python and the packages that a result may depend on."""
+    found = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def commit() -> str:
+    """The commit of the checkout this package runs from; empty outside of one."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,116 @@
+"""Writes what a finished study leaves for people and programs: tables, the winner, figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fmnist import checkpoint
+from fmnist.config import StudyConfig
+from fmnist.data import CLASSES, Dataset
+from fmnist.functional import batching, model
+from fmnist.functional.types import Params, Split, State
+from fmnist.results import TrialResult, history_csv, results_csv, winner
+from fmnist.views import figures, report
+from fmnist.views.confusion import confusion_matrix
+
+EVAL_BATCH = 1000
+
+
+def model_path(out: Path, number: int) -> Path:
+    """Where a trial's final parameters and running statistics lie."""
+    return out / "parameters" / f"{number}.safetensors"
+
+
+def predictions(params: Params, state: State, split: Split) -> Int[Tensor, " examples"]:
+    """The likeliest class of each example."""
+    found = []
+    with torch.no_grad():
+        for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
+            images = batching.gather(split, indices.to(split.images.device)).images
+            logits, _ = model.apply(params, state, images, train=False)
+            found.append(logits.argmax(dim=1))
+    return torch.cat(found)
+
+
+def publish(
+    out: Path,
+    config: StudyConfig,
+    results: Sequence[TrialResult],
+    dataset: Dataset,
+    provenance: Mapping[str, str],
+) -> TrialResult | None:
+    """Write every file that is made of the whole study.
+
+    Args:
+        out: the run's folder; ``parameters/`` holds the trials' models.
+        config: the study.
+        results: of every grid point.
+        dataset: for the figures; the winner's confusion matrix is that of the test set.
+        provenance: what the report says of where the results came from.
+
+    Returns:
+        The winner; None when no trial is complete.
+    """
+    checkpoint.write_text(out / "results.csv", results_csv(results, list(config.grid)))
+    checkpoint.write_text(out / "history.csv", history_csv(results))
+    best = winner(results, config.metric)
+    folder = out / "figures"
+    folder.mkdir(exist_ok=True)
+    shown = {
+        "samples": figures.samples(*dataset.train, CLASSES, folder / "samples.png"),
+        "curves": figures.curves(results, config, folder / "curves.png"),
+        "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
+    }
+    matrix = None
+    if best is not None:
+        params, state = checkpoint.load_model(model_path(out, best.number))
+        _write_best(out / "best", config, best, params, state)
+        test = dataset.test
+        predicted = predictions(params, state, test)
+        matrix = confusion_matrix(test.labels, predicted)
+        title = f"Test set, {best.label}"
+        shown["confusion"] = figures.confusion(
+            matrix, CLASSES, folder / "confusion.png", title, config
+        )
+        shown["confused pairs"] = figures.confused_pairs(
+            *test, predicted, CLASSES, folder / "confused_pairs.png", config
+        )
+    report.write_report(
+        out,
+        study=config,
+        results=results,
+        winner=best,
+        matrix=matrix,
+        classes=CLASSES,
+        provenance=provenance,
+        figures={name: str(path.relative_to(out)) for name, path in shown.items()},
+    )
+    return best
+
+
+def _write_best(
+    folder: Path, config: StudyConfig, best: TrialResult, params: Params, state: State
+) -> None:
+    checkpoint.save_model(folder / "params.safetensors", params, state)
+    trial = config.trial(best.point)
+    about = {
+        "study": config.name,
+        "number": best.number,
+        "point": dict(best.point),
+        "model": {
+            "channels": list(trial.model.channels),
+            "hidden": list(trial.model.hidden),
+            "kernel_size": trial.model.kernel_size,
+            "dropout": trial.model.dropout,
+        },
+        config.metric: getattr(best.last, config.metric),
+        "test_accuracy": best.test_accuracy,
+        "classes": list(CLASSES),
+    }
+    checkpoint.write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")

@@ -1,0 +1,130 @@
+"""The loop anyone would write: one configuration, nn.Module, torch.optim, tensors resident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from fmnist.functional import batching
+from fmnist.functional.losses import measure
+from fmnist.functional.types import Metrics, ModelConfig, Split
+from fmnist.reference.network import Network
+
+EVAL_BATCH = 1000
+
+
+class ReferenceEpoch(NamedTuple):
+    """What :func:`fit_reference` yields after an epoch; ``network`` goes on training."""
+
+    epoch: int
+    train: Metrics
+    validation: Metrics
+    network: Network
+
+
+def make_optimizer(
+    network: Network, algorithm: str, numbers: Mapping[str, float], *, nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """torch.optim's fused optimizer of this name.
+
+    Args:
+        network: whose parameters it updates.
+        algorithm: ``"adam"``, ``"adamw"`` or ``"sgd"``.
+        numbers: by the names of :class:`fmnist.functional.types.Hyperparams`.
+        nesterov: for sgd.
+
+    Raises:
+        ValueError: when there is no such algorithm.
+    """
+    common = {"lr": numbers["learning_rate"], "weight_decay": numbers["weight_decay"]}
+    if algorithm == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            **common,
+            momentum=numbers["momentum"],
+            nesterov=nesterov,
+            fused=True,
+        )
+    adams = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if algorithm not in adams:
+        raise ValueError(f"no optimizer is called {algorithm!r}; there are adam, adamw and sgd")
+    betas = (numbers["beta1"], numbers["beta2"])
+    return adams[algorithm](
+        network.parameters(), **common, betas=betas, eps=numbers["eps"], fused=True
+    )
+
+
+def _sum(total: Metrics | None, metrics: Metrics) -> Metrics:
+    return (
+        metrics if total is None else Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
+    )
+
+
+@torch.no_grad()
+def evaluate(network: Network, split: Split, dtype: torch.dtype = torch.float32) -> Metrics:
+    """The metrics of a whole split in evaluation mode."""
+    network.eval()
+    total = None
+    for indices in torch.arange(len(split.labels), device=split.labels.device).split(EVAL_BATCH):
+        images, labels, _ = batching.gather(split, indices, dtype)
+        logits = network(images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        total = _sum(total, measure(losses, logits, labels))
+    assert total is not None
+    return total
+
+
+def fit_reference(
+    model: ModelConfig,
+    algorithm: str,
+    numbers: Mapping[str, float],
+    train: Split,
+    validation: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    nesterov: bool = False,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Iterator[ReferenceEpoch]:
+    """Train one configuration, epoch by epoch, on the device where ``train`` lies.
+
+    The order of the examples is the lanes' own, so the two can be compared step by step.
+
+    Args:
+        model: the shape of the network.
+        algorithm, numbers, nesterov: as for :func:`make_optimizer`.
+        train, validation: examples, as uint8 tensors on the device.
+        batch_size: examples a step; the last step of an epoch may have fewer.
+        seed: of the initial parameters and of the order of the examples.
+        epochs: how many to train.
+        dtype: of parameters and images.
+        memory_format: of the network and the images.
+
+    Yields:
+        The epoch's metrics; training's are taken while it trains.
+    """
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
+        torch.manual_seed(seed)
+        network = Network(model)
+        device = train.images.device
+        network.to(device=device, dtype=dtype, memory_format=memory_format)
+        optimizer = make_optimizer(network, algorithm, numbers, nesterov=nesterov)
+        for epoch in range(1, epochs + 1):
+            network.train()
+            total = None
+            order = batching.permutation(seed, epoch, len(train.labels)).to(device)
+            for indices in order.split(batch_size):
+                images, labels, _ = batching.gather(train, indices, dtype)
+                optimizer.zero_grad(set_to_none=True)
+                logits = network(images.contiguous(memory_format=memory_format))
+                losses = F.cross_entropy(logits, labels, reduction="none")
+                losses.mean().backward()
+                optimizer.step()
+                total = _sum(total, measure(losses, logits, labels))
+            assert total is not None
+            yield ReferenceEpoch(epoch, total, evaluate(network, validation, dtype), network)

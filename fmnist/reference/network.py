@@ -1,0 +1,77 @@
+"""The network as a torch.nn.Module, and its parameters as the pytrees of the pure half."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fmnist.functional.model import CLASSES, feature_count
+from fmnist.functional.types import ModelConfig, Params, State
+
+
+class Network(nn.Module):
+    """The twin of :func:`fmnist.functional.model.apply`, layer by layer.
+
+    After ``torch.manual_seed(seed)`` it starts with the parameters of ``init(seed, config)``.
+    Its dropout draws from torch's global generator, so with dropout the two differ in noise.
+    """
+
+    def __init__(self, config: ModelConfig = ModelConfig()) -> None:
+        super().__init__()
+        self.config = config
+        inputs = 1
+        for i, outputs in enumerate(config.channels, 1):
+            self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, config.kernel_size))
+            self.add_module(f"norm{i}", nn.BatchNorm2d(outputs))
+            inputs = outputs
+        widths = (feature_count(config), *config.hidden, CLASSES)
+        for i, (width, outputs) in enumerate(itertools.pairwise(widths), 1):
+            self.add_module(f"linear{i}", nn.Linear(width, outputs))
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, images: Float[Tensor, "batch 1 28 28"]) -> Float[Tensor, "batch 10"]:
+        """The logits of images in [0, 1]."""
+        x = images
+        for i in range(1, len(self.config.channels) + 1):
+            x = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(x))
+            x = self.pool(self.relu(x))
+        x = x.flatten(1)
+        for i in range(1, len(self.config.hidden) + 1):
+            x = self.dropout(self.relu(self.get_submodule(f"linear{i}")(x)))
+        last: Tensor = self.get_submodule(f"linear{len(self.config.hidden) + 1}")(x)
+        return last
+
+
+def from_module(network: Network) -> tuple[Params, State]:
+    """The module's parameters and running statistics as pytrees (copies)."""
+    params: Params = {}
+    state: State = {}
+    for name, tensor in network.state_dict().items():
+        layer, leaf = name.split(".")
+        if leaf in ("weight", "bias"):
+            params.setdefault(layer, {})[leaf] = tensor.clone()
+        elif leaf != "num_batches_tracked":
+            state.setdefault(layer, {})[leaf] = tensor.clone()
+    return params, state
+
+
+def to_module(params: Params, state: State, config: ModelConfig) -> Network:
+    """A module in training mode that holds copies of these parameters and statistics.
+
+    Raises:
+        RuntimeError: when they are not those of a network of this configuration.
+    """
+    leaves = {f"{layer}.{leaf}": t for layer, tree in params.items() for leaf, t in tree.items()}
+    leaves |= {f"{layer}.{leaf}": t for layer, tree in state.items() for leaf, t in tree.items()}
+    first = next(iter(leaves.values()))
+    network = Network(config).to(device=first.device, dtype=first.dtype)
+    # The functional half does not count batches: a fixed momentum never reads the count.
+    for layer in state:
+        leaves[f"{layer}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    network.load_state_dict(leaves)
+    return network

@@ -1,0 +1,262 @@
+"""The command line ``python -m fmnist.study``: reads a study file and wires the rooms together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist import cli
+from fmnist.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+    import torch
+
+    from fmnist.config import StudyConfig
+    from fmnist.data import Dataset
+    from fmnist.functional.types import Split
+    from fmnist.results import TrialResult
+    from fmnist.views.progress import Progress
+
+PROG = "fmnist.study"
+MAX_LANES = 8
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a study from the command line; 0 when all is well, 1 when a trial failed."""
+    parser = cli.study_parser(PROG, "Train every configuration of a study file as vmapped lanes.")
+    parser.add_argument(
+        "--storage", metavar="URL", help="Optuna's storage (default: sqlite, OUT/study.db)"
+    )
+    parser.add_argument(
+        "--max-lanes",
+        type=cli.positive,
+        default=MAX_LANES,
+        metavar="N",
+        help=f"train at most this many configurations at once (default: {MAX_LANES})",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
+    args = parser.parse_args(argv)
+
+    from fmnist import config as configs
+    from fmnist.views.progress import make_progress
+    from fmnist.views.report import print_outcome
+
+    config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
+    out = Path(args.out) if args.out else Path("runs") / config.name
+    if args.dry_run:
+        print(plan(config, args.max_lanes))
+        return 0
+    with make_progress(args.quiet) as progress:
+        results = run_study(
+            config,
+            out,
+            storage=args.storage,
+            data=args.data,
+            device=args.device,
+            max_lanes=args.max_lanes,
+            command=cli.command(PROG, argv),
+            progress=progress,
+        )
+    if not args.quiet:
+        print_outcome(config, results, out, args.storage)
+    return int(any(result.state != "COMPLETE" for result in results))
+
+
+def plan(config: StudyConfig, max_lanes: int) -> str:
+    """What a run would train, a line a group."""
+    from fmnist.results import label
+    from fmnist.search import chunks
+
+    lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
+    groups = chunks(
+        [(point, config.trial(point)) for point in config.points()],
+        lambda pair: pair[1].static,
+        max_lanes,
+    )
+    for index, group in enumerate(groups, 1):
+        static = group[0][1].static
+        lines.append(f"group {index} of {len(groups)}: batch size {static.batch_size}")
+        lines += [f"  lane {lane}: {label(point)}" for lane, (point, _) in enumerate(group)]
+    return "\n".join(lines)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        UserError: when there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (":" in name and not (index.isascii() and index.isdigit())):
+        raise UserError(f"--device {name!r}: allowed are auto, cpu, cuda and cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise UserError(f"--device {name!r}: this machine has {count} CUDA devices that torch sees")
+    return torch.device(name)
+
+
+def splits(
+    config: StudyConfig, dataset: Dataset, device: torch.device
+) -> tuple[Split, Split, Split]:
+    """Training, validation and test examples on the device; the last two are one if holdout = 0."""
+    from fmnist.data import holdout_split
+    from fmnist.functional.types import Split
+
+    training, validation = holdout_split(dataset.train, config.holdout)
+    training, validation, test = (
+        Split(split.images.to(device), split.labels.to(device))
+        for split in (training, validation, dataset.test)
+    )
+    return training, test if config.validation_is_test else validation, test
+
+
+def run_study(
+    config: StudyConfig,
+    out: str | Path,
+    *,
+    storage: str | None = None,
+    data: str | Path | None = None,
+    dataset: Dataset | None = None,
+    device: str = "auto",
+    max_lanes: int = MAX_LANES,
+    command: str = "fmnist.run_study",
+    progress: Progress | None = None,
+) -> list[TrialResult]:
+    """Run a study, or go on with one that was stopped, and write what it found.
+
+    Args:
+        config: the study.
+        out: the folder of this run; made where needed.
+        storage: an Optuna storage URL; SQLite in ``out`` by default.
+        data: a folder with the four IDX files; found or fetched by default.
+        dataset: use this one instead of loading.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        max_lanes: how many configurations train at once, at most.
+        command: what the report gives as the command that made it.
+        progress: told of what happens; nobody by default.
+
+    Returns:
+        The results of every grid point, by trial number.
+
+    Raises:
+        UserError: when the study, the data or the folder cannot be used.
+    """
+    import optuna
+
+    from fmnist import data as sources
+    from fmnist import lock, provenance, publish, search
+    from fmnist.views.progress import make_progress
+
+    out, progress = Path(out), progress or make_progress(quiet=True)
+    where = find_device(device)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with lock.holding(out), _log_to(progress):
+        _claim(out, config)
+        study = search.open_study(config, storage or f"sqlite:///{out / 'study.db'}")
+        done = search.results(study, config)
+        if len(done) == config.size and (out / "report.md").exists():
+            progress.message(f"study {config.name} in {out} is complete: nothing to train")
+            return done
+        dataset = dataset or sources.load(data)
+        _train(study, config, dataset, out, where, max_lanes, progress)
+        results = search.results(study, config)
+        wall = study.user_attrs.get(WALL, 0.0)
+        facts = provenance.facts(command, where, wall, dataset.source)
+        publish.publish(out, config, results, dataset, facts)
+        return results
+
+
+WALL = "fmnist:wall_seconds"
+
+
+def _train(
+    study: optuna.Study,
+    config: StudyConfig,
+    dataset: Dataset,
+    out: Path,
+    device: torch.device,
+    max_lanes: int,
+    progress: Progress,
+) -> None:
+    """Train what is pending and mirror every event before Optuna hears of it."""
+    from fmnist import checkpoint, publish, search
+    from fmnist.results import label
+    from fmnist.views.tensorboard import TensorBoardMirror
+
+    training, validation, test = splits(config, dataset, device)
+    began, before = time.perf_counter(), study.user_attrs.get(WALL, 0.0)
+    events = search.run(study, config, training, validation, test, max_lanes=max_lanes)
+    with TensorBoardMirror(out / "tensorboard", config) as mirror:
+        for event in events:
+            match event:
+                case search.GroupStarted(index, total, trials, left):
+                    for trial in trials:
+                        mirror.start(trial.number, trial.point)
+                    labels = {trial.number: label(trial.point) for trial in trials}
+                    images = len(training.labels) * len(trials)
+                    progress.group(index, total, labels, config.epochs, images, left)
+                case search.EpochFinished(epoch, metrics, seconds):
+                    for number, values in metrics.items():
+                        mirror.epoch(number, epoch, values)
+                    progress.epoch(epoch, metrics, seconds)
+                case search.TrialFinished(result, params, state):
+                    checkpoint.save_model(publish.model_path(out, result.number), params, state)
+                    mirror.finish(result)
+                    progress.trial(result)
+                    study.set_user_attr(WALL, before + time.perf_counter() - began)
+
+
+def _claim(out: Path, config: StudyConfig) -> None:
+    """Mark the folder as this study's.
+
+    Raises:
+        UserError: when it is another's.
+    """
+    from fmnist import checkpoint
+    from fmnist import config as configs
+
+    path = out / "study.toml"
+    if not path.exists():
+        checkpoint.write_text(path, config.to_toml())
+        return
+    changes = configs.differences(configs.load(path), config)
+    if changes:
+        raise UserError(
+            f"--out {out} holds another study ({'; '.join(changes)}); "
+            "choose another --out, or delete that folder"
+        )
+
+
+class _log_to(logging.Handler):  # noqa: N801
+    """While in it, what the package logs goes to the progress display."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self._logger = logging.getLogger("fmnist")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.message(record.getMessage())
+
+    def __enter__(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.INFO)
+        self._logger.addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
+
+
+if __name__ == "__main__":
+    cli.run(main)

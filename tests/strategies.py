@@ -1,0 +1,73 @@
+"""What several test modules build from: small splits, numbers and hypothesis strategies."""
+
+from __future__ import annotations
+
+import optree
+import torch
+from hypothesis import strategies as st
+
+from fmnist.functional.types import Hyperparams, ModelConfig, Split
+
+NUMBERS = {
+    "learning_rate": 0.01,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "momentum": 0.0,
+}
+"""PyTorch's defaults, but for the learning rate."""
+
+SMALL = ModelConfig(channels=(3, 4), hidden=(7,))
+"""A network that is quick in float64."""
+
+
+def hyperparams(**numbers: float) -> Hyperparams:
+    """One lane's numbers; those not given are :data:`NUMBERS`."""
+    merged = NUMBERS | numbers
+    return Hyperparams(*(torch.tensor(merged[k], dtype=torch.float64) for k in Hyperparams._fields))
+
+
+def random_split(examples: int, seed: int = 0) -> Split:
+    """Noise with labels; learnable only by heart."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (examples, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(0, 10, (examples,), generator=generator))
+
+
+learning_rates = st.floats(1e-5, 0.1)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def optimizers(draw: st.DrawFn) -> tuple[str, dict[str, float], bool]:
+    """An algorithm, the numbers it reads, and whether it is Nesterov's."""
+    algorithm = draw(st.sampled_from(["adam", "adamw", "sgd"]))
+    numbers = NUMBERS | {
+        "learning_rate": draw(learning_rates),
+        "weight_decay": draw(st.sampled_from([0.0, 0.01, 0.1])),
+    }
+    if algorithm == "sgd":
+        numbers["momentum"] = draw(st.sampled_from([0.0, 0.5, 0.9]))
+        return algorithm, numbers, numbers["momentum"] > 0 and draw(st.booleans())
+    numbers["beta1"] = draw(st.sampled_from([0.0, 0.9, 0.95]))
+    numbers["beta2"] = draw(st.sampled_from([0.9, 0.999]))
+    return algorithm, numbers, False
+
+
+def assert_close(actual: object, expected: object, rtol: float = 1e-9) -> None:
+    """Two trees are equal to ``rtol``, but for what batch norm makes undetermined.
+
+    A bias before batch norm has no gradient in exact arithmetic; what is left is rounding, and
+    Adam divides it by its own size. So that bias wanders by about learning_rate * 1e-17 / eps a
+    step, and the running mean with it; everything else must be equal.
+    """
+
+    def compare(path: tuple[object, ...], a: torch.Tensor, b: torch.Tensor) -> None:
+        wanders = "running_mean" in path or (
+            str(path[-2:-1]).startswith("('conv") and path[-1] == "bias"
+        )
+        atol = 1e-6 if wanders else rtol * 1e-2
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, msg=lambda m: f"{path}: {m}")
+
+    optree.tree_map_with_path(compare, actual, expected)

@@ -1,0 +1,160 @@
+"""Lane i of a vmapped run is the solo run of configuration i, whoever its mates are."""
+
+from __future__ import annotations
+
+import optree
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import NUMBERS, SMALL, assert_close, learning_rates, random_split, seeds
+
+from fmnist import loop
+from fmnist.functional import batching, lanes, model
+from fmnist.functional.types import ModelConfig
+
+TREES = st.integers(1, 3).flatmap(
+    lambda size: st.lists(
+        seeds.map(
+            lambda seed: {
+                "a": torch.rand(size, 2, generator=torch.Generator().manual_seed(seed)),
+                "b": (torch.tensor(seed),),
+            }
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+def equal(a, b):
+    return optree.tree_structure(a) == optree.tree_structure(b) and all(
+        torch.equal(x, y) for x, y in zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
+    )
+
+
+@given(TREES)
+def test_unstack_undoes_stack(trees):
+    stacked = lanes.stack(trees)
+    assert lanes.size(stacked) == len(trees)
+    assert all(equal(a, b) for a, b in zip(lanes.unstack(stacked), trees, strict=True))
+    assert equal(lanes.stack(lanes.unstack(stacked)), stacked)
+
+
+@given(TREES, st.data())
+def test_take_picks_lanes_in_order(trees, data):
+    chosen = data.draw(st.lists(st.integers(0, len(trees) - 1), min_size=1))
+    taken = lanes.take(lanes.stack(trees), torch.tensor(chosen))
+    assert equal(taken, lanes.stack([trees[i] for i in chosen]))
+
+
+def test_stack_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="nothing to stack"):
+        lanes.stack([])
+    with pytest.raises(ValueError, match="stack"):
+        lanes.stack([{"a": torch.zeros(2)}, {"a": torch.zeros(3)}])
+    with pytest.raises(ValueError, match="key"):
+        lanes.stack([{"a": torch.zeros(2)}, {"b": torch.zeros(2)}])
+
+
+LANES = st.lists(st.tuples(st.sampled_from([0, 1]), learning_rates), min_size=1, max_size=4)
+
+
+@given(LANES, st.integers(5, 16), st.sampled_from(["adam", "sgd"]), st.sampled_from([0.0, 0.4]))
+@settings(max_examples=12, deadline=None)
+def test_lane_equals_solo(drawn, batch_size, algorithm, dropout):
+    config = ModelConfig(SMALL.channels, SMALL.hidden, dropout=dropout)
+    split, held_out = random_split(33), random_split(11, seed=1)
+    numbers = {"momentum": 0.9} if algorithm == "sgd" else {}
+    own = tuple(loop.Lane(seed, NUMBERS | numbers | {"learning_rate": lr}) for seed, lr in drawn)
+
+    def run(some):
+        group = loop.Group(config, algorithm, False, batch_size, some)
+        return list(loop.fit(group, split, held_out, epochs=2, dtype=torch.float64))
+
+    together = run(own)
+    for i, lane in enumerate(own):
+        for ours, solo in zip(together, run((lane,)), strict=True):
+            mine = lanes.take(ours[1:], torch.tensor(i))
+            assert_close(mine, lanes.take(solo[1:], torch.tensor(0)), rtol=1e-8)
+
+
+def test_a_diverging_lane_leaves_its_mates_alone():
+    split, held_out = random_split(40), random_split(10, seed=1)
+    sane = loop.Lane(0, NUMBERS | {"learning_rate": 0.01})
+    mad = loop.Lane(0, NUMBERS | {"learning_rate": 1e30})
+    group = loop.Group(SMALL, "sgd", False, 10, (sane, mad, sane))
+    last = list(loop.fit(group, split, held_out, epochs=3))[-1]
+    assert not torch.isfinite(last.train.loss_sum[1])
+    calm = loop.Group(SMALL, "sgd", False, 10, (sane, sane, sane))
+    expected = list(loop.fit(calm, split, held_out, epochs=3))[-1]
+    for i in (0, 2):
+        assert equal(
+            lanes.take(last.train_state, torch.tensor(i)),
+            lanes.take(expected.train_state, torch.tensor(i)),
+        )
+
+
+def test_fit_goes_on_from_where_it_was():
+    split, held_out = random_split(40), random_split(10, seed=1)
+    group = loop.Group(SMALL, "adam", False, 10, (loop.Lane(0, NUMBERS), loop.Lane(1, NUMBERS)))
+    whole = list(loop.fit(group, split, held_out, epochs=4))
+    half = list(loop.fit(group, split, held_out, epochs=2))[-1]
+    state = loop.LoopState(half.epoch, half.train_state)
+    rest = list(loop.fit(group, split, held_out, epochs=4, resume=state))
+    assert [r.epoch for r in rest] == [3, 4]
+    assert equal(rest[-1].train_state, whole[-1].train_state)
+
+
+def test_nothing_writes_into_its_inputs():
+    split, held_out = random_split(20), random_split(10, seed=1)
+    group = loop.Group(
+        ModelConfig(SMALL.channels, SMALL.hidden, dropout=0.5),
+        "adam",
+        False,
+        10,
+        (loop.Lane(0, NUMBERS), loop.Lane(1, NUMBERS)),
+    )
+    state = loop.start(group, torch.device("cpu"))
+    inputs = (state, loop.hyperparams(group, torch.device("cpu")), split, held_out)
+    before = optree.tree_map(torch.clone, inputs)
+    list(loop.fit(group, split, held_out, epochs=2, resume=loop.LoopState(0, state)))
+    assert equal(inputs, before)
+
+
+@given(seeds, st.integers(0, 1000), st.integers(1, 300), st.integers(1, 50))
+@settings(deadline=None)
+def test_batches_cover_each_index_once(seed, epoch, examples, batch_size):
+    order = batching.permutation(seed, epoch, examples)
+    assert sorted(order.tolist()) == list(range(examples))
+    assert len(order.split(batch_size)) == batching.steps(examples, batch_size)
+
+
+@given(seeds, st.integers(0, 1000), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
+    first = batching.permutation(seed, epoch, 100)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(noise)
+        before = torch.random.get_rng_state()
+        assert torch.equal(batching.permutation(seed, epoch, 100), first)
+        model.init(seed, SMALL)
+        batching.dropout_noise(seed, epoch, 3, 4, ModelConfig(dropout=0.5))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(batching.permutation(seed, epoch + 1, 100), first)
+    assert not torch.equal(batching.permutation(seed ^ (1 << 31), epoch, 100), first)
+
+
+def test_dropout_needs_its_noise():
+    params, state = model.init(0, ModelConfig())
+    with pytest.raises(ValueError, match="noise for 2 hidden layers"):
+        model.apply(params, state, torch.zeros(1, 1, 28, 28), train=True, dropout=0.5)
+
+
+def test_dropout_keeps_the_mean():
+    from fmnist.functional import layers
+
+    noise = torch.rand(1000, 100, generator=torch.Generator().manual_seed(0))
+    dropped = layers.dropout(torch.ones(1000, 100), noise, 0.3)
+    assert set(dropped.unique().tolist()) == {0.0, (torch.tensor(1.0) / 0.7).item()}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)

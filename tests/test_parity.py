@@ -1,0 +1,152 @@
+"""The functional network and optimizers equal torch.nn and torch.optim, in float64."""
+
+from __future__ import annotations
+
+import optree
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import NUMBERS, SMALL, assert_close, hyperparams, optimizers, random_split, seeds
+
+from fmnist import loop
+from fmnist.functional import batching, losses, model, optim, train
+from fmnist.functional.types import ModelConfig
+from fmnist.reference import (
+    Network,
+    fit_reference,
+    from_module,
+    make_optimizer,
+    to_module,
+)
+
+CONFIGS = st.builds(
+    ModelConfig,
+    channels=st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple),
+    hidden=st.lists(st.integers(1, 9), max_size=3).map(tuple),
+    kernel_size=st.integers(1, 6),
+)
+
+
+def twin(seed: int, config: ModelConfig) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(config)
+
+
+@given(seeds, CONFIGS)
+@settings(max_examples=25, deadline=None)
+def test_init_draws_what_torch_nn_draws_bit_for_bit(seed, config):
+    params, state = model.init(seed, config)
+    expected_params, expected_state = from_module(twin(seed, config))
+    assert_close(params, expected_params, rtol=0)
+    assert_close(state, expected_state, rtol=0)
+
+
+@given(seeds, CONFIGS, st.integers(1, 5), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_logits_gradients_and_statistics(seed, config, examples, training):
+    batch = batching.gather(random_split(examples, seed), torch.arange(examples), torch.float64)
+    params, state = model.init(seed, config, dtype=torch.float64)
+    network = to_module(params, state, config).train(training)
+
+    def loss(params):
+        logits, new_state = model.apply(params, state, batch.images, train=training)
+        return losses.cross_entropy(logits, batch.labels).mean(), (logits, new_state)
+
+    grads, (logits, new_state) = torch.func.grad(loss, has_aux=True)(params)
+    expected = network(batch.images)
+    F.cross_entropy(expected, batch.labels).backward()
+    assert_close(logits, expected.detach())
+    for name, parameter in network.named_parameters():
+        layer, leaf = name.split(".")
+        torch.testing.assert_close(grads[layer][leaf], parameter.grad, rtol=1e-8, atol=1e-11)
+    assert_close(new_state, from_module(network)[1])
+
+
+@given(optimizers(), seeds)
+@settings(max_examples=20, deadline=None)
+def test_fifty_steps_of_each_optimizer(drawn, seed):
+    """On given gradients: a loss would amplify rounding where Adam divides by nearly nothing."""
+    algorithm, numbers, nesterov = drawn
+    generator = torch.Generator().manual_seed(seed)
+    layer = torch.nn.Linear(5, 3).double()
+    params = {"layer": {k: v.detach().clone() for k, v in layer.named_parameters()}}
+    torch_optimizer = make_optimizer(layer, algorithm, numbers, nesterov=nesterov)
+    ours = optim.from_hyperparams(algorithm, hyperparams(**numbers), nesterov=nesterov)
+    opt_state = ours.init(params)
+    for _ in range(50):
+        grads = {
+            name: torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            for name, p in layer.named_parameters()
+        }
+        for name, parameter in layer.named_parameters():
+            parameter.grad = grads[name]
+        torch_optimizer.step()
+        updates, opt_state = ours.update({"layer": grads}, opt_state, params)
+        params = optim.apply_updates(params, updates)
+    assert_close(params["layer"], {k: v.detach() for k, v in layer.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "numbers", "nesterov"),
+    [
+        ("adam", {"weight_decay": 0.01}, False),
+        ("adamw", {"weight_decay": 0.1}, False),
+        ("sgd", {}, False),
+        ("sgd", {"momentum": 0.9, "weight_decay": 0.01}, False),
+        ("sgd", {"momentum": 0.9}, True),
+    ],
+)
+def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
+    """10 epochs of 5 steps, the last step smaller: parameters, statistics and metrics."""
+    split, held_out = random_split(43), random_split(20, seed=1)
+    numbers = NUMBERS | {"learning_rate": 0.003} | numbers
+    group = loop.Group(SMALL, algorithm, nesterov, 10, (loop.Lane(3, numbers),))
+    ours = loop.fit(group, split, held_out, epochs=10, dtype=torch.float64)
+    theirs = fit_reference(
+        SMALL, algorithm, numbers, split, held_out,
+        batch_size=10, seed=3, epochs=10, nesterov=nesterov, dtype=torch.float64,
+    )  # fmt: skip
+    for mine, plain in zip(ours, theirs, strict=True):
+        params, state = from_module(plain.network)
+        solo = optree.tree_map(lambda leaf: leaf[0], mine.train_state)
+        assert_close(solo.params, params)
+        assert_close(solo.state, state)
+        for a, b in ((mine.train, plain.train), (mine.validation, plain.validation)):
+            torch.testing.assert_close(a.loss_sum[0], b.loss_sum, rtol=1e-9, atol=0)
+            assert a.correct[0] == b.correct
+            assert a.count[0] == b.count
+
+
+def test_parameters_convert_both_ways():
+    params, state = model.init(7, SMALL)
+    back = from_module(to_module(params, state, SMALL))
+    assert_close(back, (params, state), rtol=0)
+
+
+def test_evaluation_does_not_depend_on_how_the_batch_is_split():
+    params, state = model.init(0, SMALL, dtype=torch.float64)
+    split = random_split(30)
+    whole = train.eval_step(params, state, batching.gather(split, torch.arange(30), torch.float64))
+    for sizes in ([1] * 30, [7, 23], [29, 1]):
+        parts = [
+            train.eval_step(params, state, batching.gather(split, indices, torch.float64))
+            for indices in torch.arange(30).split(sizes)
+        ]
+        torch.testing.assert_close(
+            sum(p.loss_sum for p in parts), whole.loss_sum, rtol=1e-12, atol=0
+        )
+        assert sum(p.correct for p in parts) == whole.correct
+
+
+def test_unbiased_variance_of_one_value_stays_finite():
+    """One example and a 1x1 map: torch.nn refuses it; we keep the lane alive."""
+    from fmnist.functional import layers
+
+    params = {"weight": torch.ones(2), "bias": torch.zeros(2)}
+    state = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}
+    out, new = layers.batch_norm(params, state, torch.rand(1, 2, 1, 1), train=True)
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(new["running_var"]).all()
