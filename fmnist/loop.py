@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fmnist.functional import batching, lanes, optim, train
+from fmnist.functional.trace import traced
 from fmnist.functional.types import (
     Batch,
     Hyperparams,
@@ -45,7 +46,8 @@ class Group:
 
     def optimizer(self, hyperparams: Hyperparams) -> optim.GradientTransformation:
         """One lane's optimizer, built from its numbers."""
-        return optim.from_hyperparams(self.algorithm, hyperparams, nesterov=self.nesterov)
+        inner = optim.from_hyperparams(self.algorithm, hyperparams, nesterov=self.nesterov)
+        return optim.flatten(inner)
 
     @property
     def shared(self) -> bool:
@@ -133,11 +135,13 @@ def fit(
     device = training.images.device
     numbers = hyperparams(group, device)
     done, train_state = resume or LoopState(0, start(group, device, dtype))
-    step = partial(
-        lanes.train_step,
-        shared=group.shared,
-        optimizer=group.optimizer,
-        dropout=group.model.dropout,
+    step = traced(
+        partial(
+            lanes.train_step,
+            shared=group.shared,
+            optimizer=group.optimizer,
+            dropout=group.model.dropout,
+        )
     )
     for epoch in range(done + 1, epochs + 1):
         total = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -51,7 +52,8 @@ class Trial(NamedTuple):
     reported: frozenset[int]  # epochs whose value Optuna has
 
 
-class GroupStarted(NamedTuple):
+@dataclass(frozen=True)
+class GroupStarted:
     """A group is about to train; ``index`` counts from 0 among ``total``."""
 
     index: int
@@ -60,7 +62,8 @@ class GroupStarted(NamedTuple):
     epochs_left: int  # of all trials of this and the later groups, in trial epochs
 
 
-class EpochFinished(NamedTuple):
+@dataclass(frozen=True)
+class EpochFinished:
     """Every sound lane's metrics of an epoch, by trial number; ``seconds`` for the whole group."""
 
     epoch: int
@@ -82,10 +85,11 @@ Event = GroupStarted | EpochFinished | TrialFinished
 
 def distribution(values: Sequence[Value]) -> BaseDistribution:
     """How an axis is described to Optuna: numbers stay numbers, so its plots have true scales."""
-    if any(isinstance(v, bool | str) for v in values):
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(values):
         return CategoricalDistribution(list(values))
-    low, high = min(values), max(values)
-    if all(isinstance(v, int) for v in values):
+    low, high = min(numbers), max(numbers)
+    if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high)
     return FloatDistribution(low, high, log=low > 0 and high / low >= 10)
 
@@ -111,11 +115,14 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
     if stored is None:
         if study.get_trials(deepcopy=False):
             raise StudyMismatchError(f"study {config.name!r} in the storage is not one of fmnist's")
+        with warnings.catch_warnings():  # "experimental" since Optuna 3.2
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([config.metric])
         study.set_user_attr(CONFIG, config.to_dict())
-        study.set_metric_names([config.metric])
-    elif stored != config.to_dict():
-        changes = "; ".join(differences(StudyConfig.from_dict(stored), config))
-        raise StudyMismatchError(f"study {config.name!r} is already there and differs: {changes}")
+    elif changes := differences(StudyConfig.from_dict(stored), config):
+        raise StudyMismatchError(
+            f"study {config.name!r} is already there and differs: {'; '.join(changes)}"
+        )
     return study
 
 
@@ -129,7 +136,9 @@ def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[s
             case IntDistribution(low=low, high=high):
                 point[key] = handle.suggest_int(key, low, high)
             case _:
-                point[key] = handle.suggest_categorical(key, list(values))
+                chosen = handle.suggest_categorical(key, list(values))
+                assert chosen is not None  # no axis holds None
+                point[key] = chosen
     return point
 
 

@@ -117,7 +117,7 @@ def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
         for a, b in ((mine.train, plain.train), (mine.validation, plain.validation)):
             torch.testing.assert_close(a.loss_sum[0], b.loss_sum, rtol=1e-9, atol=0)
             assert a.correct[0] == b.correct
-            assert a.count[0] == b.count
+            assert a.examples[0] == b.examples
 
 
 def test_parameters_convert_both_ways():

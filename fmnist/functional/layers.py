@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fmnist.functional.kernels import conv
+from fmnist.functional.kernels import norm_relu_pool as kernels
+
 MOMENTUM = 0.1
-EPS = 1e-5
 
 
 def linear(
@@ -22,47 +24,38 @@ def conv2d(
     params: dict[str, Tensor], x: Float[Tensor, "batch inputs height width"]
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding."""
-    return F.conv2d(x, params["weight"], params["bias"])
+    return conv.conv2d(x, params["weight"], params["bias"])
 
 
-def batch_norm(
+def norm_relu_pool(
     params: dict[str, Tensor],
     state: dict[str, Tensor],
     x: Float[Tensor, "batch channels height width"],
     *,
     train: bool,
-) -> tuple[Float[Tensor, "batch channels height width"], dict[str, Tensor]]:
-    """Normalise each channel, scale by ``weight``, shift by ``bias``; both ``[channels]``.
+) -> tuple[Float[Tensor, "batch channels height//2 width//2"], dict[str, Tensor]]:
+    """Batch norm, ReLU and 2x2 max pooling; an odd last row or column is left out.
 
-    Training normalises by the batch's mean and *biased* variance and moves the running ones
-    towards the mean and the *unbiased* variance by 0.1, as torch.nn.BatchNorm2d does.
+    Batch norm normalises each channel, scales by ``weight`` and shifts by ``bias``, both
+    ``[channels]``. Training normalises by the batch's mean and *biased* variance and moves the
+    running ones towards the mean and the *unbiased* variance by 0.1, as torch.nn.BatchNorm2d.
     Evaluation normalises by the running statistics and returns them unchanged.
 
     Source: Ioffe and Szegedy, Batch Normalization (2015), algorithms 1 and 2.
 
     Returns:
-        The normalised input, and the new ``{"running_mean", "running_var"}``.
+        The pooled activations, and the new ``{"running_mean", "running_var"}``.
     """
-    if train:
-        var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-        count = x.numel() // x.shape[1]
-        unbiased = var.detach() * (count / max(count - 1, 1))
-        state = {
-            "running_mean": torch.lerp(state["running_mean"], mean.detach(), MOMENTUM),
-            "running_var": torch.lerp(state["running_var"], unbiased, MOMENTUM),
-        }
-    else:
-        mean, var = state["running_mean"], state["running_var"]
-    scale = params["weight"] * torch.rsqrt(var + EPS)
-    shift = params["bias"] - mean * scale
-    return x * scale[:, None, None] + shift[:, None, None], state
-
-
-def max_pool(
-    x: Float[Tensor, "batch channels height width"],
-) -> Float[Tensor, "batch channels height//2 width//2"]:
-    """The maximum of each 2x2 square; an odd last row or column is left out."""
-    return F.max_pool2d(x, 2)
+    if not train:
+        statistics = (state["running_mean"], state["running_var"])
+        return kernels.evaluate(x, params["weight"], params["bias"], *statistics), state
+    pooled, mean, var = kernels.norm_relu_pool(x, params["weight"], params["bias"])
+    count = x.numel() // x.shape[1]
+    unbiased = var.detach() * (count / max(count - 1, 1))
+    return pooled, {
+        "running_mean": torch.lerp(state["running_mean"], mean.detach(), MOMENTUM),
+        "running_var": torch.lerp(state["running_var"], unbiased, MOMENTUM),
+    }
 
 
 def dropout(

@@ -19,12 +19,12 @@ def cross_entropy(
 
 def accuracy(metrics: Metrics) -> Float[Tensor, "*lanes"]:
     """The share of examples whose largest logit is their label's."""
-    return metrics.correct.double() / metrics.count
+    return metrics.correct.double() / metrics.examples
 
 
 def mean_loss(metrics: Metrics) -> Float[Tensor, "*lanes"]:
     """Cross entropy an example, in nats."""
-    return metrics.loss_sum / metrics.count
+    return metrics.loss_sum / metrics.examples
 
 
 def measure(
@@ -36,5 +36,5 @@ def measure(
     return Metrics(
         loss_sum=losses.detach().double().sum(),
         correct=(logits.detach().argmax(dim=1) == labels).sum(),
-        count=torch.full((), labels.shape[0], device=labels.device),
+        examples=torch.full((), labels.shape[0], device=labels.device),
     )

@@ -116,10 +116,9 @@ def apply(
     x, new_state = images, {}
     for i in range(1, blocks + 1):
         x = layers.conv2d(params[f"conv{i}"], x)
-        x, new_state[f"norm{i}"] = layers.batch_norm(
+        x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
         )
-        x = layers.max_pool(torch.relu(x))
     x = x.flatten(1)
     for i in range(1, linears):
         x = torch.relu(layers.linear(params[f"linear{i}"], x))

@@ -35,7 +35,7 @@ class GradientTransformation(NamedTuple):
 class AdamState(NamedTuple):
     """State of :func:`adam` and :func:`adamw`."""
 
-    count: Int[Tensor, ""]  # updates done
+    steps: Int[Tensor, ""]  # updates done
     mean: Params  # running mean of the gradients, shapes of the parameters
     square: Params  # running mean of their squares
 
@@ -53,9 +53,9 @@ def apply_updates(params: Params, updates: Params) -> Params:
 
 def _adam_init(params: Params) -> AdamState:
     leaf = optree.tree_leaves(params)[0]
-    count = torch.zeros((), dtype=torch.int64, device=leaf.device)
+    steps = torch.zeros((), dtype=torch.int64, device=leaf.device)
     zeros = optree.tree_map(torch.zeros_like, params)
-    return AdamState(count, zeros, optree.tree_map(torch.zeros_like, params))
+    return AdamState(steps, zeros, optree.tree_map(torch.zeros_like, params))
 
 
 def _like(number: Number, leaf: Tensor) -> Number:
@@ -67,10 +67,9 @@ def _adam_direction(
     grads: Params, state: AdamState, beta1: Number, beta2: Number, eps: Number, rate: Number
 ) -> tuple[Params, AdamState]:
     """``-rate * mean_hat / (sqrt(square_hat) + eps)`` and the state that goes with it."""
-    count = state.count + 1
-    steps = count.double()
-    correction1 = 1 - beta1**steps
-    correction2 = torch.sqrt(1 - beta2**steps)
+    steps = state.steps + 1
+    correction1 = 1 - beta1 ** steps.double()
+    correction2 = torch.sqrt(1 - beta2 ** steps.double())
     step_size = rate / correction1
 
     def mean_of(old: Tensor, grad: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ def _adam_direction(
 
     mean = optree.tree_map(mean_of, state.mean, grads)
     square = optree.tree_map(square_of, state.square, grads)
-    return optree.tree_map(direction, mean, square), AdamState(count, mean, square)
+    return optree.tree_map(direction, mean, square), AdamState(steps, mean, square)
 
 
 def adam(
@@ -155,6 +154,31 @@ def sgd(
 
 def _decayed(grads: Params, params: Params, factor: Number) -> Params:
     return optree.tree_map(lambda g, p: g + p * _like(factor, p), grads, params)
+
+
+def flatten(inner: GradientTransformation) -> GradientTransformation:
+    """The same optimizer on all parameters as one vector: a few large operations for many small.
+
+    The state of ``inner`` then holds vectors; the updates have the parameters' own structure.
+    """
+
+    def init(params: Params) -> OptState:
+        return inner.init(_vector(params))
+
+    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
+        vector, state = inner.update(_vector(grads), state, _vector(params))
+        leaves, treespec = optree.tree_flatten(params)
+        sizes = [leaf.numel() for leaf in leaves]
+        parts = vector["all"]["all"].split(sizes)
+        updates = [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return optree.tree_unflatten(treespec, updates), state
+
+    return GradientTransformation(init, update)
+
+
+def _vector(params: Params) -> Params:
+    flat = torch.cat([leaf.reshape(-1) for leaf in optree.tree_leaves(params)])
+    return {"all": {"all": flat}}
 
 
 def from_hyperparams(

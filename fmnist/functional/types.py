@@ -81,4 +81,4 @@ class Metrics(NamedTuple):
 
     loss_sum: Float[Tensor, ""]
     correct: Int[Tensor, ""]
-    count: Int[Tensor, ""]
+    examples: Int[Tensor, ""]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,10 @@ def make_optimizer(
     Raises:
         ValueError: when there is no such algorithm.
     """
-    common = {"lr": numbers["learning_rate"], "weight_decay": numbers["weight_decay"]}
+    common: dict[str, Any] = {
+        "lr": numbers["learning_rate"],
+        "weight_decay": numbers["weight_decay"],
+    }
     if algorithm == "sgd":
         return torch.optim.SGD(
             network.parameters(),
@@ -112,7 +115,7 @@ def fit_reference(
         torch.manual_seed(seed)
         network = Network(model)
         device = train.images.device
-        network.to(device=device, dtype=dtype, memory_format=memory_format)
+        network.to(device=device, dtype=dtype).to(memory_format=memory_format)
         optimizer = make_optimizer(network, algorithm, numbers, nesterov=nesterov)
         for epoch in range(1, epochs + 1):
             network.train()

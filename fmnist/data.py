@@ -1,0 +1,315 @@
+"""Fashion-MNIST from wherever it can be had, as tensors whose content has been verified.
+
+:func:`load` tries its sources in order: a folder that the user names (then only that one), the
+user's cache, Debian's package, the official mirror, Debian's archive. Whatever the source, the
+*decompressed* files must have the SHA-256 sums below; then they are cached for the next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import logging
+import math
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fmnist.errors import UserError
+from fmnist.functional.types import Split as Split
+
+CLASSES: tuple[str, ...] = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+"""The name of each label."""
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+_HOLDOUT_SEED = 20170825  # a constant: every trial of every study holds out the same images
+_CONNECT_SECONDS = 10.0  # how long a silent server is waited for
+_APT_SECONDS = 300.0  # how long one apt command may take
+
+_log = logging.getLogger("fmnist")
+
+
+class _File(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of an IDX file: a header of 4, and 4 for each dimension; then one an element."""
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+
+_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
+_FILES = tuple(_File(name, _SHAPES[i], _SHA256[name]) for i, name in enumerate(_SHA256))
+
+
+class Dataset(NamedTuple):
+    """The two splits, and a short name of the source that they were read from."""
+
+    train: Split
+    test: Split
+    source: str
+
+
+class DataError(UserError):
+    """The data cannot be had; the message says which file or source, why, and what to do."""
+
+
+class _AbsentError(DataError):
+    """A source has nothing to offer here, which is no fault of its files."""
+
+
+def load(root: str | Path | None = None) -> Dataset:
+    """Load Fashion-MNIST from the first source that works, and cache it.
+
+    Args:
+        root: a folder with the four IDX files, plain or .gz; default: ``$FMNIST_DATA``. When
+            either is given, no other source is tried.
+
+    Returns:
+        60,000 training and 10,000 test examples, on the CPU.
+
+    Raises:
+        DataError: no source works, or the named folder does not.
+    """
+    folder = root if root is not None else os.environ.get("FMNIST_DATA") or None
+    reasons = []
+    with tempfile.TemporaryDirectory(prefix="fmnist-") as scratch:
+        for name, fetch in _sources(folder):
+            _log.info("data: trying %s", name)
+            try:
+                found = fetch(Path(scratch))
+                contents = {file.name: _read(found, file) for file in _FILES}
+                dataset = _to_tensors(_keep(contents, Path(scratch)), name)
+                _log.info("data: using %s", name)
+                return dataset
+            except (DataError, OSError, RuntimeError) as error:
+                reason = " ".join(str(error).split())  # on one line
+                if folder is not None:
+                    advice = "correct that, or leave out --data and FMNIST_DATA to have it fetched"
+                    raise DataError(f"{reason}; {advice}") from error
+                reasons.append(f"  {name}: {reason}")
+                level = logging.INFO if isinstance(error, _AbsentError) else logging.WARNING
+                _log.log(level, "data: %s: %s; trying the next source", name, reason)
+    first = "Fashion-MNIST could not be had from any source:"
+    last = "Put the four IDX files into a folder and name it with --data or FMNIST_DATA."
+    raise DataError("\n".join([first, *reasons, last]))
+
+
+def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
+    """Keep images back from training, the same ones every time, in equal share of each class.
+
+    A class gives its exact proportion of ``holdout``, rounded down or up so that the total is
+    right (largest remainders first). Both parts keep the order of ``train``.
+
+    Returns:
+        The part to train on and the validation part, which is empty when ``holdout`` is 0.
+
+    Raises:
+        ValueError: ``holdout`` is negative or leaves nothing to train on.
+    """
+    total = len(train.labels)
+    if not 0 <= holdout < total:
+        raise ValueError(f"holdout must be from 0 to {total - 1}, not {holdout}")
+    labels = train.labels.cpu()
+    counts = torch.bincount(labels, minlength=len(CLASSES))
+    quota = counts * holdout // total
+    remainder = counts * holdout % total
+    quota[remainder.argsort(descending=True, stable=True)[: holdout - int(quota.sum())]] += 1
+
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(_HOLDOUT_SEED))
+    shuffled = labels[order]
+    held = torch.zeros(total, dtype=torch.bool)
+    for label, count in enumerate(quota.tolist()):
+        held[order[shuffled == label][:count]] = True
+    held = held.to(train.labels.device)
+    kept, back = (Split(train.images[mask], train.labels[mask]) for mask in (~held, held))
+    return kept, back
+
+
+def _sources(folder: str | Path | None) -> list[tuple[str, Callable[[Path], Path]]]:
+    """The sources in order: a name, and what brings the files into the folder that it returns."""
+    if folder is not None:
+        return [(f"folder {folder}", lambda _: Path(folder))]
+    return [
+        ("cache", lambda _: _cache_folder()),
+        ("Debian package", lambda _: DEBIAN_FOLDER),
+        ("official mirror through torchvision", _from_mirror),
+        ("Debian archive through apt", _from_archive),
+    ]
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "fmnist"
+
+
+def _from_mirror(scratch: Path) -> Path:
+    """Have torchvision download the files."""
+    from torchvision.datasets import FashionMNIST
+
+    url = FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0]
+    if not _answers(url):
+        raise _AbsentError(f"no answer from {url}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets none and would wait for ever
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            return Path(FashionMNIST(scratch, download=True).raw_folder)
+    except Exception as error:  # what a network and a foreign parser may raise is no closed list
+        raise _AbsentError(f"download failed: {error}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers in time; in a thread, as a look-up of its name may hang longer."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            urllib.request.urlopen(url, timeout=_CONNECT_SECONDS).close()
+            answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    return answered.is_set()
+
+
+def _from_archive(scratch: Path) -> Path:
+    """Download and unpack Debian's package with private apt folders, as any user may."""
+    (scratch / "lists" / "partial").mkdir(parents=True)
+    apt = [
+        "apt-get",
+        f"-oDir::State::Lists={scratch}/lists",
+        f"-oDir::Cache={scratch}/cache",
+        "-oAPT::Sandbox::User=root",  # else root's apt drops to a user who may not write here
+        "-oAcquire::Languages=none",
+        "-oAcquire::Retries=1",
+        f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # and so of https
+    ]
+    complaint = _run([*apt, "update"], scratch)  # one dead repository of several does not matter
+    failure = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
+    package = next(scratch.glob("*.deb"), None)
+    if package is None:
+        raise _AbsentError("; ".join(filter(None, (failure, complaint))))
+    failure = _run(["dpkg-deb", "-x", package.name, "files"], scratch)
+    files = scratch / "files/usr/share/datasets/fashion-mnist"
+    if not files.is_dir():
+        raise DataError(f"cannot unpack {package.name}: {failure}")
+    return files
+
+
+def _run(command: list[str], folder: Path) -> str:
+    """Run a command in a folder; the first line of its complaint, empty if it had none."""
+    try:
+        result = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=_APT_SECONDS
+        )
+    except FileNotFoundError:
+        return f"this machine has no {command[0]}"
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} took more than {_APT_SECONDS:g} s"
+    return result.stderr.decode(errors="replace").strip().partition("\n")[0]
+
+
+def _read(folder: Path, file: _File) -> bytes:
+    """The decompressed content of ``file``, which may lie there plain or as .gz."""
+    candidates = [folder / file.name, folder / f"{file.name}.gz"]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        for other in filter(Path.exists, candidates):
+            raise DataError(f"{other} is not a regular file")
+        lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
+        raise _AbsentError(f"{folder} {lack}")
+    limit = max(known.size for known in _FILES)  # a bomb is not unpacked beyond this
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == file.sha256:
+        return content
+    for known in _FILES:
+        if digest == known.sha256:
+            raise DataError(f"{path} holds {known.name}: the files are swapped")
+    if len(content) != file.size:
+        wrong = "truncated" if len(content) < file.size else "too long"
+        raise DataError(f"{path} is {wrong}: it should have {file.size:,} bytes of data")
+    sums = f"SHA-256 {digest[:12]}..., not {file.sha256[:12]}..."
+    raise DataError(f"{path} is damaged or of another data set: {sums}")
+
+
+def _keep(contents: dict[str, bytes], scratch: Path) -> Path:
+    """Write what the cache does not have yet; the folder where all files now lie plain."""
+    try:
+        cache = _cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(".new-*"):  # by a process that was killed
+            with contextlib.suppress(FileNotFoundError):  # or that has just finished
+                if time.time() - left.stat().st_mtime > 3600:
+                    shutil.rmtree(left)
+        for name, content in contents.items():
+            path = cache / name
+            if not path.is_file() or path.read_bytes() != content:
+                _write(path, content)
+        return cache
+    except (OSError, RuntimeError) as error:  # Path.home() raises the latter
+        _log.warning("data: not cached: %s", error)
+    for name, content in contents.items():
+        _write(scratch / name, content)
+    return scratch
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it is there whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as new:
+        temporary = Path(new) / path.name
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+
+def _to_tensors(folder: Path, source: str) -> Dataset:
+    """Have torchvision read the plain files; check shapes and the range of the labels."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    tensors = []
+    for file in _FILES:
+        path = folder / file.name
+        tensor = (read_image_file if len(file.shape) == 3 else read_label_file)(str(path))
+        if tuple(tensor.shape) != file.shape:
+            raise DataError(f"{path} has the shape {tuple(tensor.shape)}, not {file.shape}")
+        if len(file.shape) == 1 and int(tensor.max()) >= len(CLASSES):
+            raise DataError(f"{path} has a label {int(tensor.max())}; they go from 0 to 9")
+        tensors.append(tensor)
+    images, labels, test_images, test_labels = tensors
+    train, test = Split(images[:, None], labels), Split(test_images[:, None], test_labels)
+    return Dataset(train, test, source)

@@ -1,0 +1,308 @@
+"""The report: ``report.md`` with all that a study found, and the table on the terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fmnist.results import winner as pick_winner
+from fmnist.views.confusion import most_confused
+from fmnist.views.words import (
+    TEST_WAS_SEEN,
+    decimals,
+    duration,
+    held_out,
+    metric_name,
+    one_line,
+    protocol_note,
+    score,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fmnist.config import StudyConfig
+    from fmnist.results import TrialResult
+
+
+def write_report(
+    out: Path,
+    *,
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    winner: TrialResult | None,
+    matrix: NDArray[np.int64] | None,
+    classes: Sequence[str],
+    provenance: Mapping[str, str],
+    figures: Mapping[str, str],
+    storage: str | None = None,
+) -> Path:
+    """Write ``out/report.md``, whole or not at all.
+
+    Args:
+        out: the run's folder.
+        study: what was run.
+        results: of every trial.
+        winner: the best of them; None when none is complete.
+        matrix: the winner's confusion matrix on the test set.
+        classes: the names of its rows and columns.
+        provenance: what to say of where this comes from; entries without a value are left out.
+        figures: name -> file, relative to ``out``. Known names get a caption.
+        storage: Optuna's storage URL, when it is not the default.
+    """
+    mark = [f"> **{TEST_WAS_SEEN}.**"] if study.validation_is_test else []
+    pictures = [_picture(name, file, study) for name, file in figures.items()]
+    commands = [command for command in view_commands(out, storage) if command]
+    parts = [
+        f"# Study {escape(study.name)}",
+        *mark,
+        escape(winner_sentence(study, winner)),
+        "## What was run",
+        _fenced(study.to_toml(), "toml"),
+        _facts(provenance),
+        escape(protocol_sentences(study)),
+        "## Results",
+        *mark,
+        _markdown_table(study, results, winner),
+        "## Figures" if pictures else "",
+        *pictures,
+        "## What is confused" if matrix is not None else "",
+        escape(confusion_sentences(matrix, classes)) if matrix is not None else "",
+        "## How to look at it" if commands else "",
+        _fenced("\n".join(commands), "sh") if commands else "",
+    ]
+    path = Path(out) / "report.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    scratch.replace(path)
+    return path
+
+
+def results_table(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None = None
+) -> Table:
+    """The results for a terminal, by trial number; the winner is marked by word and colour.
+
+    Args:
+        study: what was run.
+        results: of every trial.
+        winner: the best of them; found by the study's own rule when not given.
+    """
+    best = winner or pick_winner(results, study.metric)
+    note = protocol_note(study)
+    table = Table(
+        title=Text(f"Study {one_line(study.name)}"),
+        caption=Text(note) if note else None,
+        box=box.SIMPLE_HEAD,
+    )
+    # A terminal has room for what decides; report.md and results.csv have all of it.
+    shown = ["trial", *study.grid, metric_name(study), "test accuracy", "time", "state"]
+    header = _header(study)
+    shown = [name for name in dict.fromkeys(shown) if name in header]
+    for name in shown:
+        words = name in study.grid or name == "state"
+        table.add_column(
+            Text(name),
+            justify="left" if words else "right",
+            no_wrap=name == "time",
+            overflow="fold",
+        )
+    for result in sorted(results, key=lambda r: r.number):
+        won = best is not None and result.number == best.number
+        style = "bold green" if won else ("red" if result.state == "FAIL" else None)
+        cells = dict(zip(header, _row(study, result, won), strict=True))
+        table.add_row(*(Text(cells[name]) for name in shown), style=style)
+    return table
+
+
+def print_outcome(
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    out: Path,
+    storage: str | None,
+    console: Console | None = None,
+) -> None:
+    """Print the last lines of a run: the table, the winner, and how to look at it."""
+    console = console or Console()
+    if not console.is_terminal:
+        # A log has no right edge: a table squeezed into 80 columns would be hard to read.
+        console.width = max(console.width, 200)
+    best = pick_winner(results, study.metric)
+    console.print(results_table(study, results, best))
+    lines = [winner_sentence(study, best), *view_commands(out, storage)]
+    if (Path(out) / "report.md").exists():
+        lines.insert(1, f"Report: {Path(out) / 'report.md'}")
+    for line in lines:
+        console.print(Text(one_line(line)), soft_wrap=True)
+
+
+def view_commands(out: Path, storage: str | None = None) -> list[str]:
+    """The commands that open TensorBoard and optuna-dashboard, for what there is to open."""
+    out = Path(out)
+    commands = []
+    if (out / "tensorboard").is_dir():
+        commands.append(f"tensorboard --logdir {shlex.quote(str(out / 'tensorboard'))}")
+    if storage is None and (out / "study.db").exists():
+        storage = f"sqlite:///{out / 'study.db'}"
+    if storage is not None:
+        commands.append(f"optuna-dashboard {shlex.quote(without_password(storage))}")
+    return commands
+
+
+def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
+    """Which configuration won, by what, and what it does on the test set."""
+    if winner is None:
+        return "No trial was completed, so there is no winner."
+    text = (
+        f"The winner is trial {winner.number} ({one_line(winner.label)}), with the best "
+        f"{metric_name(study)} after its last epoch, {decimals(score(study, winner))}."
+    )
+    if study.validation_is_test:
+        return f"{text} The test set itself chose it, so this figure is optimistic."
+    return (
+        f"{text} On the test set, which had no part in the choice, its accuracy is "
+        f"{decimals(winner.test_accuracy)} and its loss {decimals(winner.test_loss)}."
+    )
+
+
+def protocol_sentences(study: StudyConfig) -> str:
+    """Which images did what."""
+    epochs = f"{study.epochs} epoch" + ("s" if study.epochs != 1 else "")
+    if study.validation_is_test:
+        return (
+            f"Every configuration was trained for {epochs} on all training images. Nothing was "
+            "held out: what stands where validation would is the test set, looked at every "
+            "epoch, and it chose the winner. This is a protocol to compare with others, not an "
+            "estimate of how well the winner does on new images."
+        )
+    return (
+        f"Every configuration was trained for {epochs}. {study.holdout:,} images, the same for "
+        f"every trial, were held out from training: the {metric_name(study)} on them after the "
+        "last epoch picks the winner. The test set was evaluated once a trial, at its end; it is "
+        "reported and was never used to choose."
+    )
+
+
+def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Which classes the winner takes for which, computed from its confusion matrix."""
+    total, wrong = int(matrix.sum()), int(matrix.sum() - np.trace(matrix))
+    if not wrong:
+        return f"The winner is right on all {total:,} test images."
+    rows = matrix.sum(axis=1)
+    pairs = [
+        f"{classes[true]} for {classes[predicted]} ({count:,} of {rows[true]:,}, "
+        f"{count / rows[true]:.1%})"
+        for true, predicted, count in most_confused(matrix, 3)
+    ]
+    text = (
+        f"The winner is wrong on {wrong:,} of the {total:,} test images ({wrong / total:.1%}). "
+        f"Most often it takes {_listed(pairs)}."
+    )
+    right = np.diag(matrix) / np.where(rows, rows, 1)
+    present = [index for index in range(len(rows)) if rows[index]]
+    best, worst = max(present, key=lambda i: right[i]), min(present, key=lambda i: right[i])
+    if right[best] > right[worst]:
+        text += (
+            f" It knows {classes[best]} best ({right[best]:.1%} right) and {classes[worst]} "
+            f"least ({right[worst]:.1%})."
+        )
+    return text
+
+
+def without_password(text: str) -> str:
+    """The text with the passwords of its URLs starred."""
+    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
+
+
+def escape(text: object) -> str:
+    """The text on one line and literal in Markdown, also inside a table."""
+    literal = re.sub(r"([\\`*\[\]<>|~$&])", r"\\\1", one_line(text))
+    # An underscore within a word means nothing; at its edge it would be emphasis.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", literal)
+
+
+def _picture(name: str, file: str, study: StudyConfig) -> str:
+    link = quote(file.replace(os.sep, "/"))
+    return f"![{escape(name)}]({link})\n\n*{escape(_caption(name, study))}*"
+
+
+def _caption(name: str, study: StudyConfig) -> str:
+    note = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
+    captions = {
+        "samples": "The first training images of each class.",
+        "curves": f"Loss and accuracy of every trial: training dashed, {held_out(study)} solid. "
+        f"Training is measured while the epoch trains.{note}",
+        "heatmap": f"The grid, coloured by {metric_name(study)}; the winner is framed.{note}",
+        "confusion": "The winner on the test set: a row is a true class, a column a predicted "
+        f"one. Percentages are of the row.{note}",
+        "confused pairs": f"The winner's most frequent mistakes on the test set.{note}",
+    }
+    return captions.get(name.replace("_", " "), name)
+
+
+def _header(study: StudyConfig) -> list[str]:
+    metrics = ["training loss", "training accuracy", "test loss", "test accuracy"]
+    if not study.validation_is_test:
+        metrics[2:2] = ["validation loss", "validation accuracy"]
+    return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
+
+
+def _row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
+    last = result.last
+    # A failed trial's last sound epoch says nothing about its configuration.
+    metrics = [*last, result.test_loss, result.test_accuracy]
+    if result.state != "COMPLETE":
+        metrics = [float("nan")] * len(metrics)
+    if study.validation_is_test:
+        del metrics[2:4]
+    state = "winner" if won else "complete"
+    if result.state != "COMPLETE":
+        state = f"failed: {result.reason}" if result.reason else "failed"
+    values = (one_line(result.point.get(key, "-")) for key in study.grid)
+    shown = (decimals(value) for value in metrics)
+    spent = (str(len(result.history)), duration(result.seconds))
+    return [str(result.number), *values, *shown, *spent, one_line(state)]
+
+
+def _markdown_table(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+) -> str:
+    header = _header(study)
+    lines = [[escape(name) for name in header]]
+    lines.append(["---" if name in (*study.grid, "state") else "---:" for name in header])
+    for result in sorted(results, key=lambda r: r.number):
+        won = winner is not None and result.number == winner.number
+        cells = [escape(cell) for cell in _row(study, result, won)]
+        lines.append([f"**{cell}**" if won and cell else cell for cell in cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _facts(provenance: Mapping[str, str]) -> str:
+    rows = [
+        f"| {escape(name)} | {escape(without_password(value))} |"
+        for name, value in provenance.items()
+        if value
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any within."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

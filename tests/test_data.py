@@ -1,0 +1,601 @@
+"""Sources, verification, cache and the held-out split of `fmnist.data`.
+
+Most tests run on a tiny data set of the same file names, for which the table of sizes and
+checksums is replaced; `load` itself knows no other door to unofficial data.
+"""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import json
+import logging
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist import data
+
+REAL_FILES, FROM_MIRROR, FROM_ARCHIVE = data._FILES, data._from_mirror, data._from_archive
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (file.name for file in REAL_FILES)
+
+
+def idx(array):
+    """The bytes of an IDX file."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return header + array.to(torch.uint8).numpy().tobytes()
+
+
+def tiny_contents(train=40, test=20):
+    generator = torch.Generator().manual_seed(0)
+    arrays = []
+    for count in (train, test):
+        arrays.append(torch.randint(256, (count, 28, 28), generator=generator))
+        arrays.append(torch.arange(count) % 10)
+    return {file.name: idx(array) for file, array in zip(REAL_FILES, arrays, strict=True)}
+
+
+def table(contents):
+    """A table for which ``contents`` are the official data."""
+    files = []
+    for name, content in contents.items():
+        dimensions = content[3]
+        shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
+        files.append(data._File(name, shape, hashlib.sha256(content).hexdigest()))
+    return tuple(files)
+
+
+def put(folder, contents, packed=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        path = folder / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+TINY = tiny_contents()
+TINY_FILES = table(TINY)
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The real data from wherever this machine has it."""
+    try:
+        return data.load()
+    except data.DataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No source of this machine takes part: an empty cache, no package, no network."""
+
+    def unreachable(scratch):
+        raise data._AbsentError("not in this test")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FMNIST_DATA", raising=False)
+    monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(data, "_from_mirror", unreachable)
+    monkeypatch.setattr(data, "_from_archive", unreachable)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(data, "_FILES", TINY_FILES)
+    return dict(TINY)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "home" / "fmnist"
+
+
+def assert_tiny(dataset):
+    for split, images, labels in (
+        (dataset.train, TRAIN_IMAGES, TRAIN_LABELS),
+        (dataset.test, TEST_IMAGES, TEST_LABELS),
+    ):
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == torch.int64
+        assert split.images.shape[1:] == (1, 28, 28)
+        assert idx(split.images[:, 0]) == TINY[images]
+        assert idx(split.labels) == TINY[labels]
+
+
+def warnings_of(caplog):
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# The real data
+
+
+def test_real_data(real):
+    assert real.train.images.shape == (60_000, 1, 28, 28)
+    assert real.test.images.shape == (10_000, 1, 28, 28)
+    assert real.train.images.dtype == torch.uint8
+    assert real.train.labels.dtype == torch.int64
+    assert real.train.labels.bincount().tolist() == [6_000] * 10
+    assert real.test.labels.bincount().tolist() == [1_000] * 10
+    assert [data.CLASSES[i] for i in real.test.labels[:3]] == ["Ankle boot", "Pullover", "Trouser"]
+    assert real.source
+
+
+def test_classes_are_those_of_torchvision():
+    from torchvision.datasets import FashionMNIST
+
+    assert list(data.CLASSES) == FashionMNIST.classes
+
+
+# Sources
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_named_folder(tiny, tmp_path, packed, cache):
+    folder = put(tmp_path / "named", tiny, packed)
+    dataset = data.load(folder)
+    assert_tiny(dataset)
+    assert str(folder) in dataset.source
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == tiny
+
+
+def test_folder_named_by_the_environment(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FMNIST_DATA", str(put(tmp_path / "named", tiny)))
+    put(tmp_path / "debian", tiny)
+    assert "named" in data.load().source
+    with pytest.raises(data.DataError, match="elsewhere is no folder"):
+        data.load(str(tmp_path / "elsewhere"))
+
+
+def test_only_the_named_folder_is_tried(tiny, tmp_path):
+    put(tmp_path / "debian", tiny)
+    with pytest.raises(data.DataError) as caught:
+        data.load(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path} has neither {TRAIN_IMAGES} nor {TRAIN_IMAGES}.gz; ")
+    assert "\n" not in message
+
+
+def test_the_package_is_cached(tiny, tmp_path, cache, caplog):
+    caplog.set_level(logging.INFO, "fmnist")
+    debian = put(tmp_path / "debian", tiny, packed=True)
+    assert data.load().source == "Debian package"
+    assert "data: using Debian package" in caplog.messages
+    shutil.rmtree(debian)
+    dataset = data.load()
+    assert dataset.source == "cache"
+    assert_tiny(dataset)
+    assert sorted(path.name for path in cache.iterdir()) == sorted(tiny)
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "folder", "missing"])
+def test_a_damaged_cache_is_replaced(tiny, tmp_path, cache, caplog, damage):
+    put(cache, tiny)
+    put(tmp_path / "debian", tiny)
+    path = cache / TRAIN_LABELS
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        content = tiny[TRAIN_LABELS]
+        path.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + b"\1")
+    assert_tiny(data.load())
+    warnings = warnings_of(caplog)
+    if damage == "folder":  # which we do not dare to remove
+        assert len(warnings) == 2
+        assert "not cached" in warnings[1]
+    else:
+        assert path.read_bytes() == tiny[TRAIN_LABELS]
+        assert len(warnings) == (damage != "missing")  # a file not there yet is no damage
+    assert all(TRAIN_LABELS in warning and "\n" not in warning for warning in warnings)
+
+
+def test_every_source_fails(tiny, tmp_path, cache):
+    put(tmp_path / "debian", {TRAIN_IMAGES: b"no images"})
+    with pytest.raises(data.DataError) as caught:
+        data.load()
+    assert str(caught.value).split("\n") == [
+        "Fashion-MNIST could not be had from any source:",
+        f"  cache: {cache} is no folder",
+        f"  Debian package: {tmp_path / 'debian' / TRAIN_IMAGES} is truncated: "
+        "it should have 31,376 bytes of data",
+        "  official mirror through torchvision: not in this test",
+        "  Debian archive through apt: not in this test",
+        "Put the four IDX files into a folder and name it with --data or FMNIST_DATA.",
+    ]
+
+
+# Verification
+
+
+def damage_cases():
+    zipped = {name: gzip.compress(content) for name, content in TINY.items()}
+    images, labels = TINY[TRAIN_IMAGES], TINY[TRAIN_LABELS]
+    return {
+        "truncated": (TRAIN_IMAGES, images[:-7], "is truncated: it should have 31,376 bytes"),
+        "empty": (TEST_LABELS, b"", "is truncated"),
+        "too long": (TRAIN_LABELS, labels + b"\0", "is too long: it should have 48 bytes"),
+        "flipped": (TRAIN_LABELS, labels[:-1] + b"\0", "is damaged or of another data set: SHA"),
+        "splits swapped": (TRAIN_IMAGES, TINY[TEST_IMAGES], f"holds {TEST_IMAGES}: .* swapped"),
+        "splits swapped back": (TEST_IMAGES, images, f"holds {TRAIN_IMAGES}: .* swapped"),
+        "labels for images": (TRAIN_IMAGES, labels, f"holds {TRAIN_LABELS}: .* swapped"),
+        "no gzip": (f"{TRAIN_IMAGES}.gz", images, "is truncated or damaged: Not a gzipped file"),
+        "gzip cut": (f"{TRAIN_IMAGES}.gz", zipped[TRAIN_IMAGES][:-9], "is truncated or damaged"),
+        "gzip sum": (f"{TEST_LABELS}.gz", zipped[TEST_LABELS][:-8] + bytes(8), "CRC check failed"),
+        "gzip swapped": (f"{TEST_LABELS}.gz", zipped[TRAIN_LABELS], f"holds {TRAIN_LABELS}"),
+        "missing": (TEST_LABELS, None, f"has neither {TEST_LABELS} nor {TEST_LABELS}.gz"),
+        "folder": (TEST_LABELS, Path, f"{TEST_LABELS} is not a regular file"),
+        "folder.gz": (f"{TEST_LABELS}.gz", Path, f"{TEST_LABELS}.gz is not a regular file"),
+    }
+
+
+@pytest.mark.parametrize("case", damage_cases())
+def test_a_bad_file_gives_one_line(tiny, tmp_path, cache, case):
+    name, content, expected = damage_cases()[case]
+    folder = put(tmp_path / "named", tiny)
+    (folder / name.removesuffix(".gz")).unlink()
+    if content is Path:
+        (folder / name).mkdir()
+    elif content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(data.DataError, match=expected) as caught:
+        data.load(folder)
+    message = str(caught.value)
+    assert name in message
+    assert "\n" not in message
+    assert message.endswith("correct that, or leave out --data and FMNIST_DATA to have it fetched")
+    assert not cache.exists()  # nothing of a bad folder is cached
+
+
+def test_official_checksums_are_in_force(tmp_path):
+    """What is right in shape and size but not the official content is refused."""
+    contents = {file.name: bytes(file.size) for file in REAL_FILES[-2:]}
+    for file in REAL_FILES[-2:]:
+        with pytest.raises(data.DataError, match="is damaged or of another data set"):
+            data._read(put(tmp_path / "named", contents), file)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_malformed_file_passes(draws):
+    """Whatever is cut, flipped or added: the official content comes back, or one line."""
+    file = draws.draw(st.sampled_from([TINY_FILES[1], TINY_FILES[2]]))
+    packed = draws.draw(st.booleans())
+    content = TINY[file.name]
+    raw = bytearray(gzip.compress(content, mtime=0) if packed else content)
+    if draws.draw(st.booleans()):
+        del raw[draws.draw(st.integers(0, len(raw))) :]
+    for place in draws.draw(st.lists(st.integers(0, len(raw) - 1), max_size=3)) if raw else ():
+        raw[place] ^= draws.draw(st.integers(1, 255))
+    raw += draws.draw(st.binary(max_size=20))
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "_FILES", TINY_FILES)
+        path = Path(name, file.name + ".gz" * packed)
+        path.write_bytes(raw)
+        try:
+            read = data._read(Path(name), file)
+        except data.DataError as error:
+            message = str(error)
+        else:
+            message = f"{path} is good"
+            assert read == content
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_gzip_bomb_is_not_unpacked(tiny, tmp_path):
+    folder = put(tmp_path / "named", tiny, packed=True)
+    (folder / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(bytes(30_000_000), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(data.DataError, match="is too long"):
+            data.load(folder)
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        (TEST_LABELS, torch.full((20,), 10), "has a label 10; they go from 0 to 9"),
+        (TEST_LABELS, torch.zeros(21), r"has the shape \(21,\), not \(20,\)"),
+        (TRAIN_IMAGES, torch.zeros(40, 14, 56), r"has the shape \(40, 14, 56\), not"),
+    ],
+)
+def test_shapes_and_labels_are_checked_too(monkeypatch, tmp_path, name, array, expected):
+    contents = TINY | {name: idx(array)}
+    sums = [file.sha256 for file in table(contents)]
+    files = [file._replace(sha256=sums[i]) for i, file in enumerate(TINY_FILES)]
+    monkeypatch.setattr(data, "_FILES", tuple(files))
+    with pytest.raises(data.DataError, match=expected):
+        data.load(put(tmp_path / "named", contents))
+
+
+# The cache
+
+
+def test_an_interrupted_write_leaves_nothing(tiny, tmp_path, cache, monkeypatch, caplog):
+    def interrupted(handle):
+        raise KeyboardInterrupt
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    put(tmp_path / "debian", tiny)
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.load()
+    assert list(cache.iterdir()) == []
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(data.DataError, match="No space left on device"):
+        data.load()
+    assert list(cache.iterdir()) == []
+
+
+def test_remains_of_a_killed_process_are_removed(tiny, tmp_path, cache):
+    put(tmp_path / "debian", tiny)
+    for name, age in (("old", 7_200), ("new", 60)):
+        put(cache / f".new-{name}", {TRAIN_IMAGES: b"half"})
+        os.utime(cache / f".new-{name}", (time.time() - age,) * 2)
+    data.load()
+    assert sorted(path.name for path in cache.iterdir()) == sorted([".new-new", *tiny])
+
+
+@pytest.mark.parametrize("obstacle", ["home", "home/fmnist"])
+def test_a_cache_that_cannot_be_written(tiny, tmp_path, caplog, obstacle):
+    """A file in the folder's place, since permissions do not stop root."""
+    (tmp_path / obstacle).parent.mkdir(exist_ok=True)
+    (tmp_path / obstacle).write_text("in the way")
+    put(tmp_path / "debian", tiny)
+    assert_tiny(data.load())
+    assert len(warnings_of(caplog)) == 1
+    assert warnings_of(caplog)[0].startswith("data: not cached: ")
+    assert (tmp_path / obstacle).read_text() == "in the way"
+
+
+def test_a_user_without_a_home(tiny, tmp_path, monkeypatch):
+    def homeless(cls):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", classmethod(homeless))
+    put(tmp_path / "debian", tiny)
+    assert_tiny(data.load())
+
+
+RACER = """
+import json, logging, os, sys, time
+from pathlib import Path
+from fmnist import data
+import torchvision.datasets.mnist
+
+def unreachable(scratch):
+    raise data.DataError("not in this test")
+
+shared, rounds = Path(sys.argv[1]), int(sys.argv[2])
+data._FILES = tuple(data._File(n, tuple(s), h) for n, s, h in json.loads(sys.argv[3]))
+data.DEBIAN_FOLDER = shared / "debian"
+data._from_mirror = data._from_archive = unreachable
+logging.basicConfig(level=logging.WARNING)
+for i in range(rounds):
+    os.environ["XDG_CACHE_HOME"] = str(shared / f"home{i}")
+    (shared / f"child{i}").touch()
+    while not (shared / f"parent{i}").exists():
+        time.sleep(0.0002)
+    dataset = data.load()
+    print(int(dataset.train.images.sum()), int(dataset.test.labels.sum()))
+"""
+
+
+def test_two_processes_fetch_at_once(tiny, tmp_path, monkeypatch, caplog):
+    """A child and this process, which start each round together with an empty cache."""
+    rounds = 20
+    put(tmp_path / "debian", tiny, packed=True)
+    command = [sys.executable, "-c", RACER, str(tmp_path), str(rounds), json.dumps(TINY_FILES)]
+    environ = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environ, **pipes) as child:
+        try:
+            for i in range(rounds):
+                while not (tmp_path / f"child{i}").exists():
+                    assert child.poll() is None, child.stderr.read()
+                    time.sleep(0.0002)
+                monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"home{i}"))
+                (tmp_path / f"parent{i}").touch()
+                assert_tiny(data.load())
+            output = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    images, labels = sum(TINY[TRAIN_IMAGES][16:]), sum(TINY[TEST_LABELS][8:])
+    assert output == (f"{images} {labels}\n" * rounds, "")
+    assert warnings_of(caplog) == []
+    for i in range(rounds):
+        found = {path.name: path.read_bytes() for path in (tmp_path / f"home{i}/fmnist").iterdir()}
+        assert found == tiny
+
+
+# The mirror
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(tiny, tmp_path, monkeypatch):
+    """A server of the tiny files on this machine, in the place of the official one."""
+    from torchvision.datasets import FashionMNIST
+
+    folder = put(tmp_path / "served", tiny, packed=True)
+    sums = [
+        (path, hashlib.md5((folder / path).read_bytes()).hexdigest())
+        for path in (f"{name}.gz" for name in tiny)
+    ]
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(FashionMNIST, "resources", sums)
+    monkeypatch.setattr(data, "_from_mirror", FROM_MIRROR)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield folder
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_mirror(mirror, capfd):
+    dataset = data.load()
+    assert_tiny(dataset)
+    assert dataset.source == "official mirror through torchvision"
+    assert capfd.readouterr() == ("", "")  # no progress bars
+    assert data.load().source == "cache"
+
+
+def test_mirror_with_a_wrong_file(mirror, cache):
+    (mirror / f"{TEST_LABELS}.gz").write_bytes(b"<html>Please log in</html>")
+    with pytest.raises(data.DataError, match=r"torchvision: download failed: .*corrupted"):
+        data.load()
+    assert not cache.exists()
+
+
+def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
+    from torchvision.datasets import FashionMNIST
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(data, "_from_mirror", FROM_MIRROR)
+    monkeypatch.setattr(data, "_CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        monkeypatch.setattr(FashionMNIST, "mirrors", [url])
+        start = time.monotonic()
+        with pytest.raises(data.DataError, match=f"no answer from {url}"):
+            data.load()
+        assert time.monotonic() - start < 2
+        monkeypatch.setattr(data, "_answers", lambda url: True)  # and one that falls silent later
+        with pytest.raises(data.DataError, match=r"download failed: .*timed out"):
+            data.load()
+    assert socket.getdefaulttimeout() is None
+
+
+# Debian's archive
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="this machine has no apt-get")
+def test_archive_through_apt(tmp_path):
+    try:
+        folder = FROM_ARCHIVE(tmp_path)
+    except data._AbsentError as error:
+        pytest.skip(f"apt cannot reach an archive with the package: {error}")
+    for file in REAL_FILES:
+        assert len(data._read(folder, file)) == file.size
+
+
+def test_machine_without_apt(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(data.DataError, match="this machine has no apt-get"):
+        FROM_ARCHIVE(tmp_path)
+
+
+def test_apt_that_fails_or_hangs(tmp_path, monkeypatch):
+    tool = tmp_path / "bin" / "apt-get"
+    tool.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    tool.write_text(
+        '#!/bin/sh\necho "E: no luck with $(echo $* | sed s/.*=[0-9]*.//)\nmore" >&2; exit 100'
+    )
+    tool.chmod(0o755)
+    with pytest.raises(data.DataError) as caught:
+        FROM_ARCHIVE(tmp_path / "first")
+    assert (
+        str(caught.value)
+        == "E: no luck with download dataset-fashion-mnist; E: no luck with update"
+    )
+    monkeypatch.setattr(data, "_APT_SECONDS", 0.1)
+    tool.write_text("#!/bin/sh\nexec sleep 5")
+    with pytest.raises(data.DataError, match=r"apt-get took more than 0.1 s"):
+        FROM_ARCHIVE(tmp_path / "second")
+
+
+# The held-out split
+
+
+def split_of(labels):
+    """A split whose images tell their own index."""
+    images = torch.zeros(len(labels), 1, 28, 28, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(len(labels)) % 256
+    images[:, 0, 0, 1] = torch.arange(len(labels)) // 256
+    return data.Split(images, torch.tensor(labels, dtype=torch.int64))
+
+
+def indices(split):
+    return (split.images[:, 0, 0, 0].long() + 256 * split.images[:, 0, 0, 1].long()).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.data())
+def test_holdout_split(labels, draws):
+    train = split_of(labels)
+    holdout = draws.draw(st.integers(0, len(labels) - 1))
+    kept, held = data.holdout_split(train, holdout)
+    assert len(held.labels) == len(held.images) == holdout
+    for part in (kept, held):
+        assert indices(part) == sorted(indices(part))  # the order of the file
+        assert torch.equal(part.labels, train.labels[indices(part)])
+    assert sorted(indices(kept) + indices(held)) == list(range(len(labels)))
+    for label in range(10):
+        exact = holdout * labels.count(label) / len(labels)
+        assert abs(int((held.labels == label).sum()) - exact) < 1
+    again = data.holdout_split(train, holdout)
+    assert torch.equal(again[1].images, held.images)
+
+
+def test_holdout_split_is_always_the_same():
+    """Neither the global random state nor a study moves it; a new torch must not, either."""
+    train = split_of(list(range(10)) * 10)
+    state = torch.get_rng_state()
+    _, held = data.holdout_split(train, 10)
+    assert indices(held) == [3, 5, 6, 14, 20, 27, 48, 62, 81, 99]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_holdout_split_of_the_real_data(real):
+    kept, held = data.holdout_split(real.train, 5_000)
+    assert held.labels.bincount().tolist() == [500] * 10
+    assert kept.labels.bincount().tolist() == [5_500] * 10
+    assert hashlib.sha256(held.images.numpy()).hexdigest()[:16] == "19b89628a83bfbd6"
+    uneven = data.holdout_split(real.train, 5_003)[1].labels.bincount().tolist()
+    assert uneven == [501] * 3 + [500] * 7
+
+
+def test_holdout_split_of_nothing():
+    train = split_of([3, 1, 2])
+    kept, held = data.holdout_split(train, 0)
+    assert torch.equal(kept.images, train.images)
+    assert torch.equal(kept.labels, train.labels)
+    assert held.images.shape == (0, 1, 28, 28)
+    assert held.labels.shape == (0,)
+
+
+@pytest.mark.parametrize("holdout", [-1, 3, 4])
+def test_holdout_split_refuses(holdout):
+    with pytest.raises(ValueError, match=f"holdout must be from 0 to 2, not {holdout}"):
+        data.holdout_split(split_of([3, 1, 2]), holdout)
