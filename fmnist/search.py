@@ -23,6 +23,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist import loop
 from fmnist.config import StudyConfig, TrialConfig, differences
@@ -98,19 +99,24 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
     """Make the study, or load it when the storage has it.
 
     Raises:
+        UserError: when the storage cannot be reached or used.
         StudyMismatchError: when a study of this name was made from another configuration.
             GridSampler would accept it: its seed permutes the grid and is not checked.
     """
     sampler = optuna.samplers.GridSampler(
         {key: list(values) for key, values in config.grid.items()}, seed=config.seed
     )
-    study = optuna.create_study(
-        study_name=config.name,
-        storage=storage,
-        sampler=sampler,
-        direction=config.direction,
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            sampler=sampler,
+            direction=config.direction,
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(error).split()).split(" [SQL")[0][:300]
+        raise UserError(f"--storage cannot be used: {reason}") from error
     stored = study.user_attrs.get(CONFIG)
     if stored is None:
         if study.get_trials(deepcopy=False):

@@ -57,6 +57,9 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     plural = "" if len(results) == 1 else "s"
     title = f"{study.name}: learning curves of {len(results)} trial{plural}"
     best = winner(results, study.metric)
+    # Trial numbers are in the order of Optuna's asking; a legend is read in the grid's.
+    grid = {key: list(values) for key, values in study.grid.items()}
+    results = sorted(results, key=lambda r: [grid[key].index(r.point[key]) for key in grid])
     with sheet(path, (11, 5), title, words.protocol_note(study)) as figure:
         for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             if few:

@@ -233,7 +233,8 @@ class LiveProgress(_Watch):
         if not self.labels:
             return Text("starting", style="dim")
         head = Text(f"{self.place}, epoch {self.done}/{self.epochs}, {self.pace()}", style="bold")
-        bar = ProgressBar(total=1.0, completed=self.fraction)
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=1.0, completed=self.fraction))
         rows = max(min(MOST_ROWS, self.console.height - OTHER_LINES), 1)
         shown = self._chosen(rows)
         table = Table(box=None, pad_edge=False, expand=False)

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fmnist.results import winner as pick_winner
-from fmnist.views.confusion import most_confused
+from fmnist.views.sentences import confusion_sentences, protocol_sentences, winner_sentence
 from fmnist.views.words import (
     TEST_WAS_SEEN,
     decimals,
@@ -26,10 +25,10 @@ from fmnist.views.words import (
     metric_name,
     one_line,
     protocol_note,
-    score,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from fmnist.config import StudyConfig
@@ -106,23 +105,29 @@ def results_table(
         title=Text(f"Study {one_line(study.name)}"),
         caption=Text(note) if note else None,
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     # A terminal has room for what decides; report.md and results.csv have all of it.
     shown = ["trial", *study.grid, metric_name(study), "test accuracy", "time", "state"]
     header = _header(study)
     shown = [name for name in dict.fromkeys(shown) if name in header]
     for name in shown:
-        words = name in study.grid or name == "state"
+        axis = name in study.grid
+        # On a narrow terminal it is the names of the axes that fold; the numbers stay whole.
         table.add_column(
-            Text(name),
-            justify="left" if words else "right",
-            no_wrap=name == "time",
+            Text(name if axis else name.replace(" ", "\n")),
+            justify="left" if axis or name == "state" else "right",
+            no_wrap=not axis,
+            min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
             overflow="fold",
         )
     for result in sorted(results, key=lambda r: r.number):
         won = best is not None and result.number == best.number
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
         cells = dict(zip(header, _row(study, result, won), strict=True))
+        # Short, as terminals are narrow; the reasons are in the report.
+        cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
     return table
 
@@ -159,66 +164,6 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
     if storage is not None:
         commands.append(f"optuna-dashboard {shlex.quote(without_password(storage))}")
     return commands
-
-
-def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
-    """Which configuration won, by what, and what it does on the test set."""
-    if winner is None:
-        return "No trial was completed, so there is no winner."
-    text = (
-        f"The winner is trial {winner.number} ({one_line(winner.label)}), with the best "
-        f"{metric_name(study)} after its last epoch, {decimals(score(study, winner))}."
-    )
-    if study.validation_is_test:
-        return f"{text} The test set itself chose it, so this figure is optimistic."
-    return (
-        f"{text} On the test set, which had no part in the choice, its accuracy is "
-        f"{decimals(winner.test_accuracy)} and its loss {decimals(winner.test_loss)}."
-    )
-
-
-def protocol_sentences(study: StudyConfig) -> str:
-    """Which images did what."""
-    epochs = f"{study.epochs} epoch" + ("s" if study.epochs != 1 else "")
-    if study.validation_is_test:
-        return (
-            f"Every configuration was trained for {epochs} on all training images. Nothing was "
-            "held out: what stands where validation would is the test set, looked at every "
-            "epoch, and it chose the winner. This is a protocol to compare with others, not an "
-            "estimate of how well the winner does on new images."
-        )
-    return (
-        f"Every configuration was trained for {epochs}. {study.holdout:,} images, the same for "
-        f"every trial, were held out from training: the {metric_name(study)} on them after the "
-        "last epoch picks the winner. The test set was evaluated once a trial, at its end; it is "
-        "reported and was never used to choose."
-    )
-
-
-def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Which classes the winner takes for which, computed from its confusion matrix."""
-    total, wrong = int(matrix.sum()), int(matrix.sum() - np.trace(matrix))
-    if not wrong:
-        return f"The winner is right on all {total:,} test images."
-    rows = matrix.sum(axis=1)
-    pairs = [
-        f"{classes[true]} for {classes[predicted]} ({count:,} of {rows[true]:,}, "
-        f"{count / rows[true]:.1%})"
-        for true, predicted, count in most_confused(matrix, 3)
-    ]
-    text = (
-        f"The winner is wrong on {wrong:,} of the {total:,} test images ({wrong / total:.1%}). "
-        f"Most often it takes {_listed(pairs)}."
-    )
-    right = np.diag(matrix) / np.where(rows, rows, 1)
-    present = [index for index in range(len(rows)) if rows[index]]
-    best, worst = max(present, key=lambda i: right[i]), min(present, key=lambda i: right[i])
-    if right[best] > right[worst]:
-        text += (
-            f" It knows {classes[best]} best ({right[best]:.1%} right) and {classes[worst]} "
-            f"least ({right[worst]:.1%})."
-        )
-    return text
 
 
 def without_password(text: str) -> str:
@@ -302,7 +247,3 @@ def _fenced(text: str, language: str) -> str:
     """A code block whose fence is longer than any within."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

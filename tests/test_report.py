@@ -1,0 +1,268 @@
+"""The report, the table on the terminal, and the progress display in its three forms."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from made_up import CLASSES, history, results_of
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from fmnist.config import StudyConfig
+from fmnist.results import EpochMetrics, TrialResult, winner
+from fmnist.views import report, sentences
+from fmnist.views.progress import LiveProgress, PlainProgress, make_progress
+from fmnist.views.words import TEST_WAS_SEEN, duration
+
+STUDY = StudyConfig(name="views", epochs=3)
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+def written(tmp_path, study=STUDY, results=None, **changes):
+    results = results_of(study, fail=(1,)) if results is None else results
+    matrix = np.diag([90] * 10)
+    matrix[6, 0], matrix[6, 2] = 30, 7
+    given = {
+        "study": study,
+        "results": results,
+        "winner": winner(results, study.metric),
+        "matrix": matrix,
+        "classes": CLASSES,
+        "provenance": {"Command": "python -m fmnist.study", "Commit": ""},
+        "figures": {"curves": "figures/curves.png", "my own": "figures/a b.png"},
+    }
+    return report.write_report(tmp_path, **{**given, **changes}).read_text(encoding="utf-8")
+
+
+def test_report_says_everything(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    text = written(tmp_path)
+    assert text.startswith("# Study views\n")
+    assert f"```toml\n{STUDY.to_toml().rstrip()}\n```" in text
+    assert "| Command | python -m fmnist.study |" in text
+    assert "Commit" not in text
+    assert "held out from training: the validation accuracy on them" in text
+    assert "never used to choose" in text
+    assert "The winner is trial 5 (learning_rate=0.001,batch_size=1000)" in text
+    assert "| **5** | **0.001** | **1000** |" in text
+    assert r"failed: the loss was \| NaN" in text
+    assert "![curves](figures/curves.png)" in text
+    assert "![my own](figures/a%20b.png)\n\n*my own*" in text
+    assert f"tensorboard --logdir {tmp_path}/tensorboard" in text
+    assert "optuna-dashboard" not in text  # there is no study.db here
+    assert TEST_WAS_SEEN not in text
+    assert [path.name for path in tmp_path.glob("report*")] == ["report.md"]
+
+
+def test_report_is_a_table_with_every_trial(tmp_path):
+    html = MarkdownIt("commonmark").enable("table").render(written(tmp_path))
+    rows = re.findall(r"<tr>(.*?)</tr>", html.split("Results")[1], re.DOTALL)
+    assert len(rows) == 1 + STUDY.size
+    assert len({row.count("</t") for row in rows}) == 1
+
+
+def test_holdout_0_is_marked(tmp_path):
+    study = StudyConfig(epochs=3, holdout=0)
+    text = written(tmp_path, study)
+    assert text.count(TEST_WAS_SEEN) == 3  # under the title, at the table, at the curves
+    assert "validation" not in text.replace("validation_accuracy", "").replace("where valid", "")
+    assert "The test set itself chose it" in text
+    shown = terminal(report.results_table(study, results_of(study)))
+    assert TEST_WAS_SEEN in shown
+
+
+def test_report_without_a_winner(tmp_path):
+    text = written(tmp_path, results=results_of(STUDY, range(6)), matrix=None, figures={})
+    assert "No trial was completed" in text
+    assert "What is confused" not in text
+    assert "Figures" not in text
+    assert "winner |" not in text
+
+
+def test_untrusted_text_stays_text(tmp_path):
+    odd = "a|b *c* _d_ <script>x</script> `e` [f](g) $h$ &lt; ~~i~~ \\ \x1b[2J\nnew"
+    study = SimpleNamespace(
+        name=odd, grid={odd: (odd,)}, metric="validation_loss", direction="minimize", epochs=1,
+        holdout=9, validation_is_test=False, to_toml=lambda: "name = '````'\n",
+    )  # fmt: skip
+    results = [TrialResult(0, {odd: odd}, "COMPLETE", history(1)),
+               TrialResult(1, {odd: odd}, "FAIL", (), reason=odd)]  # fmt: skip
+    text = written(tmp_path, study, results, provenance={odd: odd}, figures={odd: "a.png"})
+    assert "\x1b" not in text
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+    assert not re.findall(r"<(script|a |del|em>[cd]<)", html)
+    assert html.count("<code") == 1
+    seen = (
+        "a|b *c* _d_ &lt;script&gt;x&lt;/script&gt; `e` [f](g) $h$ &amp;lt; ~~i~~ \\ \ufffd[2J new"
+    )
+    assert f"<h1>Study {seen}</h1>" in html
+    assert html.count(f"<td>{seen}</td>") == 3  # twice as provenance, once as the failed point
+    assert html.count(f"<strong>{seen}</strong>") == 1  # the winner's point
+    assert f"<td>failed: {seen}</td>" in html
+
+
+def test_confusion_sentences_are_computed():
+    matrix = np.diag([90] * 10)
+    assert sentences.confusion_sentences(matrix, CLASSES) == (
+        "The winner is right on all 900 test images."
+    )
+    matrix[6, 0], matrix[1, 2] = 30, 10
+    assert sentences.confusion_sentences(matrix, CLASSES) == (
+        "The winner is wrong on 40 of the 940 test images (4.3%). Most often it takes Shirt for "
+        "T-shirt/top (30 of 120, 25.0%) and Trouser for Pullover (10 of 100, 10.0%). It knows "
+        "T-shirt/top best (100.0% right) and Shirt least (75.0%)."
+    )
+    assert "0 test images" in sentences.confusion_sentences(np.zeros((10, 10), int), CLASSES)
+
+
+def test_passwords_are_not_shown(tmp_path):
+    url = "mysql://me:se/cr@et@host/db"
+    assert report.view_commands(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
+    assert report.without_password("sqlite:///a:b@c/study.db") == "sqlite:///a:b@c/study.db"
+    assert "cr@et" not in written(tmp_path, provenance={"Command": f"x --storage {url}"})
+
+
+def terminal(thing, **options):
+    console = Console(file=io.StringIO(), **{"width": 80, "force_terminal": True, **options})
+    console.print(thing)
+    return console.file.getvalue()
+
+
+def test_results_table_marks_the_winner():
+    shown = terminal(report.results_table(STUDY, results_of(STUDY, fail=(1,))), color_system=None)
+    rows = [line.split() for line in shown.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == list("012345")
+    assert [row[-1] for row in rows] == ["done", "failed", "done", "done", "done", "winner"]
+    assert "0.001" in rows[5]
+    narrow = terminal(report.results_table(STUDY, results_of(STUDY)), width=60)
+    assert max(len(COLOUR.sub("", line)) for line in narrow.splitlines()) <= 60
+
+
+def test_print_outcome_ends_with_the_commands(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "study.db").touch()
+    console = Console(file=io.StringIO())
+    report.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
+    lines = console.file.getvalue().splitlines()
+    assert lines[-2:] == [
+        f"tensorboard --logdir {tmp_path}/tensorboard",
+        f"optuna-dashboard sqlite:///{tmp_path}/study.db",
+    ]
+    assert lines[-3].startswith("The winner is trial 5")
+
+
+def play(progress, lanes=3):
+    """Two groups of ``lanes`` trials and two epochs; the last lane fails."""
+    labels = {n: f"seed={n},x=[red]\x1b[2J" for n in range(lanes)}
+    metrics = {n: EpochMetrics(1, 0.5, 1, 0.8 + n / 10_000) for n in range(lanes - 1)}
+    progress.message("loading [bold]data[/]\nfrom a file")
+    progress.group(0, 2, labels, 2, 1000 * lanes, 4 * lanes)
+    progress.epoch(1, metrics, 10.0)
+    progress.epoch(2, metrics, 20.0)
+    progress.trial(TrialResult(0, {"seed": 0}, "COMPLETE", history(2), 0.3, 0.85, 20))
+    progress.trial(TrialResult(1, {"seed": 1}, "FAIL", (), reason="[red]NaN"))
+    progress.group(
+        1, 2, {n + lanes: text for n, text in labels.items()}, 2, 1000 * lanes, 2 * lanes
+    )
+    progress.epoch(1, {n + lanes: m for n, m in metrics.items()}, 5.0)
+
+
+def test_quiet_says_nothing(capsys):
+    with make_progress(True) as progress:
+        play(progress)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plain_lines_are_flushed_and_literal(monkeypatch):
+    class File(io.StringIO):
+        def flush(self):
+            flushed.append(self.getvalue().count("\n"))
+
+    flushed = []
+    with make_progress(False, Console(file=File(), width=40)) as progress:
+        assert isinstance(progress, PlainProgress)
+        play(progress)
+    lines = progress.console.file.getvalue().splitlines()
+    assert lines == [
+        "loading [bold]data[/] from a file",
+        "group 1/2: 3 trials, 2 epochs",
+        "group 1/2 epoch 1/2: validation accuracy 0.8000 to 0.8001 (seed=1,x=[red]\ufffd[2J), "
+        "1 failed, 300 images/s, 30 s left",
+        "group 1/2 epoch 2/2: validation accuracy 0.8000 to 0.8001 (seed=1,x=[red]\ufffd[2J), "
+        "1 failed, 300 images/s, 20 s left",
+        "trial 0 seed=0: validation accuracy 0.8000, test accuracy 0.8500, 20 s",
+        "trial 1 seed=1: failed, [red]NaN",
+        "group 2/2: 3 trials, 2 epochs",
+        "group 2/2 epoch 1/2: validation accuracy 0.8000 to 0.8001 (seed=1,x=[red]\ufffd[2J), "
+        "1 failed, 600 images/s, 5.0 s left",
+    ]
+    assert set(range(1, len(lines) + 1)) <= set(flushed)
+
+
+def test_plain_is_chosen_for_a_log_even_with_colours_forced(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert isinstance(make_progress(False), PlainProgress)
+
+
+def test_a_log_that_lacks_a_letter_does_not_end_the_study():
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, "ascii")
+    PlainProgress(Console(file=file)).message("服装")
+    assert raw.getvalue() == b"\\u670d\\u88c5\n"
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_live_display_puts_the_terminal_back(no_color, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    console = Console(file=io.StringIO(), width=60, height=24, force_terminal=True)
+    threads = threading.active_count()
+    progress = make_progress(False, console)
+    assert isinstance(progress, LiveProgress)
+
+    def study():
+        play(progress)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), progress:
+        study()
+    shown = console.file.getvalue()
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    until = time.monotonic() + 5  # rich tells its thread to end and does not wait for it
+    while threading.active_count() > threads and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == threads
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
+    assert "\x1b" not in plain
+    assert "loading [bold]data[/] from a file" in plain
+    assert "group 2/2, epoch 1/2, 600 images/s" in plain
+    assert re.search(r"4 +seed=1,x=\[red\]\ufffd\[2J +0\.8001", plain)
+    assert re.search(r"5 +seed=2,x=\[red\]\ufffd\[2J +failed", plain)
+    coloured = re.findall(r"\x1b\[(?:\d+;)*(?:3|9)\d(?:;\d+)*m", shown)
+    assert bool(coloured) == (not no_color)
+
+
+def test_live_display_of_hundreds_fits():
+    console = Console(file=io.StringIO(), width=60, height=16, force_terminal=True)
+    progress = LiveProgress(console)
+    play(progress, lanes=600)
+    console.file.truncate(0)
+    console.print(progress.render())
+    lines = COLOUR.sub("", console.file.getvalue()).lstrip("\0").splitlines()
+    assert len(lines) < console.height
+    assert max(map(len, lines)) <= 60
+    assert lines[-1] == "... and 591 more"
+    # The best are shown where not all can be.
+    assert [line.split()[0] for line in lines if "seed" in line][:2] == ["1198", "1197"]
+
+
+def test_durations():
+    spans = {0.04: "0.0 s", 9.96: "10 s", 59.4: "59 s", 59.6: "1 min 00 s", 3661: "1 h 01 min"}
+    assert {seconds: duration(seconds) for seconds in spans} == spans
+    assert duration(float("nan")) == "-"

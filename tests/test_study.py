@@ -1,0 +1,228 @@
+"""End to end on real images: the study, its files, its twin, a kill, and how it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from PIL import Image
+from slice_study import CONFIG, dataset
+from strategies import random_split
+
+from fmnist import checkpoint, study
+from fmnist.data import Dataset, holdout_split
+from fmnist.errors import UserError
+from fmnist.functional import losses
+from fmnist.reference import fit_reference
+from fmnist.results import winner
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def real():
+    return dataset()
+
+
+@pytest.fixture(scope="module")
+def run(real, tmp_path_factory):
+    """One finished study: its folder and its results."""
+    out = tmp_path_factory.mktemp("run")
+    return out, study.run_study(CONFIG, out, dataset=real)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_are_those_of_the_reference_lane_by_lane(run, real):
+    out, _ = run
+    training, validation = holdout_split(real.train, CONFIG.holdout)
+    table = rows(out / "results.csv")
+    assert len(table) == 6
+    for row in table:
+        point = {"learning_rate": float(row["learning_rate"]), "batch_size": int(row["batch_size"])}
+        trial = CONFIG.trial(point)
+        *_, last = fit_reference(
+            trial.model, "adam", trial.hyperparams, training, validation,
+            batch_size=trial.batch_size, seed=0, epochs=2,
+        )  # fmt: skip
+        assert row["state"] == "COMPLETE"
+        assert row["epochs"] == "2"
+        expected = losses.mean_loss(last.train).item()
+        assert float(row["train_loss"]) == pytest.approx(expected, rel=2e-3)
+        expected = losses.mean_loss(last.validation).item()
+        assert float(row["validation_loss"]) == pytest.approx(expected, rel=2e-2)
+        expected = losses.accuracy(last.validation).item()
+        assert float(row["validation_accuracy"]) == pytest.approx(expected, abs=0.02)
+
+
+def test_every_file_is_there_and_says_the_same(run):
+    out, results = run
+    history = rows(out / "history.csv")
+    assert [(r["number"], r["epoch"]) for r in history] == [
+        (str(n), str(e)) for n in range(6) for e in (1, 2)
+    ]
+    table = rows(out / "results.csv")
+    assert list(table[0]) == [
+        "number", "learning_rate", "batch_size", "state", "train_loss", "train_accuracy",
+        "validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "epochs", "seconds",
+    ]  # fmt: skip
+    for row, result in zip(table, results, strict=True):
+        assert float(row["test_accuracy"]) == result.test_accuracy
+        last = [r for r in history if r["number"] == row["number"]][-1]
+        assert last["validation_accuracy"] == row["validation_accuracy"]
+    report = (out / "report.md").read_text()
+    best = winner(results, CONFIG.metric)
+    assert best.label in report
+    for name in ("samples", "curves", "heatmap", "confusion", "confused_pairs"):
+        with Image.open(out / "figures" / f"{name}.png") as image:
+            assert image.width > 400
+        assert f"figures/{name}.png" in report
+    assert (out / "study.toml").read_text() == CONFIG.to_toml()
+
+
+def test_best_is_the_winner_and_classifies_as_it_said(run, real):
+    out, results = run
+    best = winner(results, CONFIG.metric)
+    about = json.loads((out / "best" / "config.json").read_text())
+    assert about["number"] == best.number
+    params, state = checkpoint.load_model(out / "best" / "params.safetensors")
+    from fmnist.publish import predictions
+
+    predicted = predictions(params, state, real.test)
+    accuracy = (predicted == real.test.labels).double().mean().item()
+    assert accuracy == pytest.approx(best.test_accuracy, abs=2e-3)
+
+
+def test_optuna_has_the_study(run):
+    out, results = run
+    loaded = optuna.load_study(study_name="slice", storage=f"sqlite:///{out}/study.db")
+    assert [t.value for t in loaded.trials] == [r.last.validation_accuracy for r in results]
+    assert loaded.best_trial.number == winner(results, CONFIG.metric).number
+
+
+def test_a_complete_study_trains_nothing(run, real, monkeypatch):
+    out, results = run
+    monkeypatch.setattr("fmnist.loop.fit", lambda *_, **__: pytest.fail("it trained"))
+    before = (out / "results.csv").stat().st_mtime_ns
+    assert study.run_study(CONFIG, out, dataset=real) == results
+    assert (out / "results.csv").stat().st_mtime_ns == before
+
+
+def test_another_study_is_refused_and_nothing_changes(run, real):
+    from dataclasses import replace
+
+    out, _ = run
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != ".lock"}
+    with pytest.raises(UserError, match=r"another study.*epochs"):
+        study.run_study(replace(CONFIG, epochs=3), out, dataset=real)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != ".lock"} == before
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    from fmnist import lock
+
+    with lock.holding(tmp_path), pytest.raises(UserError, match="is working on it"):  # noqa: SIM117
+        with lock.holding(tmp_path):
+            pass
+    with lock.holding(tmp_path):
+        pass
+
+
+def test_killed_between_trials_it_continues(run, tmp_path):
+    """SIGKILL once the second trial's parameters lie there; then the same command again."""
+    _, undisturbed = run
+    out = tmp_path / "killed"
+    command = [sys.executable, str(HERE / "slice_study.py"), str(out)]
+    with subprocess.Popen(command) as child:
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("parameters/*.safetensors"))) < 2:
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    finished = optuna.load_study(study_name="slice", storage=f"sqlite:///{out}/study.db")
+    assert [t.state.name for t in finished.trials] == ["COMPLETE"] * 6
+    for row, result in zip(rows(out / "results.csv"), undisturbed, strict=True):
+        assert float(row["learning_rate"]) == result.point["learning_rate"]
+        assert float(row["train_loss"]) == pytest.approx(result.last.train_loss, rel=2e-3)
+
+
+def test_without_a_holdout_the_test_set_is_marked_as_seen(tmp_path):
+    from dataclasses import replace
+
+    tiny = Dataset(random_split(60), random_split(30, 1), "noise")
+    config = replace(CONFIG, holdout=0, grid={"batch_size": (30,)}, epochs=1)
+    (result,) = study.run_study(config, tmp_path, dataset=tiny)
+    assert result.last.validation_accuracy == result.test_accuracy
+    assert "holdout = 0" in (tmp_path / "report.md").read_text()
+
+
+def fmnist(*args, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "fmnist.study", *args],
+        capture_output=True, text=True, timeout=120, cwd=cwd, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--set", "learnig_rate=0.1"], "learning_rate"),
+        (["nowhere.toml"], "nowhere.toml"),
+        (["--device", "tpu"], "auto, cpu, cuda"),
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--set", "holdout=59999"], "holdout"),
+        (["--storage", "nonsense://"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(args, said, tmp_path):
+    done = fmnist(*args, "--out", str(tmp_path / "out"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
+    done = fmnist("--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "group 3 of 3" in done.stdout
+    assert "learning_rate=0.001,batch_size=1000" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_run_on_the_whole_data(tmp_path):
+    """One trial and epoch of study and reference, as a newcomer calls them."""
+    args = ["--epochs", "1", "--set", "batch_size=1000", "--set", "learning_rate=0.01"]
+    done = fmnist(*args, "--out", "ours", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tensorboard --logdir" in done.stdout
+    assert "optuna-dashboard sqlite:///" in done.stdout
+    plain = subprocess.run(
+        [sys.executable, "-m", "fmnist.reference", *args, "--out", "plain", "--quiet"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert (plain.returncode, plain.stdout, plain.stderr) == (0, "", "")
+    (ours,), (twin,) = rows(tmp_path / "ours/results.csv"), rows(tmp_path / "plain/results.csv")
+    assert list(ours) == list(twin)
+    assert float(ours["train_loss"]) == pytest.approx(float(twin["train_loss"]), rel=0.02)
+    assert 0.7 < float(ours["test_accuracy"]) < 0.95
+
+
+def test_find_device():
+    assert study.find_device("cpu") == torch.device("cpu")
+    for name in ("cuda:99", "cuda:x", "cuda:", "gpu", ""):
+        with pytest.raises(UserError):
+            study.find_device(name)
