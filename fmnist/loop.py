@@ -24,7 +24,7 @@ from fmnist.functional.types import (
     TrainState,
 )
 
-EVAL_BATCH = 1000
+EVAL_BATCH = 500
 
 
 class Lane(NamedTuple):

@@ -146,11 +146,34 @@ def test_the_number_of_threads_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
 
 
+@given(st.integers(1, 3), SHAPES, seeds)
+@settings(max_examples=20, deadline=None)
+def test_evaluation_equals_its_definition(lanes, shape, seed):
+    channels = shape[1]
+    x = normal(lanes, *shape, seed=seed)
+    numbers = [normal(lanes, channels, seed=k) for k in range(4)]
+    numbers[3] = numbers[3].square()
+    ours = torch.func.vmap(nrp.norm_relu_pool_given)(x, *numbers)
+    for lane in range(lanes):
+        own = [n[lane] for n in numbers]
+        torch.testing.assert_close(ours[lane], nrp.definition_given(x[lane], *own))
+
+
+def test_evaluation_has_a_gradient():
+    x, *numbers = normal(2, 3, 4, 4, seed=0), *(torch.rand(3) for _ in range(4))
+    ours, theirs = (
+        torch.func.grad(lambda x, f=f: f(x, *numbers).sum())(x)
+        for f in (nrp.norm_relu_pool_given, nrp.definition_given)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
 def test_the_operators_keep_torchs_rules():
     x = normal(4, 3, 7, 6, seed=0)
     weight, bias = torch.ones(3), torch.zeros(3)
     torch.library.opcheck(nrp._forward, (x, weight, bias))
     pooled, *rest = nrp._forward(x, weight, bias)
+    torch.library.opcheck(nrp._given, (x, weight, bias, bias, weight))
     torch.library.opcheck(nrp._backward, (pooled, x, weight, *rest))
 
 

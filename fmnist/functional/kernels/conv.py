@@ -28,6 +28,13 @@ def conv2d(
 
 
 def _channels_last(x: Tensor) -> Tensor:
+    """``x`` with channels last in memory, and with strides that say so.
+
+    With one channel both layouts are the same in memory and torch reads the strides to guess
+    which is meant; guessing wrong, it would make the output channels first.
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
 
 

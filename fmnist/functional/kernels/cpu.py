@@ -39,18 +39,25 @@ def forward(
     """Pooled output, mean, biased variance; and for :func:`backward`, of the pixel that was the
     largest of its square: its distance from the mean, and which of the four it was.
     """
+    mean64, var64 = _statistics(_channels_last(x), CHUNKS)
+    mean, var = torch.from_numpy(mean64).float(), torch.from_numpy(var64).float()
+    pooled, centred, which = forward_given(x, weight, bias, mean, var, eps)
+    return pooled, mean, var, centred, which
+
+
+def forward_given(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`forward` with a mean and a variance that are known."""
     batch, channels, height, width = x.shape
-    pixels = _channels_last(x)
-    mean64, var64 = _statistics(pixels, CHUNKS)
-    mean, var = mean64.astype(np.float32), var64.astype(np.float32)
-    scale = weight.numpy() / np.sqrt(var + np.float32(eps))
+    scale = weight / torch.sqrt(var + eps)
     small = (batch, channels, height // 2, width // 2)
     pooled, centred, which = _empty(small), _empty(small), _empty(small, torch.uint8)
     _forward(
-        pixels, mean, scale, bias.numpy(),
+        _channels_last(x), mean.numpy(), scale.numpy(), bias.numpy(),
         *(_channels_last(t) for t in (pooled, centred, which)), CHUNKS,
     )  # fmt: skip
-    return pooled, torch.from_numpy(mean), torch.from_numpy(var), centred, which
+    return pooled, centred, which
 
 
 def backward(
