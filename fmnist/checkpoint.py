@@ -49,6 +49,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def model_path(out: Path, number: int) -> Path:
+    """Where, in a run's folder, a trial's final parameters and running statistics lie."""
+    return out / "parameters" / f"{number}.safetensors"
+
+
 def save_model(path: Path, params: Params, state: State) -> None:
     """Write one model: parameters and running statistics, by the twin's state_dict names."""
     leaves = {

@@ -20,6 +20,11 @@ def positive(text: str) -> int:
     return int(text[:12])
 
 
+def positive_or_auto(text: str) -> int | None:
+    """A whole number above zero, or None for ``auto``."""
+    return None if text == "auto" else positive(text)
+
+
 def study_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The options of a command that runs a study file."""
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optree
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from fmnist.functional import batching, lanes, optim, train
+from fmnist.functional import batching, lanes, model, optim, train
 from fmnist.functional.trace import traced
 from fmnist.functional.types import (
-    Batch,
     Hyperparams,
     Metrics,
     ModelConfig,
@@ -23,6 +24,7 @@ from fmnist.functional.types import (
     State,
     TrainState,
 )
+from fmnist.repeat import repeater
 
 EVAL_BATCH = 500
 
@@ -78,6 +80,23 @@ class EpochResult(NamedTuple):
     train_state: TrainState
 
 
+def lane_bytes(group: Group) -> int:
+    """About how many bytes one lane of this group needs while it trains.
+
+    The activations of a minibatch count most: each block's convolution output and its gradient,
+    and four small tensors after pooling; then the parameters, four times with Adam's moments.
+    """
+    side, values = model.SIDE, 0
+    for channels in group.model.channels:
+        side = side - group.model.kernel_size + 1
+        values += channels * (2 * side**2 + 4 * (side // 2) ** 2)
+        side //= 2
+    widths = (model.feature_count(group.model), *group.model.hidden, model.CLASSES)
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    images = max(group.batch_size, EVAL_BATCH)
+    return 4 * (images * (values + 3 * sum(widths)) + 6 * weights)
+
+
 def hyperparams(group: Group, device: torch.device) -> Hyperparams:
     """The lanes' numbers, stacked ``[lanes]``; float64, so that nothing is rounded early."""
     return Hyperparams(
@@ -101,15 +120,20 @@ def start(group: Group, device: torch.device, dtype: torch.dtype = torch.float32
 
 
 def evaluate(
-    params: Params, state: State, split: Split, dtype: torch.dtype = torch.float32
+    params: Params,
+    state: State,
+    split: Split,
+    *,
+    compute: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Metrics:
-    """The metrics ``[lanes]`` of a whole split in evaluation mode."""
+    """The metrics ``[lanes]`` of a whole split in evaluation mode; ``compute`` as in ``apply``."""
     total = None
     with torch.no_grad():
         everything = torch.arange(len(split.labels), device=split.labels.device)
         for indices in everything.split(EVAL_BATCH):
             batch = batching.gather(split, indices, dtype)
-            total = _sum(total, lanes.eval_step(params, state, batch))
+            total = _sum(total, lanes.eval_step(params, state, batch, compute=compute))
     assert total is not None, "an empty split has no metrics"
     return total
 
@@ -132,41 +156,111 @@ def fit(
         resume: go on from here instead of from the lanes' seeds.
         dtype: of parameters and images.
     """
-    device = training.images.device
+    device, examples = training.images.device, len(training.labels)
     numbers = hyperparams(group, device)
     done, train_state = resume or LoopState(0, start(group, device, dtype))
-    step = traced(
-        partial(
-            lanes.train_step,
+    whole, rest = divmod(examples, group.batch_size)
+    runs = [
+        (repeater(_step(group, size, dtype), device), times)
+        for size, times in ((group.batch_size, whole), (rest, 1))
+        if size and times
+    ]
+    for epoch in range(done + 1, epochs + 1):
+        order = _order(group, epoch, examples, device)
+        noise = _noise(group, epoch, examples, device, dtype)
+        inputs = _EpochInputs(training, order, numbers, noise)
+        position = torch.zeros((), dtype=torch.int64, device=device)
+        carry = _Carry(train_state, _nothing(group, device), position)
+        with _tf32(group.model.precision == "tf32"):
+            for run, times in runs:
+                carry = run(carry, inputs, times)
+        train_state = carry.train_state
+        compute = model.compute_dtype(group.model)
+        seen = evaluate(*train_state[:2], validation, compute=compute, dtype=dtype)
+        yield EpochResult(epoch, carry.total, seen, train_state)
+
+
+class _Carry(NamedTuple):
+    """What a step hands to the next."""
+
+    train_state: TrainState
+    total: Metrics  # [lanes], of the epoch so far
+    position: Int[Tensor, ""]  # examples of the epoch that are done
+
+
+class _EpochInputs(NamedTuple):
+    """What the steps of an epoch read; ``lanes`` is absent where the lanes share a seed."""
+
+    split: Split
+    order: Int[Tensor, "*lanes examples"]
+    numbers: Hyperparams
+    noise: tuple[Float[Tensor, "*lanes examples width"], ...] = ()
+
+
+def _step(group: Group, size: int, dtype: torch.dtype) -> Callable[[_Carry, _EpochInputs], _Carry]:
+    """A traced step on the next ``size`` examples, gathering them included."""
+
+    def step(carry: _Carry, inputs: _EpochInputs) -> _Carry:
+        chosen = carry.position + torch.arange(size, device=carry.position.device)
+        batch = batching.gather(inputs.split, inputs.order[..., chosen], dtype)
+        batch = batch._replace(noise=tuple(n[..., chosen, :] for n in inputs.noise))
+        train_state, metrics = lanes.train_step(
+            carry.train_state,
+            batch,
+            inputs.numbers,
             shared=group.shared,
             optimizer=group.optimizer,
             dropout=group.model.dropout,
+            compute=model.compute_dtype(group.model),
         )
-    )
-    for epoch in range(done + 1, epochs + 1):
-        total = None
-        for batch in _batches(group, training, epoch, dtype):
-            train_state, metrics = step(train_state, batch, numbers)
-            total = _sum(total, metrics)
-        assert total is not None, "an empty split trains nothing"
-        seen = evaluate(train_state.params, train_state.state, validation, dtype)
-        yield EpochResult(epoch, total, seen, train_state)
+        return _Carry(train_state, _sum(carry.total, metrics), carry.position + size)
+
+    return traced(step)
 
 
-def _batches(group: Group, split: Split, epoch: int, dtype: torch.dtype) -> Iterator[Batch]:
-    """The epoch's minibatches: one for all lanes where they share a seed, else stacked."""
-    device, examples = split.images.device, len(split.labels)
-    seeds = [lane.seed for lane in group.lanes[: 1 if group.shared else None]]
-    orders = [batching.permutation(seed, epoch, examples) for seed in seeds]
-    order = (orders[0] if group.shared else torch.stack(orders)).to(device)
-    for step, indices in enumerate(order.split(group.batch_size, dim=-1)):
-        size = indices.shape[-1]
-        noise = [batching.dropout_noise(s, epoch, step, size, group.model) for s in seeds]
-        own: tuple[Tensor, ...] = (
-            noise[0] if group.shared else tuple(torch.stack(n) for n in zip(*noise, strict=True))
-        )
-        batch = batching.gather(split, indices, dtype)
-        yield batch._replace(noise=tuple(n.to(device, dtype) for n in own))
+@contextlib.contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Whether NVIDIA's tensor cores may round float32; put back afterwards.
+
+    torch has no other switch than this one of the whole process.
+    """
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = wanted
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def _seeds(group: Group) -> list[int]:
+    """The seeds that differ: one where all lanes share it, else each lane's."""
+    return [lane.seed for lane in group.lanes[: 1 if group.shared else None]]
+
+
+def _order(
+    group: Group, epoch: int, examples: int, device: torch.device
+) -> Int[Tensor, "*lanes examples"]:
+    orders = [batching.permutation(seed, epoch, examples) for seed in _seeds(group)]
+    return (orders[0] if group.shared else torch.stack(orders)).to(device)
+
+
+def _noise(
+    group: Group, epoch: int, examples: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "*lanes examples width"], ...]:
+    if group.model.dropout == 0:
+        return ()
+    drawn = [batching.dropout_noise(seed, epoch, examples, group.model) for seed in _seeds(group)]
+    layers = drawn[0] if group.shared else [torch.stack(own) for own in zip(*drawn, strict=True)]
+    return tuple(layer.to(device, dtype) for layer in layers)
+
+
+def _nothing(group: Group, device: torch.device) -> Metrics:
+    """The metrics ``[lanes]`` of no examples."""
+    zero = torch.zeros(len(group.lanes), dtype=torch.int64, device=device)
+    return Metrics(zero.double(), zero, zero.clone())
 
 
 def _sum(total: Metrics | None, metrics: Metrics) -> Metrics:

@@ -22,11 +22,6 @@ from fmnist.views.confusion import confusion_matrix
 EVAL_BATCH = 1000
 
 
-def model_path(out: Path, number: int) -> Path:
-    """Where a trial's final parameters and running statistics lie."""
-    return out / "parameters" / f"{number}.safetensors"
-
-
 def predictions(params: Params, state: State, split: Split) -> Int[Tensor, " examples"]:
     """The likeliest class of each example."""
     found = []
@@ -44,6 +39,7 @@ def publish(
     results: Sequence[TrialResult],
     dataset: Dataset,
     provenance: Mapping[str, str],
+    storage: str | None = None,
 ) -> TrialResult | None:
     """Write every file that is made of the whole study.
 
@@ -53,6 +49,7 @@ def publish(
         results: of every grid point.
         dataset: for the figures; the winner's confusion matrix is that of the test set.
         provenance: what the report says of where the results came from.
+        storage: Optuna's storage URL where it is not the run's own file.
 
     Returns:
         The winner; None when no trial is complete.
@@ -69,7 +66,7 @@ def publish(
     }
     matrix = None
     if best is not None:
-        params, state = checkpoint.load_model(model_path(out, best.number))
+        params, state = checkpoint.load_model(checkpoint.model_path(out, best.number))
         _write_best(out / "best", config, best, params, state)
         test = dataset.test
         predicted = predictions(params, state, test)
@@ -89,6 +86,7 @@ def publish(
         matrix=matrix,
         classes=CLASSES,
         provenance=provenance,
+        storage=storage,
         figures={name: str(path.relative_to(out)) for name, path in shown.items()},
     )
     return best
@@ -108,6 +106,7 @@ def _write_best(
             "hidden": list(trial.model.hidden),
             "kernel_size": trial.model.kernel_size,
             "dropout": trial.model.dropout,
+            "precision": trial.model.precision,
         },
         config.metric: getattr(best.last, config.metric),
         "test_accuracy": best.test_accuracy,

@@ -231,6 +231,7 @@ SETTINGS = {
         # The image's side is 28, and pooling must find 2 x 2 after the first convolution.
         Setting("kernel_size", "model", "static", *_int(1, 27)),
         Setting("dropout", "model", "static", *_BELOW_ONE, need=_HIDDEN),
+        Setting("precision", "model", "static", *_choice("float32", "tf32", "bfloat16")),
         Setting("algorithm", "optimizer", "static", *_choice("adam", "adamw", "sgd")),
         Setting("learning_rate", "optimizer", "dynamic", *_POSITIVE),
         Setting("beta1", "optimizer", "dynamic", *_BELOW_ONE, need=_ADAM),

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
     from fmnist.config import StudyConfig
     from fmnist.data import Dataset
-    from fmnist.functional.types import Split
     from fmnist.results import TrialResult
+    from fmnist.search import Splits
     from fmnist.views.progress import Progress
 
 PROG = "fmnist.study"
-MAX_LANES = 8
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,10 +32,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-lanes",
-        type=cli.positive,
-        default=MAX_LANES,
-        metavar="N",
-        help=f"train at most this many configurations at once (default: {MAX_LANES})",
+        type=cli.positive_or_auto,
+        metavar="N|auto",
+        help="train at most this many configurations at once (default: as memory allows)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
@@ -67,16 +65,16 @@ def main(argv: Sequence[str]) -> int:
     return int(any(result.state != "COMPLETE" for result in results))
 
 
-def plan(config: StudyConfig, max_lanes: int) -> str:
+def plan(config: StudyConfig, max_lanes: int | None) -> str:
     """What a run would train, a line a group."""
     from fmnist.results import label
-    from fmnist.search import chunks
+    from fmnist.search import MOST_LANES, chunks
 
     lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
     groups = chunks(
         [(point, config.trial(point)) for point in config.points()],
         lambda pair: pair[1].static,
-        max_lanes,
+        max_lanes or MOST_LANES,
     )
     for index, group in enumerate(groups, 1):
         static = group[0][1].static
@@ -106,19 +104,18 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def splits(
-    config: StudyConfig, dataset: Dataset, device: torch.device
-) -> tuple[Split, Split, Split]:
+def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
     """Training, validation and test examples on the device; the last two are one if holdout = 0."""
     from fmnist.data import holdout_split
     from fmnist.functional.types import Split
+    from fmnist.search import Splits
 
     training, validation = holdout_split(dataset.train, config.holdout)
     training, validation, test = (
         Split(split.images.to(device), split.labels.to(device))
         for split in (training, validation, dataset.test)
     )
-    return training, test if config.validation_is_test else validation, test
+    return Splits(training, test if config.validation_is_test else validation, test)
 
 
 def run_study(
@@ -129,7 +126,7 @@ def run_study(
     data: str | Path | None = None,
     dataset: Dataset | None = None,
     device: str = "auto",
-    max_lanes: int = MAX_LANES,
+    max_lanes: int | None = None,
     command: str = "fmnist.run_study",
     progress: Progress | None = None,
 ) -> list[TrialResult]:
@@ -142,7 +139,7 @@ def run_study(
         data: a folder with the four IDX files; found or fetched by default.
         dataset: use this one instead of loading.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        max_lanes: how many configurations train at once, at most.
+        max_lanes: how many configurations train at once, at most; by default as memory allows.
         command: what the report gives as the command that made it.
         progress: told of what happens; nobody by default.
 
@@ -155,25 +152,27 @@ def run_study(
     import optuna
 
     from fmnist import data as sources
-    from fmnist import lock, provenance, publish, search
+    from fmnist import grid, lock
     from fmnist.views.progress import make_progress
 
     out, progress = Path(out), progress or make_progress(quiet=True)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock.holding(out), _log_to(progress):
+    with lock.holding(out), _LogTo(progress):
         _claim(out, config)
-        study = search.open_study(config, storage or f"sqlite:///{out / 'study.db'}")
-        done = search.results(study, config)
+        study = grid.open_study(config, storage or f"sqlite:///{out / 'study.db'}")
+        done = grid.results(study, config)
         if len(done) == config.size and (out / "report.md").exists():
             progress.message(f"study {config.name} in {out} is complete: nothing to train")
             return done
         dataset = dataset or sources.load(data)
         _train(study, config, dataset, out, where, max_lanes, progress)
-        results = search.results(study, config)
+        results = grid.results(study, config)
+        from fmnist import provenance, publish  # seaborn costs a second of start-up
+
         wall = study.user_attrs.get(WALL, 0.0)
         facts = provenance.facts(command, where, wall, dataset.source)
-        publish.publish(out, config, results, dataset, facts)
+        publish.publish(out, config, results, dataset, facts, storage)
         return results
 
 
@@ -186,17 +185,19 @@ def _train(
     dataset: Dataset,
     out: Path,
     device: torch.device,
-    max_lanes: int,
+    max_lanes: int | None,
     progress: Progress,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
-    from fmnist import checkpoint, publish, search
+    from fmnist import checkpoint, search
+    from fmnist.functional.kernels import conv
     from fmnist.results import label
     from fmnist.views.tensorboard import TensorBoardMirror
 
-    training, validation, test = splits(config, dataset, device)
+    examples = splits(config, dataset, device)
+    progress.message(f"device {device}; convolutions of lanes: {conv.backend(device)}")
     began, before = time.perf_counter(), study.user_attrs.get(WALL, 0.0)
-    events = search.run(study, config, training, validation, test, max_lanes=max_lanes)
+    events = search.run(study, config, examples, max_lanes=max_lanes)
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
         for event in events:
             match event:
@@ -204,17 +205,21 @@ def _train(
                     for trial in trials:
                         mirror.start(trial.number, trial.point)
                     labels = {trial.number: label(trial.point) for trial in trials}
-                    images = len(training.labels) * len(trials)
+                    images = len(examples.training.labels) * len(trials)
                     progress.group(index, total, labels, config.epochs, images, left)
                 case search.EpochFinished(epoch, metrics, seconds):
                     for number, values in metrics.items():
                         mirror.epoch(number, epoch, values)
                     progress.epoch(epoch, metrics, seconds)
                 case search.TrialFinished(result, params, state):
-                    checkpoint.save_model(publish.model_path(out, result.number), params, state)
+                    checkpoint.save_model(checkpoint.model_path(out, result.number), params, state)
                     mirror.finish(result)
                     progress.trial(result)
                     study.set_user_attr(WALL, before + time.perf_counter() - began)
+                case search.LanesHalved(lanes, epoch):
+                    progress.message(
+                        f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"
+                    )
 
 
 def _claim(out: Path, config: StudyConfig) -> None:
@@ -238,7 +243,7 @@ def _claim(out: Path, config: StudyConfig) -> None:
         )
 
 
-class _log_to(logging.Handler):  # noqa: N801
+class _LogTo(logging.Handler):
     """While in it, what the package logs goes to the progress display."""
 
     def __init__(self, progress: Progress) -> None:

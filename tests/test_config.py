@@ -413,6 +413,7 @@ VALUES = {
     "hidden": widths(8, 4096),
     "kernel_size": st.integers(1, 27),
     "dropout": below_one,
+    "precision": st.sampled_from(["float32", "tf32", "bfloat16"]),
     "algorithm": st.sampled_from(["adam", "adamw", "sgd"]),
     "learning_rate": positive,
     "beta1": below_one,

@@ -28,9 +28,11 @@ MAY_IMPORT = {
     "config": {"errors", "results", "settings", "functional"},
     "data": {"errors", "functional"},
     "checkpoint": {"errors", "functional"},
-    "loop": {"functional"},
+    "repeat": set(),
+    "loop": {"functional", "repeat"},
     "reference": {"functional"},
-    "search": {"loop", "config", "checkpoint", "errors", "results", "functional"},
+    "grid": {"config", "errors", "results"},
+    "search": {"grid", "loop", "config", "errors", "results", "provenance", "functional"},
     "views": {"config", "results", "functional"},
     "publish": {"views", "config", "data", "results", "checkpoint", "functional"},
 }

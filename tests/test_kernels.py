@@ -190,10 +190,10 @@ def test_float64_takes_the_definition():
 
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4),
-    st.booleans(), seeds,
+    st.booleans(), st.sampled_from(conv.BACKENDS), seeds,
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_convolution_of_lanes(lanes, batch, inputs, outputs, kernel, shared, seed):
+def test_convolution_of_lanes(lanes, batch, inputs, outputs, kernel, shared, how, seed):
     images = normal(*(() if shared else (lanes,)), batch, inputs, 7, 6, seed=seed).double()
     weight = normal(lanes, outputs, inputs, kernel, kernel, seed=1).double()
     bias = normal(lanes, outputs, seed=2).double()
@@ -209,12 +209,20 @@ def test_convolution_of_lanes(lanes, batch, inputs, outputs, kernel, shared, see
         dims = (None if shared else 0, 0, 0, 0)
         return torch.func.vmap(grads, in_dims=dims)(images, weight, bias, upstream)
 
+    with conv.forced(how):
+        computed = through(conv.conv2d)
     for ours, theirs in zip(
-        torch.utils._pytree.tree_leaves(through(conv.conv2d)),
+        torch.utils._pytree.tree_leaves(computed),
         torch.utils._pytree.tree_leaves(through(F.conv2d)),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_back_end_that_is_not_there_is_refused():
+    assert conv.backend(torch.device("cpu")) == "grouped"
+    with pytest.raises(ValueError, match="winograd"), conv.forced("winograd"):
+        pass
 
 
 def test_convolution_of_nested_lanes():

@@ -139,7 +139,7 @@ def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
         before = torch.random.get_rng_state()
         assert torch.equal(batching.permutation(seed, epoch, 100), first)
         model.init(seed, SMALL)
-        batching.dropout_noise(seed, epoch, 3, 4, ModelConfig(dropout=0.5))
+        batching.dropout_noise(seed, epoch, 4, ModelConfig(dropout=0.5))
         assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(batching.permutation(seed, epoch + 1, 100), first)
     assert not torch.equal(batching.permutation(seed ^ (1 << 31), epoch, 100), first)
@@ -158,3 +158,19 @@ def test_dropout_keeps_the_mean():
     dropped = layers.dropout(torch.ones(1000, 100), noise, 0.3)
     assert set(dropped.unique().tolist()) == {0.0, (torch.tensor(1.0) / 0.7).item()}
     assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_precision_changes_the_rounding_and_little_else():
+    split, held_out = random_split(40), random_split(10, seed=1)
+    lane = (loop.Lane(0, NUMBERS | {"learning_rate": 0.001}),)
+
+    def loss(precision):
+        config = ModelConfig(SMALL.channels, SMALL.hidden, precision=precision)
+        group = loop.Group(config, "adam", False, 10, lane)
+        return next(iter(loop.fit(group, split, held_out, epochs=1))).train.loss_sum.item()
+
+    exact = loss("float32")
+    assert loss("bfloat16") != exact
+    assert loss("bfloat16") == pytest.approx(exact, rel=0.02)
+    if not torch.cuda.is_available():
+        assert loss("tf32") == exact

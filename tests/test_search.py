@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 from strategies import random_split
 
-from fmnist import search
+from fmnist import grid, loop, search
 from fmnist.config import StudyConfig
+from fmnist.errors import UserError
 from fmnist.functional.types import ModelConfig
 
-TRAIN, HELD_OUT, TEST = random_split(40), random_split(10, 1), random_split(10, 2)
+SPLITS = search.Splits(random_split(40), random_split(10, 1), random_split(10, 2))
 
 CONFIG = StudyConfig(
     name="tiny",
@@ -32,7 +34,7 @@ def storage(tmp_path):
 def finish(study, config=CONFIG, stop_after=None, max_lanes=8):
     """Run to the end, or drop the generator after so many finished trials, as a kill would."""
     seen = []
-    events = search.run(study, config, TRAIN, HELD_OUT, TEST, max_lanes=max_lanes)
+    events = search.run(study, config, SPLITS, max_lanes=max_lanes)
     for event in events:
         seen.append(event)
         if sum(isinstance(e, search.TrialFinished) for e in seen) == stop_after:
@@ -50,9 +52,9 @@ def same_to_rounding(ours, theirs):
 
 
 def test_every_point_is_told_once(storage):
-    study = search.open_study(CONFIG, storage)
+    study = grid.open_study(CONFIG, storage)
     events = finish(study)
-    results = search.results(study, CONFIG)
+    results = grid.results(study, CONFIG)
     assert [r.number for r in results] == list(range(8))
     assert sorted(map(str, (dict(r.point) for r in results))) == sorted(
         str(dict(p)) for p in CONFIG.points()
@@ -68,38 +70,38 @@ def test_every_point_is_told_once(storage):
 
 
 def test_a_finished_study_trains_nothing(storage):
-    finish(search.open_study(CONFIG, storage))
-    assert finish(search.open_study(CONFIG, storage)) == []
+    finish(grid.open_study(CONFIG, storage))
+    assert finish(grid.open_study(CONFIG, storage)) == []
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8])
 def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_after):
-    whole = search.open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
+    whole = grid.open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
     finish(whole)
-    finish(search.open_study(CONFIG, storage), stop_after=stop_after)
-    study = search.open_study(CONFIG, storage)
+    finish(grid.open_study(CONFIG, storage), stop_after=stop_after)
+    study = grid.open_study(CONFIG, storage)
     # The last one was finished but not told: a kill falls between its files and its tell.
     assert sum(t.state == TrialState.COMPLETE for t in study.trials) == stop_after - 1
     finish(study)
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
-    same_to_rounding(search.results(study, CONFIG), search.results(whole, CONFIG))
+    same_to_rounding(grid.results(study, CONFIG), grid.results(whole, CONFIG))
 
 
 def test_results_do_not_depend_on_how_many_lanes_train_together(storage, tmp_path):
-    study = search.open_study(CONFIG, storage)
+    study = grid.open_study(CONFIG, storage)
     finish(study, max_lanes=1)
-    other = search.open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
+    other = grid.open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
     finish(other, max_lanes=2)
-    same_to_rounding(search.results(study, CONFIG), search.results(other, CONFIG))
+    same_to_rounding(grid.results(study, CONFIG), grid.results(other, CONFIG))
 
 
 def test_a_point_that_something_else_failed_is_tried_again(storage):
-    study = search.open_study(CONFIG, storage)
+    study = grid.open_study(CONFIG, storage)
     lost = study.ask()
-    search.suggest(lost, CONFIG.grid)
+    grid.suggest(lost, CONFIG.grid)
     study.tell(lost, state=TrialState.FAIL)
     finish(study)
-    results = search.results(study, CONFIG)
+    results = grid.results(study, CONFIG)
     assert len(results) == CONFIG.size
     assert {str(dict(r.point)) for r in results} == {str(dict(p)) for p in CONFIG.points()}
     assert all(r.state == "COMPLETE" for r in results)
@@ -107,49 +109,82 @@ def test_a_point_that_something_else_failed_is_tried_again(storage):
 
 def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
     config = replace(CONFIG, grid={"learning_rate": (0.01, 1e30, 0.001)})
-    study = search.open_study(config, storage)
+    study = grid.open_study(config, storage)
     finish(study, config)
-    by_rate = {r.point["learning_rate"]: r for r in search.results(study, config)}
+    by_rate = {r.point["learning_rate"]: r for r in grid.results(study, config)}
     assert by_rate[1e30].state == "FAIL"
     assert "not finite in epoch" in by_rate[1e30].reason
     assert math.isnan(by_rate[1e30].test_accuracy)
     assert [by_rate[r].state for r in (0.01, 0.001)] == ["COMPLETE"] * 2
     assert finish(study, config) == []  # it diverged for good: nothing is tried again
     calm = replace(CONFIG, grid={"learning_rate": (0.01, 0.002, 0.001)})
-    other = search.open_study(calm, f"sqlite:///{tmp_path}/calm.db")
+    other = grid.open_study(calm, f"sqlite:///{tmp_path}/calm.db")
     finish(other, calm)
-    for result in search.results(other, calm):
+    for result in grid.results(other, calm):
         if result.point["learning_rate"] != 0.002:
             assert result.history == by_rate[result.point["learning_rate"]].history
 
 
+def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monkeypatch):
+    """More than one lane in the second epoch is too much: no trial is lost, none is repeated."""
+    config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
+    whole = grid.open_study(config, f"sqlite:///{tmp_path}/whole.db")
+    finish(whole, config)
+    fit = loop.fit
+
+    def greedy(group, *args, **kwargs):
+        for epoch in fit(group, *args, **kwargs):
+            if epoch.epoch == 2 and len(group.lanes) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield epoch
+
+    monkeypatch.setattr(loop, "fit", greedy)
+    study = grid.open_study(config, storage)
+    events = finish(study, config)
+    assert [e.lanes for e in events if isinstance(e, search.LanesHalved)] == [3, 2]
+    assert all(e.epoch == 1 for e in events if isinstance(e, search.LanesHalved))
+    same_to_rounding(grid.results(study, config), grid.results(whole, config))
+    seen = [(n, e.epoch) for e in events if isinstance(e, search.EpochFinished) for n in e.metrics]
+    assert sorted(seen) == [(n, e) for n in range(3) for e in (1, 2, 3)]
+
+
+def test_one_lane_too_many_is_the_users_to_mend(storage, monkeypatch):
+    def broke(*_, **__):
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(loop, "fit", broke)
+    with pytest.raises(UserError, match="not enough memory"):
+        finish(grid.open_study(CONFIG, storage))
+
+
 def test_a_study_of_another_configuration_is_refused(storage):
-    search.open_study(CONFIG, storage)
-    with pytest.raises(search.StudyMismatchError, match="epochs"):
-        search.open_study(replace(CONFIG, epochs=3), storage)
-    with pytest.raises(search.StudyMismatchError, match="seed"):
-        search.open_study(replace(CONFIG, seed=1), storage)
+    grid.open_study(CONFIG, storage)
+    with pytest.raises(grid.StudyMismatchError, match="epochs"):
+        grid.open_study(replace(CONFIG, epochs=3), storage)
+    with pytest.raises(grid.StudyMismatchError, match="seed"):
+        grid.open_study(replace(CONFIG, seed=1), storage)
 
 
 def test_a_study_that_is_not_ours_is_refused(storage):
     study = optuna.create_study(study_name=CONFIG.name, storage=storage)
     study.tell(study.ask(), 1.0)
-    with pytest.raises(search.StudyMismatchError, match="not one of fmnist's"):
-        search.open_study(CONFIG, storage)
+    with pytest.raises(grid.StudyMismatchError, match="not one of fmnist's"):
+        grid.open_study(CONFIG, storage)
 
 
 def test_an_empty_grid_is_one_trial(storage):
     config = replace(CONFIG, grid={})
-    study = search.open_study(config, storage)
+    study = grid.open_study(config, storage)
     finish(study, config)
-    assert [r.label for r in search.results(study, config)] == ["single"]
+    assert [r.label for r in grid.results(study, config)] == ["single"]
 
 
 def test_numbers_stay_numbers():
-    assert search.distribution((0.1, 0.001)).log
-    assert not search.distribution((0.1, 0.2)).log
-    assert isinstance(search.distribution((100, 500)), optuna.distributions.IntDistribution)
-    assert isinstance(search.distribution(("a", "b")), optuna.distributions.CategoricalDistribution)
+    assert grid.distribution((0.1, 0.001)).log
+    assert not grid.distribution((0.1, 0.2)).log
+    assert isinstance(grid.distribution((100, 500)), optuna.distributions.IntDistribution)
+    assert isinstance(grid.distribution(("a", "b")), optuna.distributions.CategoricalDistribution)
     assert isinstance(
-        search.distribution((True, False)), optuna.distributions.CategoricalDistribution
+        grid.distribution((True, False)), optuna.distributions.CategoricalDistribution
     )

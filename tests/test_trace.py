@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import optree
+import pytest
 import torch
 from strategies import NUMBERS, SMALL, random_split
 
-from fmnist import loop
+from fmnist import loop, repeat
 from fmnist.functional import batching, lanes
 from fmnist.functional.trace import traced
 
@@ -28,6 +29,42 @@ def test_the_traced_step_is_the_step_bit_for_bit():
         ):
             assert torch.equal(ours, theirs)
     assert all(map(torch.equal, optree.tree_leaves(args), optree.tree_leaves(kept)))
+
+
+def test_replaying_a_captured_step_is_repeating_it():
+    """The capture logic, with a stand-in that runs what a graph would replay."""
+    captured = []
+
+    def capture(run, device):
+        run()  # a real capture runs the step too, on buffers that are then overwritten
+        captured.append(device)
+        return run
+
+    def step(carry, inputs):
+        return {"x": carry["x"] * inputs + 1, "n": carry["n"] + 1}
+
+    looped = repeat.repeater(step, torch.device("cpu"))
+    replayed = repeat.Replayed(step, capture)
+    carry = {"x": torch.ones(3), "n": torch.tensor(0)}
+    for times in (3, 0, 5):
+        inputs = torch.rand(3)
+        expected, got = looped(carry, inputs, times), replayed(carry, inputs, times)
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+        assert carry["n"] % 1 == 0
+        carry = got  # and it does not alias the buffers
+    assert captured == [torch.device("cpu")]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_captured_fit_is_the_fit_on_the_cpu():
+    group = loop.Group(SMALL, "adam", False, 8, (loop.Lane(0, NUMBERS), loop.Lane(1, NUMBERS)))
+    splits = [random_split(20), random_split(10, 1)]
+    ours, theirs = (
+        list(loop.fit(group, *(type(s)(*(t.to(device) for t in s)) for s in splits), epochs=3))
+        for device in ("cuda", "cpu")
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.train.loss_sum.cpu(), b.train.loss_sum, rtol=1e-3, atol=0)
 
 
 def test_one_program_a_shape():

@@ -33,13 +33,16 @@ def steps(examples: int, batch_size: int) -> int:
 
 
 def dropout_noise(
-    seed: int, epoch: int, step: int, batch: int, config: ModelConfig
-) -> tuple[Float[Tensor, "batch width"], ...]:
-    """Uniform numbers for every hidden layer at one step; none where there is no dropout."""
+    seed: int, epoch: int, examples: int, config: ModelConfig
+) -> tuple[Float[Tensor, "examples width"], ...]:
+    """Uniform numbers for every hidden layer and every example of an epoch, in training order.
+
+    None where there is no dropout.
+    """
     if config.dropout == 0:
         return ()
-    generator = _generator(_DROPOUT, seed, epoch, step)
-    return tuple(torch.rand(batch, width, generator=generator) for width in config.hidden)
+    generator = _generator(_DROPOUT, seed, epoch)
+    return tuple(torch.rand(examples, width, generator=generator) for width in config.hidden)
 
 
 def gather(

@@ -61,6 +61,7 @@ def train_step(
     shared: bool,
     optimizer: train.Optimizer,
     dropout: float = 0.0,
+    compute: torch.dtype | None = None,
 ) -> tuple[TrainState, Metrics]:
     """:func:`fmnist.functional.train.train_step` of every lane at once.
 
@@ -69,18 +70,20 @@ def train_step(
         batch: one batch for all lanes when ``shared``, else stacked.
         hyperparams: stacked.
         shared: whether all lanes see the same examples and noise.
-        optimizer: as in the solo step.
-        dropout: as in the solo step.
+        optimizer, dropout, compute: as in the solo step.
 
     Returns:
         The stacked state and the metrics ``[lanes]``.
     """
-    step = partial(train.train_step, optimizer=optimizer, dropout=dropout)
+    step = partial(train.train_step, optimizer=optimizer, dropout=dropout, compute=compute)
     return torch.func.vmap(step, in_dims=(0, None if shared else 0, 0))(
         train_state, batch, hyperparams
     )
 
 
-def eval_step(params: Params, state: State, batch: Batch) -> Metrics:
+def eval_step(
+    params: Params, state: State, batch: Batch, *, compute: torch.dtype | None = None
+) -> Metrics:
     """:func:`fmnist.functional.train.eval_step` of every lane on one shared batch."""
-    return torch.func.vmap(train.eval_step, in_dims=(0, 0, None))(params, state, batch)
+    step = partial(train.eval_step, compute=compute)
+    return torch.func.vmap(step, in_dims=(0, 0, None))(params, state, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,17 +16,38 @@ MOMENTUM = 0.1
 
 
 def linear(
-    params: dict[str, Tensor], x: Float[Tensor, "batch inputs"]
+    params: dict[str, Tensor], x: Float[Tensor, "batch inputs"], compute: torch.dtype | None = None
 ) -> Float[Tensor, "batch outputs"]:
-    """``x W' + b`` with ``weight [outputs, inputs]`` and ``bias [outputs]``."""
-    return F.linear(x, params["weight"], params["bias"])
+    """``x W' + b`` with ``weight [outputs, inputs]`` and ``bias [outputs]``.
+
+    ``compute`` is the precision of the product, by default that of ``x``.
+    """
+    return _computed(F.linear, params, x, compute)
 
 
 def conv2d(
-    params: dict[str, Tensor], x: Float[Tensor, "batch inputs height width"]
+    params: dict[str, Tensor],
+    x: Float[Tensor, "batch inputs height width"],
+    compute: torch.dtype | None = None,
 ) -> Float[Tensor, "batch outputs height2 width2"]:
-    """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding."""
-    return conv.conv2d(x, params["weight"], params["bias"])
+    """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding.
+
+    ``compute`` is the precision of the products, by default that of ``x``.
+    """
+    return _computed(conv.conv2d, params, x, compute)
+
+
+def _computed(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    params: dict[str, Tensor],
+    x: Tensor,
+    compute: torch.dtype | None,
+) -> Tensor:
+    """In another precision, and back."""
+    weight, bias = params["weight"], params["bias"]
+    if compute is None or compute == x.dtype:
+        return function(x, weight, bias)
+    return function(x.to(compute), weight.to(compute), bias.to(compute)).to(x.dtype)
 
 
 def norm_relu_pool(

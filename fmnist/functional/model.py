@@ -37,6 +37,11 @@ def feature_count(config: ModelConfig) -> int:
     return config.channels[-1] * side * side
 
 
+def compute_dtype(config: ModelConfig) -> torch.dtype | None:
+    """What ``apply`` computes in for this configuration; None for the images' own precision."""
+    return torch.bfloat16 if config.precision == "bfloat16" else None
+
+
 def init(
     seed: int, config: ModelConfig = ModelConfig(), *, dtype: torch.dtype = torch.float32
 ) -> tuple[Params, State]:
@@ -90,6 +95,7 @@ def apply(
     train: bool,
     dropout: float = 0.0,
     noise: tuple[Float[Tensor, "batch width"], ...] = (),
+    compute: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "batch 10"], State]:
     """The logits of ``images``, and the running statistics after them.
 
@@ -102,6 +108,7 @@ def apply(
         train: normalise by the batch and drop hidden units; else use the running statistics.
         dropout: probability of dropping a hidden unit while training.
         noise: uniform numbers, one tensor a hidden layer; needed when training with dropout.
+        compute: precision of convolutions and matrix products; by default that of the images.
 
     Returns:
         ``(logits, state)``; ``state`` is unchanged when not training.
@@ -115,13 +122,13 @@ def apply(
         raise ValueError(f"dropout wants noise for {linears - 1} hidden layers, got {len(noise)}")
     x, new_state = images, {}
     for i in range(1, blocks + 1):
-        x = layers.conv2d(params[f"conv{i}"], x)
+        x = layers.conv2d(params[f"conv{i}"], x, compute)
         x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
         )
     x = x.flatten(1)
     for i in range(1, linears):
-        x = torch.relu(layers.linear(params[f"linear{i}"], x))
+        x = torch.relu(layers.linear(params[f"linear{i}"], x, compute))
         if drop:
             x = layers.dropout(x, noise[i - 1], dropout)
-    return layers.linear(params[f"linear{linears}"], x), new_state
+    return layers.linear(params[f"linear{linears}"], x, compute), new_state

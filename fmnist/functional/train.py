@@ -43,6 +43,7 @@ def train_step(
     *,
     optimizer: Optimizer,
     dropout: float = 0.0,
+    compute: torch.dtype | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on the mean cross entropy of ``batch``.
 
@@ -58,6 +59,7 @@ def train_step(
             train=True,
             dropout=dropout,
             noise=batch.noise,
+            compute=compute,
         )
         each = losses.cross_entropy(logits, batch.labels)
         return each.mean(), (state, losses.measure(each, logits, batch.labels))
@@ -70,7 +72,9 @@ def train_step(
     return TrainState(params, state, opt_state), metrics
 
 
-def eval_step(params: Params, state: State, batch: Batch) -> Metrics:
+def eval_step(
+    params: Params, state: State, batch: Batch, *, compute: torch.dtype | None = None
+) -> Metrics:
     """The metrics of ``batch`` in evaluation mode."""
-    logits, _ = model.apply(params, state, batch.images, train=False)
+    logits, _ = model.apply(params, state, batch.images, train=False, compute=compute)
     return losses.measure(losses.cross_entropy(logits, batch.labels), logits, batch.labels)

@@ -31,12 +31,16 @@ class ModelConfig:
         hidden: widths of the hidden linear layers; may be empty.
         kernel_size: side of every (square) convolution kernel; no padding.
         dropout: probability of dropping a hidden unit while training, in ``[0, 1)``.
+        precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (NVIDIA GPUs, in
+            training: float32 with 10 bits of mantissa; elsewhere float32) or ``"bfloat16"``. Parameters,
+            statistics, losses and the optimizer are float32 whatever it is.
     """
 
     channels: tuple[int, ...] = (12, 24)
     hidden: tuple[int, ...] = (120, 60)
     kernel_size: int = 5
     dropout: float = 0.0
+    precision: str = "float32"
 
 
 class Split(NamedTuple):

@@ -64,7 +64,7 @@ def _train(
     out: Path,
 ) -> TrialResult:
     """Train and test one configuration, and keep its parameters."""
-    from fmnist import checkpoint, publish
+    from fmnist import checkpoint
     from fmnist.functional import losses
     from fmnist.functional.types import Metrics
     from fmnist.reference import evaluate, fit_reference, from_module
@@ -94,7 +94,7 @@ def _train(
             break
         history.append(metrics)
     test_loss, test_accuracy = numbers(evaluate(epoch.network, test))
-    checkpoint.save_model(publish.model_path(out, number), *from_module(epoch.network))
+    checkpoint.save_model(checkpoint.model_path(out, number), *from_module(epoch.network))
     return TrialResult(
         number=number,
         point=point,

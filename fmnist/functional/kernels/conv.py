@@ -2,20 +2,54 @@
 
 torch's own rule would do as much, but moves lanes to the front between operations; on a CPU
 that copying costs more than the arithmetic. See fold.py for the layout that avoids it.
+
+Lanes with images of their own can be computed in several ways (``BACKENDS``), each the fastest
+somewhere. functorch has been asked for such a choice since 2021 (pytorch/functorch#365).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fmnist.functional.kernels.fold import fold, unfold
 
-_PLAIN: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
+BACKENDS = ("grouped", "lanes", "unfold")
+"""One grouped convolution; a convolution a lane; unfolded images and a batched matrix product."""
+
+MEASURED = {"cpu": "grouped"}
+"""Device -> the fastest there (benchmarks/README.md). Where nobody has measured: grouped."""
+
+_forced: ContextVar[str | None] = ContextVar("conv2d", default=None)
+
+
+def backend(device: torch.device) -> str:
+    """How convolutions of lanes are computed on this device."""
+    return _forced.get() or MEASURED.get(device.type, "grouped")
+
+
+@contextlib.contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Compute by this back end within the block, for benchmarks and tests.
+
+    Raises:
+        ValueError: when there is no such back end.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"no convolution back end is called {name!r}; there are {BACKENDS}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
 
 
 def conv2d(
@@ -24,49 +58,44 @@ def conv2d(
     bias: Float[Tensor, " outputs"],
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Cross-correlation, stride 1, no padding; channels last in memory. Differentiable once."""
-    return _Conv2d.apply(x, weight, bias, 1)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``x`` with channels last in memory, and with strides that say so.
-
-    With one channel both layouts are the same in memory and torch reads the strides to guess
-    which is meant; guessing wrong, it would make the output channels first.
-    """
-    if x.shape[1] == 1:
-        return x.contiguous().squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)
+    return _Conv2d.apply(x, weight, bias, 1, backend(x.device))
 
 
 class _Conv2d(torch.autograd.Function):
     """``groups`` counts the lanes folded into the channels so far."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
-        x, weight = _channels_last(x), _channels_last(weight)
-        return torch.ops.aten.convolution(x, weight, bias, *_PLAIN, groups)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) -> Tensor:
+        return _convolve(_channels_last(x), _channels_last(weight), bias, groups, how)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.groups = inputs
+        x, weight, _, ctx.groups, ctx.how = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grads = _Conv2dGrad.apply(grad, x, weight, ctx.groups, ctx.needs_input_grad[0])
-        return (*(grads if len(grads) == 3 else (None, *grads)), None)
+        input_too = ctx.needs_input_grad[0]
+        grads = _Conv2dGrad.apply(grad, x, weight, ctx.groups, input_too, ctx.how)
+        return (*(grads if input_too else (None, *grads)), None, None)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], x: Tensor, weight: Tensor, bias: Tensor, groups: int
+        info: Any,
+        in_dims: tuple[Any, ...],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        how: str,
     ) -> tuple[Tensor, int]:
         lanes = info.batch_size
         if in_dims[0] is not None or groups > 1:
             x = fold(x, in_dims[0], lanes, 1)
             groups *= lanes
         weight, bias = fold(weight, in_dims[1], lanes, 0), fold(bias, in_dims[2], lanes, 0)
-        return unfold(_Conv2d.apply(x, weight, bias, groups), lanes, 1), 1
+        return unfold(_Conv2d.apply(x, weight, bias, groups, how), lanes, 1), 1
 
 
 class _Conv2dGrad(torch.autograd.Function):
@@ -74,17 +103,10 @@ class _Conv2dGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: Tensor, x: Tensor, weight: Tensor, groups: int, input_too: bool
+        grad: Tensor, x: Tensor, weight: Tensor, groups: int, input_too: bool, how: str
     ) -> tuple[Tensor, ...]:
-        grads = torch.ops.aten.convolution_backward(
-            _channels_last(grad),
-            _channels_last(x),
-            _channels_last(weight),
-            [weight.shape[0]],
-            *_PLAIN,
-            groups,
-            [input_too, True, True],
-        )
+        tensors = (_channels_last(grad), _channels_last(x), _channels_last(weight))
+        grads = _gradients(*tensors, groups, input_too, how)
         return grads if input_too else grads[1:]
 
     @staticmethod
@@ -105,12 +127,70 @@ class _Conv2dGrad(torch.autograd.Function):
         weight: Tensor,
         groups: int,
         input_too: bool,
+        how: str,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         lanes = info.batch_size
         if in_dims[1] is not None or groups > 1 or input_too:
             x = fold(x, in_dims[1], lanes, 1)
             groups *= lanes
         grad, weight = fold(grad, in_dims[0], lanes, 1), fold(weight, in_dims[2], lanes, 0)
-        grads = _Conv2dGrad.apply(grad, x, weight, groups, input_too)
+        grads = _Conv2dGrad.apply(grad, x, weight, groups, input_too, how)
         dims = (1, 0, 0) if input_too else (0, 0)
         return tuple(unfold(g, lanes, dim) for g, dim in zip(grads, dims, strict=True)), dims
+
+
+_PLAIN: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) -> Tensor:
+    if groups == 1 or how == "grouped":
+        return torch.ops.aten.convolution(x, weight, bias, *_PLAIN, groups)
+    if how == "lanes":
+        own = zip(x.chunk(groups, 1), weight.chunk(groups), bias.chunk(groups), strict=True)
+        return torch.cat([_convolve(*lane, 1, how) for lane in own], 1)
+    columns, kernels = _unfolded(x, weight, groups)
+    out = torch.einsum("gok,bgkp->bgop", kernels, columns).flatten(1, 2)
+    side = weight.shape[-1] - 1
+    return out.unflatten(2, (x.shape[2] - side, x.shape[3] - side)) + bias[:, None, None]
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, groups: int, input_too: bool, how: str
+) -> tuple[Tensor, ...]:
+    """For input, weight and bias; the first is only there when ``input_too``."""
+    if groups == 1 or how == "grouped":
+        return torch.ops.aten.convolution_backward(
+            grad, x, weight, [weight.shape[0]], *_PLAIN, groups, [input_too, True, True]
+        )
+    if how == "lanes":
+        own = zip(grad.chunk(groups, 1), x.chunk(groups, 1), weight.chunk(groups), strict=True)
+        solo = [_gradients(*lane, 1, input_too, how) for lane in own]
+        first = torch.cat([g[0] for g in solo], 1) if input_too else grad
+        return first, torch.cat([g[1] for g in solo]), torch.cat([g[2] for g in solo])
+    columns, kernels = _unfolded(x, weight, groups)
+    outer = grad.flatten(2).unflatten(1, (groups, -1))
+    to_weight = torch.einsum("bgop,bgkp->gok", outer, columns).reshape(weight.shape)
+    first = grad
+    if input_too:
+        to_columns = torch.einsum("gok,bgop->bgkp", kernels, outer).flatten(1, 2)
+        first = F.fold(to_columns, x.shape[2:], weight.shape[-2:])
+    return first, to_weight, grad.sum((0, 2, 3))
+
+
+def _unfolded(
+    x: Tensor, weight: Tensor, groups: int
+) -> tuple[Float[Tensor, "batch groups k pixels"], Float[Tensor, "groups outputs k"]]:
+    """Every square that the kernel sees as a column, and the kernels as rows."""
+    columns = F.unfold(x, weight.shape[-2:]).unflatten(1, (groups, -1))
+    return columns, weight.flatten(1).unflatten(0, (groups, -1))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``x`` with channels last in memory, and with strides that say so.
+
+    With one channel both layouts are the same in memory and torch reads the strides to guess
+    which is meant; guessing wrong, it would make the output channels first.
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)

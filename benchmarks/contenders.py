@@ -1,0 +1,233 @@
+"""The engines that engines.py compares: each trains the same steps and reports its loss.
+
+A contender is built for a batch size and a number of lanes, and ``epoch()`` trains one epoch of
+every lane and returns the lanes' mean training loss. The order of the examples, the initial
+parameters and the optimizer are the same for all, so their losses must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from common import NUMBERS
+
+from fmnist import loop
+from fmnist.functional import batching
+from fmnist.functional.types import ModelConfig, Split
+from fmnist.reference import Network, fit_reference
+
+RATES = (0.01, 0.001)
+"""Learning rates of the lanes, in turn, as in the baseline study."""
+
+
+def rate(lane: int) -> float:
+    """The learning rate of a lane."""
+    return RATES[lane % len(RATES)]
+
+
+class Contender:
+    """One engine at one batch size and number of lanes."""
+
+    sequential = False  # trains lane after lane: its time a trial does not depend on them
+
+    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
+        self.split, self.batch_size, self.lanes = split, batch_size, lanes
+        self.done = 0
+
+    def epoch(self) -> list[float]:
+        """Train one epoch of every lane; the mean training loss of each."""
+        raise NotImplementedError
+
+
+class Lanes(Contender):
+    """Ours: fit() of fmnist.loop."""
+
+    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
+        super().__init__(split, batch_size, lanes)
+        own = tuple(loop.Lane(0, NUMBERS | {"learning_rate": rate(i)}) for i in range(lanes))
+        group = loop.Group(ModelConfig(), "adam", False, batch_size, own)
+        probe = Split(split.images[:1], split.labels[:1])  # evaluation is not what is timed
+        self._epochs = loop.fit(group, split, probe, epochs=1 << 30)
+
+    def epoch(self) -> list[float]:
+        result = next(self._epochs)
+        return (result.train.loss_sum / result.train.examples).tolist()
+
+
+class Eager(Contender):
+    """The twin, fused Adam, tensors resident."""
+
+    sequential = True
+    memory_format = torch.contiguous_format
+
+    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
+        super().__init__(split, batch_size, lanes)
+        probe = Split(split.images[:1], split.labels[:1])
+        self._epochs = [
+            fit_reference(
+                ModelConfig(), "adam", NUMBERS | {"learning_rate": rate(i)}, split, probe,
+                batch_size=batch_size, seed=0, epochs=1 << 30, memory_format=self.memory_format,
+            )
+            for i in range(lanes)
+        ]  # fmt: skip
+
+    def epoch(self) -> list[float]:
+        results = [next(epochs).train for epochs in self._epochs]
+        return [(r.loss_sum / r.examples).item() for r in results]
+
+
+class EagerChannelsLast(Eager):
+    """The twin with channels last in memory."""
+
+    memory_format = torch.channels_last
+
+
+class _OwnLoop(Contender):
+    """A loop over modules that subclasses vary."""
+
+    sequential = True
+    fused = True
+
+    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
+        super().__init__(split, batch_size, lanes)
+        self._trained = []
+        for i in range(lanes):
+            torch.manual_seed(0)
+            network = Network().to(split.images.device)
+            optimizer = torch.optim.Adam(network.parameters(), lr=rate(i), fused=self.fused)
+            self._trained.append((network, optimizer, self.forward(network)))
+
+    def forward(self, network: Network) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The function from a batch to its loss."""
+        return lambda images, labels: F.cross_entropy(network(images), labels)
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The minibatches of the next epoch."""
+        device, examples = self.split.images.device, len(self.split.labels)
+        order = batching.permutation(0, self.done, examples).to(device)
+        for indices in order.split(self.batch_size):
+            batch = batching.gather(self.split, indices)
+            yield batch.images, batch.labels
+
+    def epoch(self) -> list[float]:
+        self.done += 1
+        means = []
+        for network, optimizer, forward in self._trained:
+            network.train()
+            total = torch.zeros((), device=self.split.images.device)
+            for images, labels in self.batches():
+                optimizer.zero_grad(set_to_none=True)
+                loss = forward(images, labels)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * len(labels)
+            means.append((total / len(self.split.labels)).item())
+        return means
+
+
+class Compiled(_OwnLoop):
+    """The twin under torch.compile."""
+
+    def forward(self, network: Network) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return torch.compile(super().forward(network))
+
+
+class CompiledGraphs(_OwnLoop):
+    """The twin under torch.compile with CUDA graphs."""
+
+    def forward(self, network: Network) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return torch.compile(super().forward(network), mode="reduce-overhead")
+
+
+class _AsTheOriginalHadIt(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """torchvision's data set with ToTensor: a PIL image and a conversion for each example."""
+
+    def __init__(self, split: Split) -> None:
+        from torchvision.transforms import ToTensor
+
+        self._images, self._labels, self._to_tensor = (
+            split.images.cpu(),
+            split.labels.cpu(),
+            ToTensor(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from PIL import Image
+
+        return self._to_tensor(Image.fromarray(self._images[index, 0].numpy())), self._labels[index]
+
+
+class DataLoaderStyle(_OwnLoop):
+    """The original's style: a DataLoader, a module, Adam as it comes."""
+
+    fused = False
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = batching.permutation(0, self.done, len(self.split.labels)).tolist()
+        loader = torch.utils.data.DataLoader(
+            _AsTheOriginalHadIt(self.split), batch_size=self.batch_size, sampler=order
+        )
+        device = self.split.images.device
+        for images, labels in loader:
+            yield images.to(device), labels.to(device)
+
+
+class StraightVmap(Contender):
+    """``vmap(grad)`` as torch does it: no kernels of ours, no tracing."""
+
+    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
+        super().__init__(split, batch_size, lanes)
+        device = split.images.device
+        network = Network()
+        torch.manual_seed(0)
+        network = Network().to(device)
+        self._network = network
+        stacked = [
+            {name: torch.stack([t.detach()] * lanes) for name, t in tensors}
+            for tensors in (network.named_parameters(), network.named_buffers())
+        ]
+        self._params, self._buffers = stacked
+        zeros = {name: torch.zeros_like(t) for name, t in self._params.items()}
+        self._mean, self._square = zeros, dict(zeros)
+        self._rate = torch.tensor([rate(i) for i in range(lanes)], device=device)
+        self._steps = 0
+
+    def epoch(self) -> list[float]:
+        self.done += 1
+        device, examples = self.split.images.device, len(self.split.labels)
+        total = torch.zeros(self.lanes, device=device)
+        order = batching.permutation(0, self.done, examples).to(device)
+        step = torch.func.vmap(
+            torch.func.grad(self._loss, has_aux=True), in_dims=(0, 0, None, None)
+        )
+        for indices in order.split(self.batch_size):
+            images, labels, _ = batching.gather(self.split, indices)
+            grads, (losses, self._buffers) = step(self._params, self._buffers, images, labels)
+            total += losses * len(labels)
+            self._adam(grads)
+        return (total / examples).tolist()
+
+    def _loss(self, params, buffers, images, labels):  # noqa: ANN001
+        # batch_norm's in-place update of its statistics is not for vmap: as functional_call
+        # works on a copy, the new statistics are returned.
+        buffers = {name: t.clone() for name, t in buffers.items()}
+        logits = torch.func.functional_call(self._network, (params, buffers), (images,))
+        loss = F.cross_entropy(logits, labels)
+        return loss, (loss.detach(), buffers)
+
+    def _adam(self, grads: dict[str, torch.Tensor]) -> None:
+        self._steps += 1
+        correction1, correction2 = 1 - 0.9**self._steps, 1 - 0.999**self._steps
+        for name, grad in grads.items():
+            mean = self._mean[name].lerp(grad, 0.1)
+            square = self._square[name] * 0.999 + grad * grad * 0.001
+            self._mean[name], self._square[name] = mean, square
+            size = self._rate.view(-1, *[1] * (grad.dim() - 1)) / correction1
+            self._params[name] = self._params[name] - size * mean / (
+                (square / correction2).sqrt() + 1e-8
+            )

@@ -1,0 +1,198 @@
+"""The grid as Optuna knows it: asking for trials, reporting, telling, and reading them back."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from fmnist.config import StudyConfig, TrialConfig, differences
+from fmnist.errors import UserError
+from fmnist.results import EpochMetrics, Point, TrialResult, Value
+
+CONFIG = "fmnist:config"
+HISTORY = "fmnist:history"
+REASON = "fmnist:reason"
+
+
+class StudyMismatchError(UserError):
+    """The storage holds another study under this name; says what differs."""
+
+
+class Trial(NamedTuple):
+    """A grid point that Optuna gave us to train."""
+
+    number: int
+    point: Point
+    config: TrialConfig
+    handle: optuna.Trial
+    reported: frozenset[int]  # epochs whose value Optuna has
+
+
+def distribution(values: Sequence[Value]) -> BaseDistribution:
+    """How an axis is described to Optuna: numbers stay numbers, so its plots have true scales."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(values):
+        return CategoricalDistribution(list(values))
+    low, high = min(numbers), max(numbers)
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high, log=low > 0 and high / low >= 10)
+
+
+def open_study(config: StudyConfig, storage: str) -> optuna.Study:
+    """Make the study, or load it when the storage has it.
+
+    Raises:
+        UserError: when the storage cannot be reached or used.
+        StudyMismatchError: when a study of this name was made from another configuration.
+            GridSampler would accept it: its seed permutes the grid and is not checked.
+    """
+    sampler = optuna.samplers.GridSampler(
+        {key: list(values) for key, values in config.grid.items()}, seed=config.seed
+    )
+    try:
+        study = optuna.create_study(
+            study_name=config.name,
+            storage=storage,
+            sampler=sampler,
+            direction=config.direction,
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        reason = " ".join(str(error).split()).split(" [SQL")[0][:300]
+        raise UserError(f"--storage cannot be used: {reason}") from error
+    stored = study.user_attrs.get(CONFIG)
+    if stored is None:
+        if study.get_trials(deepcopy=False):
+            raise StudyMismatchError(f"study {config.name!r} in the storage is not one of fmnist's")
+        with warnings.catch_warnings():  # "experimental" since Optuna 3.2
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([config.metric])
+        study.set_user_attr(CONFIG, config.to_dict())
+    elif changes := differences(StudyConfig.from_dict(stored), config):
+        raise StudyMismatchError(
+            f"study {config.name!r} is already there and differs: {'; '.join(changes)}"
+        )
+    return study
+
+
+def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[str, Value]:
+    """The point of the grid that Optuna gave this trial."""
+    point: dict[str, Value] = {}
+    for key, values in axes.items():
+        match distribution(values):
+            case FloatDistribution(low=low, high=high, log=log):
+                point[key] = handle.suggest_float(key, low, high, log=log)
+            case IntDistribution(low=low, high=high):
+                point[key] = handle.suggest_int(key, low, high)
+            case _:
+                chosen = handle.suggest_categorical(key, list(values))
+                assert chosen is not None  # no axis holds None
+                point[key] = chosen
+    return point
+
+
+def _requeue_lost(study: optuna.Study) -> None:
+    """Queue again what failed without diverging: something outside ended it.
+
+    GridSampler counts a failed point as visited, so the new trial carries its grid id, as
+    optuna.storages.RetryHeartbeatStaleTrialCallback does.
+    """
+    by_point: dict[object, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        by_point.setdefault(trial.system_attrs.get("grid_id"), []).append(trial)
+    for trials in by_point.values():
+        last = trials[-1]
+        if last.state == TrialState.FAIL and REASON not in last.user_attrs:
+            study.add_trial(
+                optuna.create_trial(
+                    state=TrialState.WAITING,
+                    params=last.params,
+                    distributions=last.distributions,
+                    system_attrs=last.system_attrs,
+                )
+            )
+
+
+def pending(study: optuna.Study, config: StudyConfig) -> list[Trial]:
+    """The trials still to train: those a killed run left, then the rest of the grid.
+
+    A trial that is RUNNING when nobody else works on the study was interrupted; it is taken up
+    under its own number, from its beginning, as if it had not been interrupted.
+    """
+    _requeue_lost(study)
+    known = study.get_trials(deepcopy=False)
+    handles = [
+        optuna.Trial(study, trial._trial_id) for trial in known if trial.state == TrialState.RUNNING
+    ]
+    waiting = sum(trial.state == TrialState.WAITING for trial in known)
+    visited = {trial.system_attrs.get("grid_id") for trial in known} - {None}
+    handles += [study.ask() for _ in range(waiting + config.size - len(visited))]
+    trials = []
+    for handle in sorted(handles, key=lambda handle: handle.number):
+        point = suggest(handle, config.grid)
+        reported = frozenset(study.trials[handle.number].intermediate_values)
+        trials.append(Trial(handle.number, point, config.trial(point), handle, reported))
+    return trials
+
+
+def report(trial: Trial, value: float, step: int) -> None:
+    """Report an epoch's value, once.
+
+    An interrupted trial that is taken up again has reported its first epochs; Optuna keeps the
+    first report of a step and warns about a second. The values are the same.
+    """
+    if step not in trial.reported:
+        trial.handle.report(value, step)
+
+
+def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyConfig) -> None:
+    """Store the result and finish the trial; after this Optuna refuses attributes."""
+    trial.handle.set_user_attr(HISTORY, [list(metrics) for metrics in result.history])
+    trial.handle.set_user_attr("seconds", result.seconds)
+    if result.state == "FAIL":
+        trial.handle.set_user_attr(REASON, result.reason)
+        value, state = None, TrialState.FAIL
+    else:
+        trial.handle.set_user_attr("test_loss", result.test_loss)
+        trial.handle.set_user_attr("test_accuracy", result.test_accuracy)
+        value, state = getattr(result.last, config.metric), TrialState.COMPLETE
+    try:
+        study.tell(trial.handle, value, state=state)
+    except RuntimeError as error:
+        # GridSampler stops the study with its last point, and outside optimize() there is
+        # nothing to stop: optuna/optuna#4121. The trial is stored by then.
+        if "Study.stop" not in str(error):
+            raise
+
+
+def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
+    """Every finished grid point, by number; of a point tried twice, the last."""
+    by_point: dict[object, TrialResult] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished() or HISTORY not in trial.user_attrs:
+            continue
+        attrs = trial.user_attrs
+        by_point[trial.system_attrs.get("grid_id")] = TrialResult(
+            number=trial.number,
+            point={key: trial.params[key] for key in config.grid},
+            state="COMPLETE" if trial.state == TrialState.COMPLETE else "FAIL",
+            history=tuple(EpochMetrics(*row) for row in attrs[HISTORY]),
+            test_loss=attrs.get("test_loss", math.nan),
+            test_accuracy=attrs.get("test_accuracy", math.nan),
+            seconds=attrs["seconds"],
+            reason=attrs.get(REASON, ""),
+        )
+    return sorted(by_point.values(), key=lambda result: result.number)
