@@ -1,1 +1,1 @@
-"""The pure half: tensors in, tensors out. See DESIGN in the README for its rules."""
+"""The pure half: tensors in, tensors out; no files, clocks, prints or global random state."""

@@ -31,9 +31,9 @@ class ModelConfig:
         hidden: widths of the hidden linear layers; may be empty.
         kernel_size: side of every (square) convolution kernel; no padding.
         dropout: probability of dropping a hidden unit while training, in ``[0, 1)``.
-        precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (NVIDIA GPUs, in
-            training: float32 with 10 bits of mantissa; elsewhere float32) or ``"bfloat16"``. Parameters,
-            statistics, losses and the optimizer are float32 whatever it is.
+        precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (on NVIDIA GPUs,
+            in training: float32 with 10 bits of mantissa; elsewhere float32) or ``"bfloat16"``.
+            Parameters, statistics, losses and the optimizer are float32 whatever it is.
     """
 
     channels: tuple[int, ...] = (12, 24)
