@@ -61,7 +61,7 @@ LANES = st.lists(st.tuples(st.sampled_from([0, 1]), learning_rates), min_size=1,
 
 
 @given(LANES, st.integers(5, 16), st.sampled_from(["adam", "sgd"]), st.sampled_from([0.0, 0.4]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_lane_equals_solo(drawn, batch_size, algorithm, dropout):
     config = ModelConfig(SMALL.channels, SMALL.hidden, dropout=dropout)
     split, held_out = random_split(33), random_split(11, seed=1)
