@@ -32,9 +32,10 @@ def conv2d(
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding.
 
+    Made to go into batch norm, which takes any bias away again: the bias has no gradient.
     ``compute`` is the precision of the products, by default that of ``x``.
     """
-    return _computed(conv.conv2d, params, x, compute)
+    return _computed(conv.conv2d, params | {"bias": params["bias"].detach()}, x, compute)
 
 
 def _computed(

@@ -57,7 +57,11 @@ def conv2d(
     weight: Float[Tensor, "outputs inputs k k"],
     bias: Float[Tensor, " outputs"],
 ) -> Float[Tensor, "batch outputs height2 width2"]:
-    """Cross-correlation, stride 1, no padding; channels last in memory. Differentiable once."""
+    """Cross-correlation, stride 1, no padding; channels last in memory. Differentiable once.
+
+    What goes into batch norm gets the same for any bias, so its gradient is zero, and what would
+    be computed is rounding. Pass ``bias.detach()`` there and nothing is computed.
+    """
     return _Conv2d.apply(x, weight, bias, 1, backend(x.device))
 
 
@@ -76,9 +80,9 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        input_too = ctx.needs_input_grad[0]
-        grads = _Conv2dGrad.apply(grad, x, weight, ctx.groups, input_too, ctx.how)
-        return (*(grads if input_too else (None, *grads)), None, None)
+        wanted = tuple(ctx.needs_input_grad[:3])
+        grads = iter(_Conv2dGrad.apply(grad, x, weight, ctx.groups, wanted, ctx.how))
+        return (*(next(grads) if want else None for want in wanted), None, None)
 
     @staticmethod
     def vmap(
@@ -99,15 +103,15 @@ class _Conv2d(torch.autograd.Function):
 
 
 class _Conv2dGrad(torch.autograd.Function):
-    """Gradients of ``_Conv2d`` for input (where needed), weight and bias."""
+    """Those gradients of ``_Conv2d`` that are ``wanted`` of input, weight and bias."""
 
     @staticmethod
     def forward(
-        grad: Tensor, x: Tensor, weight: Tensor, groups: int, input_too: bool, how: str
+        grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, how: str
     ) -> tuple[Tensor, ...]:
         tensors = (_channels_last(grad), _channels_last(x), _channels_last(weight))
-        grads = _gradients(*tensors, groups, input_too, how)
-        return grads if input_too else grads[1:]
+        grads = _gradients(*tensors, groups, wanted, how)
+        return tuple(g for g, want in zip(grads, wanted, strict=True) if want and g is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
@@ -126,18 +130,20 @@ class _Conv2dGrad(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         groups: int,
-        input_too: bool,
+        wanted: Wanted,
         how: str,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         lanes = info.batch_size
-        if in_dims[1] is not None or groups > 1 or input_too:
+        if in_dims[1] is not None or groups > 1 or wanted[0]:
             x = fold(x, in_dims[1], lanes, 1)
             groups *= lanes
         grad, weight = fold(grad, in_dims[0], lanes, 1), fold(weight, in_dims[2], lanes, 0)
-        grads = _Conv2dGrad.apply(grad, x, weight, groups, input_too, how)
-        dims = (1, 0, 0) if input_too else (0, 0)
+        grads = _Conv2dGrad.apply(grad, x, weight, groups, wanted, how)
+        dims = tuple(dim for dim, want in zip((1, 0, 0), wanted, strict=True) if want)
         return tuple(unfold(g, lanes, dim) for g, dim in zip(grads, dims, strict=True)), dims
 
+
+Wanted = tuple[bool, ...]  # of the gradients for input, weight and bias
 
 _PLAIN: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
 
@@ -155,23 +161,26 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) ->
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, groups: int, input_too: bool, how: str
-) -> tuple[Tensor, ...]:
-    """For input, weight and bias; the first is only there when ``input_too``."""
+    grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, how: str
+) -> tuple[Tensor | None, ...]:
+    """For input, weight and bias; None, or anything, where it is not wanted."""
     if groups == 1 or how == "grouped":
-        return torch.ops.aten.convolution_backward(
-            grad, x, weight, [weight.shape[0]], *_PLAIN, groups, [input_too, True, True]
+        grads: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+            grad, x, weight, [weight.shape[0]], *_PLAIN, groups, list(wanted)
         )
+        return grads
     if how == "lanes":
         own = zip(grad.chunk(groups, 1), x.chunk(groups, 1), weight.chunk(groups), strict=True)
-        solo = [_gradients(*lane, 1, input_too, how) for lane in own]
-        first = torch.cat([g[0] for g in solo], 1) if input_too else grad
-        return first, torch.cat([g[1] for g in solo]), torch.cat([g[2] for g in solo])
+        solo = zip(*(_gradients(*lane, 1, wanted, how) for lane in own), strict=True)
+        return tuple(
+            torch.cat(parts, dim) if want else None
+            for parts, dim, want in zip(solo, (1, 0, 0), wanted, strict=True)
+        )
     columns, kernels = _unfolded(x, weight, groups)
     outer = grad.flatten(2).unflatten(1, (groups, -1))
     to_weight = torch.einsum("bgop,bgkp->gok", outer, columns).reshape(weight.shape)
-    first = grad
-    if input_too:
+    first = None
+    if wanted[0]:
         to_columns = torch.einsum("gok,bgop->bgkp", kernels, outer).flatten(1, 2)
         first = F.fold(to_columns, x.shape[2:], weight.shape[-2:])
     return first, to_weight, grad.sum((0, 2, 3))

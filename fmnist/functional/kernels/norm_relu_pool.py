@@ -6,6 +6,7 @@ together they need to be read twice forward and once backward. On a CPU this hal
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from fmnist.functional.kernels.fold import fold, unfold
 
 EPS = 1e-5
+
+# Not an import: Triton costs a second, and is wanted only where there is a GPU.
+_DEVICES = {"cpu", "cuda"} if importlib.util.find_spec("triton") else {"cpu"}
 
 Pooled = Float[Tensor, "batch channels height//2 width//2"]
 PerChannel = Float[Tensor, " channels"]
@@ -75,7 +79,7 @@ def norm_relu_pool_given(
 
 
 def _has_kernel(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.device.type in _DEVICES and x.dtype == torch.float32
 
 
 @torch.library.custom_op("fmnist::norm_relu_pool", mutates_args=(), device_types="cpu")
@@ -107,6 +111,35 @@ def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -
     from fmnist.functional.kernels import cpu
 
     return cpu.forward_given(x, weight, bias, mean, var, EPS)[0]
+
+
+@_forward.register_kernel("cuda")
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    from fmnist.functional.kernels import triton_cuda
+
+    return triton_cuda.forward(x, weight, bias, EPS)
+
+
+@_backward.register_kernel("cuda")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    centred: Tensor,
+    which: Tensor,
+) -> tuple[Tensor, ...]:
+    from fmnist.functional.kernels import triton_cuda
+
+    return triton_cuda.backward(grad, x, weight, mean, var, centred, which, EPS)
+
+
+@_given.register_kernel("cuda")
+def _(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    from fmnist.functional.kernels import triton_cuda
+
+    return triton_cuda.forward_given(x, weight, bias, mean, var, EPS)[0]
 
 
 @_given.register_fake

@@ -4,12 +4,13 @@ A program takes a tile of rows and channels; a row is one pixel of the batch, an
 lie side by side in memory. How rows are cut, and in which order they are summed, follows from
 their number alone, so lanes cannot disturb each other, not in the last bit. That is why sums
 run slot by slot and slots are added in a fixed tree of pairs (the order of a longer ``tl.sum``
-depends on how the tile is laid out), why nothing is atomic, and why no product is contracted
-with a sum, which also makes the arithmetic of a pixel that of cpu.py.
+depends on how the tile is laid out), why nothing is atomic, and why the compiler, which sees
+other code for other numbers of channels, may not choose where to contract a product and a sum.
 
 Nothing waits for the device or looks at a value, so a step can be captured in a CUDA graph, once
-it has run and is compiled. Sizes are compiled in: index arithmetic becomes cheap, and four
-channels at a time are seen to be aligned; the price is that another number of lanes compiles anew.
+it has run and is compiled. Sizes are compiled in, so that index arithmetic is cheap and loads of
+four channels are seen to be aligned; the price is that another number of lanes, or another size,
+compiles anew.
 """
 
 # ruff: noqa: ANN001  what a kernel takes are Triton's pointers and numbers
@@ -30,7 +31,6 @@ STEPS = 4  # rows that each slot sums, at least
 PARTS = 512  # programs that share the rows of a channel, at most
 BLOCK = 64  # channels of a tile, at most
 TILE = 2048  # elements of a tile where nothing is summed
-WARPS = 8
 
 _compiled: Any = triton.jit
 
@@ -43,7 +43,7 @@ def forward(
     rows, channels = x.numel() // x.shape[3], x.shape[3]
     size, parts, partial = _cut(x, rows, channels)
     mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    _run(_statistics, parts, channels, BLOCK, x, partial, rows, size, parts)
+    _run(_statistics, parts, channels, BLOCK, x, partial, rows, parts, size=size)
     _run(_merge, 1, channels, 8, partial, mean, var, rows, size, parts, levels=_levels(parts))
     pooled, centred, which = forward_given(x.permute(0, 3, 1, 2), weight, bias, mean, var, eps)
     return pooled, mean, var, centred, which
@@ -76,7 +76,7 @@ def backward(
     line = x.new_empty((3, channels), dtype=torch.float32)
     dx = _empty(x, (batch, channels, height, width), x.dtype)
     dweight, dbias = (torch.empty_like(weight) for _ in range(2))
-    _run(_sums, parts, channels, BLOCK, grad, centred, which, partial, rows, size, parts)
+    _run(_sums, parts, channels, BLOCK, grad, centred, which, partial, rows, parts, size=size)
     _run(_coefficients, 1, channels, 8, partial, weight, var, line, dweight, dbias, n, parts,
          eps=eps, levels=_levels(parts))  # fmt: skip
     _run(_gradient, -(-n // tile), channels, BLOCK, x, grad, which, mean, line, dx, n,
@@ -116,7 +116,8 @@ def _run(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **siz
     sizes |= {"channels": channels, "block": block}
     with torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
         grid = (parts * -(-channels // block),)
-        kernel[grid](*inputs, **sizes, num_warps=WARPS, enable_fp_fusion=False)
+        warps = 8 if block == BLOCK else 4
+        kernel[grid](*inputs, **sizes, num_warps=warps, enable_fp_fusion=False)
 
 
 @_compiled
@@ -142,7 +143,7 @@ def _total(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-d
     """The sum of ``[2 ** levels, block]`` over its rows, always in the same order."""
     x = x.to(tl.float64)
     for k in tl.static_range(levels):
-        x = tl.sum(tl.reshape(x, (2 ** (levels - 1 - k), 2, block)), 1)
+        x = tl.sum(tl.reshape(x, (2, 2 ** (levels - 1 - k), block)), 0)
     return tl.reshape(x, (block,))
 
 
@@ -160,8 +161,8 @@ def _union(n, mean, square, levels: constexpr, block: constexpr):  # type: ignor
 
 @_compiled
 def _statistics(  # type: ignore[no-untyped-def]
-    x, partial, rows, size, parts,
-    channels: constexpr, block: constexpr, levels: constexpr = LEVELS,
+    x, partial, rows, parts, channels: constexpr, block: constexpr, size: constexpr,
+    levels: constexpr = LEVELS,
 ):  # fmt: skip
     """Mean and sum of squared distances of a part; each slot by Welford (1962) in float32."""
     part, channel = _place(channels, block)
@@ -186,8 +187,7 @@ def _statistics(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _merge(  # type: ignore[no-untyped-def]
-    partial, mean, var, rows, size, parts,
-    channels: constexpr, block: constexpr, levels: constexpr,
+    partial, mean, var, rows, size, parts, channels: constexpr, block: constexpr, levels: constexpr,
 ):  # fmt: skip
     """Mean and biased variance of all rows from those of the parts."""
     _, channel = _place(channels, block)
@@ -204,9 +204,8 @@ def _merge(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _apply(  # type: ignore[no-untyped-def]
-    x, weight, bias, mean, var, pooled, centred, which, rows,
-    channels: constexpr, block: constexpr, eps: constexpr,
-    height: constexpr, width: constexpr, tile: constexpr,
+    x, weight, bias, mean, var, pooled, centred, which, rows, channels: constexpr, block: constexpr,
+    eps: constexpr, height: constexpr, width: constexpr, tile: constexpr,
 ):  # fmt: skip
     """The output, whose pixels are the rows here, from the input, mean and variance."""
     part, channel = _place(channels, block)
@@ -241,8 +240,8 @@ def _apply(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _sums(  # type: ignore[no-untyped-def]
-    grad, centred, which, partial, rows, size, parts,
-    channels: constexpr, block: constexpr, levels: constexpr = LEVELS,
+    grad, centred, which, partial, rows, parts, channels: constexpr, block: constexpr,
+    size: constexpr, levels: constexpr = LEVELS,
 ):  # fmt: skip
     """Of a part of the output: the sums of gradients that passed, and of them times centred."""
     part, channel = _place(channels, block)
@@ -264,8 +263,8 @@ def _sums(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _coefficients(  # type: ignore[no-untyped-def]
-    partial, weight, var, line, dweight, dbias, n, parts,
-    channels: constexpr, block: constexpr, levels: constexpr, eps: constexpr,
+    partial, weight, var, line, dweight, dbias, n, parts, channels: constexpr, block: constexpr,
+    levels: constexpr, eps: constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias; and scale, constant and slope of each channel's ``dx``."""
     _, channel = _place(channels, block)
@@ -286,9 +285,8 @@ def _coefficients(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _gradient(  # type: ignore[no-untyped-def]
-    x, grad, which, mean, line, dx, rows,
-    channels: constexpr, block: constexpr,
-    height: constexpr, width: constexpr, tile: constexpr,
+    x, grad, which, mean, line, dx, rows, channels: constexpr, block: constexpr, height: constexpr,
+    width: constexpr, tile: constexpr,
 ):  # fmt: skip
     """``dx``. Four pixels read the same of grad, which then comes from a cache."""
     part, channel = _place(channels, block)
