@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import fmnist
-from fmnist import memory, provenance
+from fmnist import provenance
 from fmnist.functional.types import Split
 
 NUMBERS = {
@@ -26,8 +26,7 @@ NUMBERS = {
 
 
 def prepare(examples: int, device: torch.device) -> Split:
-    """The first images of the real training set, on the device; freed buffers are kept."""
-    memory.keep_freed_buffers()
+    """The first images of the real training set, on the device."""
     train = fmnist.load().train
     return Split(train.images[:examples].to(device), train.labels[:examples].to(device))
 

@@ -12,6 +12,10 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
+from fmnist import process
+
+process.prepare()  # before torch, as the commands do it; all engines benefit
+
 import contenders
 import torch
 from common import machine, median, prepare, spread, table, timed, write_json

@@ -13,6 +13,10 @@ import itertools
 import sys
 import time
 
+from fmnist import process
+
+process.prepare()  # before torch, as the commands do it
+
 import contenders
 import torch
 from common import machine, median, prepare, table, timed, write_json

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist import cli, memory
+from fmnist import cli, process
 from fmnist.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
-    memory.keep_freed_buffers()
+    process.prepare()
 
     from fmnist import config as configs
     from fmnist.views.progress import make_progress

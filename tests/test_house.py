@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "errors": set(),
     "functional": set(),
     "results": set(),
-    "memory": set(),
+    "process": set(),
     "cli": {"errors"},
     "lock": {"errors"},
     "provenance": set(),

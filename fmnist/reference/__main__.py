@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist import cli, memory
+from fmnist import cli, process
 
 if TYPE_CHECKING:
     from fmnist.config import StudyConfig
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         PROG, "Train every configuration of a study file, one after the other, with torch.nn."
     )
     args = parser.parse_args(argv)
-    memory.keep_freed_buffers()
+    process.prepare()
 
     from fmnist import config as configs
     from fmnist import data as sources
