@@ -29,13 +29,18 @@ def conv2d(
     params: dict[str, Tensor],
     x: Float[Tensor, "batch inputs height width"],
     compute: torch.dtype | None = None,
+    *,
+    train: bool,
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding.
 
-    Made to go into batch norm, which takes any bias away again: the bias has no gradient.
-    ``compute`` is the precision of the products, by default that of ``x``.
+    It goes into batch norm, which in training takes any bias away again; so then the bias has no
+    gradient, and none is computed. ``compute`` is the precision of the products, by default
+    that of ``x``.
     """
-    return _computed(conv.conv2d, params | {"bias": params["bias"].detach()}, x, compute)
+    if train:
+        params = params | {"bias": params["bias"].detach()}
+    return _computed(conv.conv2d, params, x, compute)
 
 
 def _computed(

@@ -122,7 +122,7 @@ def apply(
         raise ValueError(f"dropout wants noise for {linears - 1} hidden layers, got {len(noise)}")
     x, new_state = images, {}
     for i in range(1, blocks + 1):
-        x = layers.conv2d(params[f"conv{i}"], x, compute)
+        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train)
         x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
         )
