@@ -98,7 +98,7 @@ def main() -> int:
     write_json(
         args.json,
         {
-            "about": machine(device) | {"command": " ".join(sys.argv), "images": len(split.labels)},
+            "about": machine(device) | {"images": len(split.labels)},
             "rows": [asdict(row) for row in rows],
             "ratios": found,
         },
