@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +62,6 @@ def machine(device: torch.device) -> dict[str, str]:
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "platform": platform.platform(terse=True),
     }
 
 

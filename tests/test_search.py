@@ -69,6 +69,18 @@ def test_every_point_is_told_once(storage):
     assert all(len(group.trials) == 2 for group in groups)
 
 
+def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):
+    first = grid.open_study(CONFIG, storage)
+    second = grid.open_study(CONFIG, f"sqlite:///{tmp_path}/again.db")
+    finish(first)
+    finish(second)
+    untimed = [
+        [replace(result, seconds=0.0) for result in grid.results(study, CONFIG)]
+        for study in (first, second)
+    ]
+    assert untimed[0] == untimed[1]
+
+
 def test_a_finished_study_trains_nothing(storage):
     finish(grid.open_study(CONFIG, storage))
     assert finish(grid.open_study(CONFIG, storage)) == []
