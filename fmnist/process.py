@@ -29,8 +29,8 @@ def keep_freed_buffers() -> bool:
     """Keep glibc from handing large buffers back to the system; False where there is no glibc.
 
     A training step frees and asks again for the same tens of megabytes. glibc serves such blocks
-    by mmap and returns them at once, and the page faults of getting them anew cost up to a third
-    of a step. The process stays at its high-water mark instead, which a trainer needs anyway.
+    by mmap and returns them at once, and getting them anew costs page
+    faults. The process stays at its high-water mark instead, which a trainer needs anyway.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

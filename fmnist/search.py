@@ -27,7 +27,7 @@ from fmnist.results import EpochMetrics, TrialResult, label
 T = TypeVar("T")
 
 MOST_LANES = 128
-"""More at once gain nothing (benchmarks/README.md), and a kill loses more."""
+"""However much memory there is: a kill loses the epochs of all of them."""
 
 
 class Splits(NamedTuple):

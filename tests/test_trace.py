@@ -50,7 +50,6 @@ def test_replaying_a_captured_step_is_repeating_it():
         inputs = torch.rand(3)
         expected, got = looped(carry, inputs, times), replayed(carry, inputs, times)
         assert all(torch.equal(expected[key], got[key]) for key in expected)
-        assert carry["n"] % 1 == 0
         carry = got  # and it does not alias the buffers
     assert captured == [torch.device("cpu")]
 

@@ -36,7 +36,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tidy(graph: torch.fx.Graph) -> None:
-    """Drop what does nothing, and call the operators without Python in between.
+    """Drop what does nothing.
 
     vmap leaves many views behind that change neither shape nor strides. Each call costs a
     microsecond or two, and a step has hundreds.

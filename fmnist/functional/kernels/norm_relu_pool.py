@@ -1,7 +1,7 @@
 """Batch norm, ReLU and 2x2 max pooling of a training step as one operation.
 
 Each of the three reads and writes the largest tensors of the network, forward and backward;
-together they need to be read twice forward and once backward. On a CPU this halves a step.
+together they need to be read twice forward and once backward.
 """
 
 from __future__ import annotations
