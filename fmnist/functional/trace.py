@@ -5,23 +5,29 @@ small network that costs more than the arithmetic. But what they decide depends 
 So the first call with new shapes records the operations that come out below them, as JAX does
 when it traces, and later calls run that record: no transform, no autograd, no compiler. On a
 GPU the record is what a CUDA graph captures.
+
+``torch.fx.experimental.proxy_tensor.make_fx`` records the same and takes ten times as long, for
+what it keeps of every tensor: 0.4 s for a step against 0.04 s, and every group has its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of trees of tensors, traced anew for each structure and set of shapes.
 
     Args:
-        function: pure; trees of tensors in and out; no Python branch on a tensor's value.
+        function: pure; trees of tensors in and out; no Python branch on a tensor's value. Tensors
+            that are neither arguments nor made inside are refused.
     """
     programs: dict[object, Callable[..., Any]] = {}
 
@@ -35,45 +41,93 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _tidy(graph: torch.fx.Graph) -> None:
-    """Drop what does nothing.
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation that reaches a device, below autograd and vmap."""
 
-    vmap leaves many views behind that change neither shape nor strides. Each call costs a
-    microsecond or two, and a step has hundreds.
-    """
-    aten = torch.ops.aten
-    idle = {aten.view.default, aten.permute.default, aten.expand.default, aten.alias.default}
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in idle:
-            source = node.args[0]
-            old, new = (n.meta.get("tensor_meta") for n in (source, node))
-            if old and new and (old.shape, old.stride) == (new.shape, new.stride):
-                node.replace_all_uses_with(source)
-                graph.erase_node(node)
-    graph.eliminate_dead_code()
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self._nodes: dict[int, fx.Node] = {}
+        self._alive: list[Tensor] = []  # or an id could be given to another tensor
+        for i, tensor in enumerate(inputs):
+            self._remember(tensor, self.graph.placeholder(f"input_{i}"))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            raise ValueError(f"{func} writes into its input; a traced function is pure")
+        node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self._remember(out, node)
+        else:
+            for i, part in enumerate(out):
+                if isinstance(part, Tensor):
+                    self._remember(part, self.graph.call_function(operator.getitem, (node, i)))
+        return out
+
+    def nodes(self, tree: Any) -> Any:
+        """The tree with the nodes in place of their tensors."""
+        return optree.tree_map(self._node, tree, none_is_leaf=True)
+
+    def _node(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in self._nodes:
+            raise ValueError("a traced function uses a tensor that is not among its arguments")
+        return self._nodes[id(leaf)]
+
+    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta["layout"] = (tensor.shape, tensor.stride(), tensor.dtype)
+        self._nodes[id(tensor)] = node
+        self._alive.append(tensor)
 
 
 def _trace(
     function: Callable[..., Any], leaves: list[Tensor], treespec: optree.PyTreeSpec
 ) -> Callable[[list[Tensor]], Any]:
-    from torch.fx.experimental.proxy_tensor import make_fx  # a second of imports
-
-    out_spec = None
-
-    def flat(*leaves: Tensor) -> list[Tensor]:
-        nonlocal out_spec
+    with torch.no_grad(), _Recorder(leaves) as recorder:
         out, out_spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, leaves)))
-        return out
-
-    with torch.no_grad():
-        program = make_fx(flat)(*leaves)
-    _tidy(program.graph)
-    program.recompile()
+    recorder.graph.output(recorder.nodes(out))
+    _tidy(recorder.graph)
+    program = fx.GraphModule(torch.nn.Module(), recorder.graph)
 
     def run(leaves: list[Tensor]) -> Any:
         with torch.no_grad():
             return optree.tree_unflatten(out_spec, program(*leaves))
 
     return run
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop what does nothing.
+
+    vmap leaves many operations behind that change neither numbers, shape nor strides: views of
+    the same shape, transposes of transposes, products with one. Each call costs a few
+    microseconds, and a step has hundreds.
+    """
+    for node in list(graph.nodes):
+        source = _same(node)
+        if source is not None:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _same(node: fx.Node) -> fx.Node | None:
+    """The earlier node that has this node's value and layout, if it is plain to see."""
+    aten = torch.ops.aten
+    views = {aten.view.default, aten._unsafe_view.default, aten.permute.default}
+    views |= {aten.expand.default, aten.alias.default, aten.detach.default}
+    source: Any = node.args[0] if node.args else None
+    candidate = None
+    if node.target in views or (node.target is aten.mul.Scalar and node.args[1] == 1):
+        candidate = source
+    twice = node.target is aten.transpose.int and source.target is node.target
+    if twice and set(source.args[1:]) == set(node.args[1:]):
+        candidate = source.args[0]
+    if not isinstance(candidate, fx.Node):
+        return None
+    return candidate if candidate.meta["layout"] == node.meta["layout"] else None
