@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fmnist import fastest
 from fmnist.functional import batching, lanes, model, optim, train
+from fmnist.functional.kernels import conv
 from fmnist.functional.trace import traced
 from fmnist.functional.types import (
     Hyperparams,
@@ -95,6 +97,13 @@ def lane_bytes(group: Group) -> int:
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     images = max(group.batch_size, EVAL_BATCH)
     return 4 * (images * (values + 3 * sum(widths)) + 6 * weights)
+
+
+def convolution(group: Group, device: torch.device) -> str:
+    """The back end by which this group's convolutions are computed on this device."""
+    return fastest.convolution(
+        group.model, group.batch_size, len(group.lanes), device, group.shared
+    )
 
 
 def hyperparams(group: Group, device: torch.device) -> Hyperparams:
@@ -201,18 +210,20 @@ def _step(group: Group, size: int, dtype: torch.dtype) -> Callable[[_Carry, _Epo
     """A traced step on the next ``size`` examples, gathering them included."""
 
     def step(carry: _Carry, inputs: _EpochInputs) -> _Carry:
-        chosen = carry.position + torch.arange(size, device=carry.position.device)
+        device = carry.position.device
+        chosen = carry.position + torch.arange(size, device=device)
         batch = batching.gather(inputs.split, inputs.order[..., chosen], dtype)
         batch = batch._replace(noise=tuple(n[..., chosen, :] for n in inputs.noise))
-        train_state, metrics = lanes.train_step(
-            carry.train_state,
-            batch,
-            inputs.numbers,
-            shared=group.shared,
-            optimizer=group.optimizer,
-            dropout=group.model.dropout,
-            compute=model.compute_dtype(group.model),
-        )
+        with conv.forced(convolution(group, device)):
+            train_state, metrics = lanes.train_step(
+                carry.train_state,
+                batch,
+                inputs.numbers,
+                shared=group.shared,
+                optimizer=group.optimizer,
+                dropout=group.model.dropout,
+                compute=model.compute_dtype(group.model),
+            )
         return _Carry(train_state, _sum(carry.total, metrics), carry.position + size)
 
     return traced(step)

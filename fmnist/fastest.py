@@ -1,0 +1,92 @@
+"""Which way of convolving lanes is the fastest: a table says, or it is timed once in a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fmnist.functional import model
+from fmnist.functional.kernels import conv
+from fmnist.functional.types import ModelConfig
+
+ROUNDS = 5
+
+Clock = Callable[[Callable[[], object]], float]
+"""Runs a function on the device and says how long that took."""
+
+
+def convolution(
+    config: ModelConfig, batch_size: int, lanes: int, device: torch.device, shared: bool
+) -> str:
+    """The back end of ``conv2d`` to train such lanes with.
+
+    What is forced or in ``conv.MEASURED`` is taken; elsewhere all are timed, forward and
+    backward, on the network's own shapes. That takes a fraction of a second and is remembered.
+    """
+    if conv.is_settled(device):
+        return conv.backend(device)
+    return timed(config, batch_size, lanes, device, shared)
+
+
+@functools.cache
+def timed(
+    config: ModelConfig,
+    batch_size: int,
+    lanes: int,
+    device: torch.device,
+    shared: bool,
+    clock: Clock | None = None,
+) -> str:
+    """The back end that takes the least time by this clock, that of the device by default."""
+    clock = clock or _gpu_milliseconds
+    candidates = [how for how in conv.BACKENDS if how != "blocks"]  # blocks are for CPUs
+    runs = {how: _layers(how, config, batch_size, lanes, device, shared) for how in candidates}
+    for run in runs.values():  # libraries choose algorithms when they first see a shape
+        run()
+    times = {how: min(clock(run) for _ in range(ROUNDS)) for how, run in runs.items()}
+    return min(times, key=lambda how: times[how])
+
+
+def _layers(
+    how: str,
+    config: ModelConfig,
+    batch_size: int,
+    lanes: int,
+    device: torch.device,
+    shared: bool,
+) -> Callable[[], object]:
+    """Every convolution of the network and its gradients, on zeros of the right shapes."""
+    side, inputs, k = model.SIDE, 1, config.kernel_size
+    dtype = model.compute_dtype(config) or torch.float32
+    layers = []
+    for i, outputs in enumerate(config.channels):
+        own = () if i == 0 and shared else (lanes,)
+        x = torch.zeros(*own, batch_size, inputs, side, side, device=device, dtype=dtype)
+        weight = torch.zeros(lanes, outputs, inputs, k, k, device=device, dtype=dtype)
+        layers.append((x, weight, i > 0))
+        side, inputs = (side - k + 1) // 2, outputs
+
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        return conv.conv2d(x, weight, weight.new_zeros(weight.shape[0])).sum()
+
+    def run() -> None:
+        with conv.forced(how):
+            for x, weight, for_x in layers:
+                gradient = torch.func.grad(loss, argnums=(0, 1) if for_x else 1)
+                dims = (0 if x.dim() == 5 else None, 0)
+                torch.func.vmap(gradient, in_dims=dims)(x, weight)
+
+    return run
+
+
+def _gpu_milliseconds(run: Callable[[], object]) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    run()
+    ended.record()
+    ended.synchronize()
+    milliseconds: float = began.elapsed_time(ended)
+    return milliseconds
