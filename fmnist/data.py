@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -28,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 
+from fmnist import process
 from fmnist.errors import UserError
 from fmnist.functional.types import Split as Split
 
@@ -103,7 +105,8 @@ def load(root: str | Path | None = None) -> Dataset:
             try:
                 found = fetch(Path(scratch))
                 contents = {file.name: _read(found, file) for file in _FILES}
-                dataset = _to_tensors(_keep(contents, Path(scratch)), name)
+                dataset = _to_tensors(contents, name)
+                _keep(contents)
                 _log.info("data: using %s", name)
                 return dataset
             except (DataError, OSError, RuntimeError) as error:
@@ -155,16 +158,11 @@ def _sources(folder: str | Path | None) -> list[tuple[str, Callable[[Path], Path
     if folder is not None:
         return [(f"folder {folder}", lambda _: Path(folder))]
     return [
-        ("cache", lambda _: _cache_folder()),
+        ("cache", lambda _: process.cache_folder()),
         ("Debian package", lambda _: DEBIAN_FOLDER),
         ("official mirror through torchvision", _from_mirror),
         ("Debian archive through apt", _from_archive),
     ]
-
-
-def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "fmnist"
 
 
 def _from_mirror(scratch: Path) -> Path:
@@ -242,8 +240,9 @@ def _read(folder: Path, file: _File) -> bytes:
     candidates = [folder / file.name, folder / f"{file.name}.gz"]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        for other in filter(Path.exists, candidates):
-            raise DataError(f"{other} is not a regular file")
+        for other in candidates:
+            if other.exists() and not other.is_file():  # another process may just have put it there
+                raise DataError(f"{other} is not a regular file")
         lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
         raise _AbsentError(f"{folder} {lack}")
     limit = max(known.size for known in _FILES)  # a bomb is not unpacked beyond this
@@ -265,10 +264,10 @@ def _read(folder: Path, file: _File) -> bytes:
     raise DataError(f"{path} is damaged or of another data set: {sums}")
 
 
-def _keep(contents: dict[str, bytes], scratch: Path) -> Path:
-    """Write what the cache does not have yet; the folder where all files now lie plain."""
+def _keep(contents: dict[str, bytes]) -> None:
+    """Write what the cache does not have yet."""
     try:
-        cache = _cache_folder()
+        cache = process.cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob(".new-*"):  # by a process that was killed
             with contextlib.suppress(FileNotFoundError):  # or that has just finished
@@ -278,12 +277,8 @@ def _keep(contents: dict[str, bytes], scratch: Path) -> Path:
             path = cache / name
             if not path.is_file() or path.read_bytes() != content:
                 _write(path, content)
-        return cache
     except (OSError, RuntimeError) as error:  # Path.home() raises the latter
         _log.warning("data: not cached: %s", error)
-    for name, content in contents.items():
-        _write(scratch / name, content)
-    return scratch
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -297,19 +292,23 @@ def _write(path: Path, content: bytes) -> None:
         temporary.replace(path)
 
 
-def _to_tensors(folder: Path, source: str) -> Dataset:
-    """Have torchvision read the plain files; check shapes and the range of the labels."""
-    from torchvision.datasets.mnist import read_image_file, read_label_file
+def _to_tensors(contents: dict[str, bytes], source: str) -> Dataset:
+    """The files as tensors; shapes and the range of the labels are checked.
 
+    The content is known to the bit, so there is nothing to parse but the header; torchvision,
+    which could, takes two seconds to import.
+    """
     tensors = []
     for file in _FILES:
-        path = folder / file.name
-        tensor = (read_image_file if len(file.shape) == 3 else read_label_file)(str(path))
-        if tuple(tensor.shape) != file.shape:
-            raise DataError(f"{path} has the shape {tuple(tensor.shape)}, not {file.shape}")
+        content, header = contents[file.name], 4 + 4 * len(file.shape)
+        kind, *shape = struct.unpack(f">{1 + len(file.shape)}I", content[:header])
+        if (kind, *shape) != (0x800 + len(file.shape), *file.shape):  # 8: bytes
+            raise DataError(f"{file.name} has the shape {tuple(shape)}, not {file.shape}")
+        flat = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header)
+        tensor = flat.view(file.shape)
         if len(file.shape) == 1 and int(tensor.max()) >= len(CLASSES):
-            raise DataError(f"{path} has a label {int(tensor.max())}; they go from 0 to 9")
+            raise DataError(f"{file.name} has a label {int(tensor.max())}; they go from 0 to 9")
         tensors.append(tensor)
     images, labels, test_images, test_labels = tensors
-    train, test = Split(images[:, None], labels), Split(test_images[:, None], test_labels)
-    return Dataset(train, test, source)
+    train = Split(images[:, None], labels.long())
+    return Dataset(train, Split(test_images[:, None], test_labels.long()), source)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import os
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 _LARGE = 1 << 30
 
 
 def prepare() -> None:
-    """One pool of threads for torch and Numba, and buffers that are kept when freed."""
+    """One pool of threads, buffers that are kept when freed, kernels that are kept compiled."""
     share_threads()
     keep_freed_buffers()
+    keep_compiled_kernels()
 
 
 def share_threads() -> None:
@@ -37,3 +41,31 @@ def keep_freed_buffers() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _LARGE))
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what they can make again.
+
+    Raises:
+        RuntimeError: when the user has no home.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "fmnist"
+
+
+def keep_compiled_kernels() -> None:
+    """Have Numba keep what it compiles, in a folder for exactly these sources.
+
+    Numba compiles a function anew when its own file changed, and does not see a change in the
+    files of the functions that it calls: after an update it would run a mixture of old and new.
+    """
+    sources = sorted((Path(__file__).parent / "functional" / "kernels").glob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    with contextlib.suppress(RuntimeError):  # no home: beside the sources, as Numba does it
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / f"kernels-{digest[:16]}"))
+
+
+def kernels_are_compiled() -> bool:
+    """Whether Numba has kept something from an earlier process."""
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    return folder is None or any(Path(folder).rglob("cpu_loops*.nbi"))
