@@ -22,13 +22,15 @@ from fmnist.views.confusion import confusion_matrix
 EVAL_BATCH = 1000
 
 
-def predictions(params: Params, state: State, split: Split) -> Int[Tensor, " examples"]:
-    """The likeliest class of each example."""
+def predictions(
+    params: Params, state: State, split: Split, compute: torch.dtype | None = None
+) -> Int[Tensor, " examples"]:
+    """The likeliest class of each example; ``compute`` as in :func:`model.apply`."""
     found = []
     with torch.no_grad():
         for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
             images = batching.gather(split, indices.to(split.images.device)).images
-            logits, _ = model.apply(params, state, images, train=False)
+            logits, _ = model.apply(params, state, images, train=False, compute=compute)
             found.append(logits.argmax(dim=1))
     return torch.cat(found)
 
@@ -69,7 +71,8 @@ def publish(
         params, state = checkpoint.load_model(checkpoint.model_path(out, best.number))
         _write_best(out / "best", config, best, params, state)
         test = dataset.test
-        predicted = predictions(params, state, test)
+        compute = model.compute_dtype(config.trial(best.point).model)
+        predicted = predictions(params, state, test, compute)
         matrix = confusion_matrix(test.labels, predicted)
         title = f"Test set, {best.label}"
         shown["confusion"] = figures.confusion(

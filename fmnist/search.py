@@ -17,7 +17,7 @@ import optuna
 import torch
 
 from fmnist import grid, loop, provenance
-from fmnist.config import StudyConfig
+from fmnist.config import StudyConfig, TrialConfig
 from fmnist.errors import UserError
 from fmnist.functional import lanes, losses, model
 from fmnist.functional.types import Metrics, Params, Split, State, TrainState
@@ -127,7 +127,8 @@ def run(
         Events, each before its consequence is told to Optuna.
     """
     trials = grid.pending(study, config)
-    most = max_lanes or lanes_that_fit(trials, splits)
+    device = splits.training.images.device
+    most = max_lanes or lanes_that_fit([trial.config for trial in trials], device)
     groups = chunks(trials, lambda trial: trial.config.static, most)
     for index, trials in enumerate(groups):
         left = sum(map(len, groups[index:])) * config.epochs
@@ -170,7 +171,7 @@ def _epochs(config: StudyConfig, progress: _Progress, splits: Splits) -> Iterato
     if progress.state is not None:
         resume = loop.LoopState(progress.epoch, progress.state)
     began, before = time.perf_counter(), progress.seconds
-    group = group_of(progress.trials)
+    group = group_of([trial.config for trial in progress.trials])
     for epoch in loop.fit(
         group, splits.training, splits.validation, epochs=config.epochs, resume=resume
     ):
@@ -231,13 +232,12 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def lanes_that_fit(trials: Sequence[Trial], splits: Splits) -> int:
+def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
     """How many lanes of the largest of these configurations fit in half of the free memory.
 
     Half, because the estimate is one: what does not fit all the same is halved when it shows.
     """
-    largest = max((loop.lane_bytes(group_of([trial])) for trial in trials), default=1)
-    device = splits.training.images.device
+    largest = max((loop.lane_bytes(group_of([config])) for config in configs), default=1)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -245,15 +245,15 @@ def lanes_that_fit(trials: Sequence[Trial], splits: Splits) -> int:
     return max(1, min(MOST_LANES, free // 2 // largest))
 
 
-def group_of(trials: Sequence[Trial]) -> loop.Group:
-    """The program that these trials, equal in what is static, are lanes of."""
-    static = trials[0].config.static
+def group_of(configs: Sequence[TrialConfig]) -> loop.Group:
+    """The program that these configurations, equal in what is static, are lanes of."""
+    static = configs[0].static
     return loop.Group(
         static.model,
         static.algorithm,
         static.nesterov,
         static.batch_size,
-        tuple(loop.Lane(trial.config.seed, trial.config.hyperparams) for trial in trials),
+        tuple(loop.Lane(config.seed, config.hyperparams) for config in configs),
     )
 
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
     out = Path(args.out) if args.out else Path("runs") / config.name
     if args.dry_run:
-        print(plan(config, args.max_lanes))
+        print(plan(config, args.max_lanes, find_device(args.device)))
         return 0
     with make_progress(args.quiet) as progress:
         results = run_study(
@@ -65,17 +65,15 @@ def main(argv: Sequence[str]) -> int:
     return int(any(result.state != "COMPLETE" for result in results))
 
 
-def plan(config: StudyConfig, max_lanes: int | None) -> str:
+def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> str:
     """What a run would train, a line a group."""
+    from fmnist import search
     from fmnist.results import label
-    from fmnist.search import MOST_LANES, chunks
 
     lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
-    groups = chunks(
-        [(point, config.trial(point)) for point in config.points()],
-        lambda pair: pair[1].static,
-        max_lanes or MOST_LANES,
-    )
+    trials = [(point, config.trial(point)) for point in config.points()]
+    most = max_lanes or search.lanes_that_fit([trial for _, trial in trials], device)
+    groups = search.chunks(trials, lambda trial: trial[1].static, most)
     for index, group in enumerate(groups, 1):
         static = group[0][1].static
         lines.append(f"group {index} of {len(groups)}: batch size {static.batch_size}")
@@ -189,13 +187,13 @@ def _train(
     progress: Progress,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
-    from fmnist import checkpoint, search
-    from fmnist.functional.kernels import conv
+    from fmnist import checkpoint, loop, search
     from fmnist.results import label
     from fmnist.views.tensorboard import TensorBoardMirror
 
     examples = splits(config, dataset, device)
-    progress.message(f"device {device}; convolutions of lanes: {conv.backend(device)}")
+    progress.message(f"device {device}")
+    said = ""
     began, before = time.perf_counter(), study.user_attrs.get(WALL, 0.0)
     events = search.run(study, config, examples, max_lanes=max_lanes)
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
@@ -207,6 +205,13 @@ def _train(
                     labels = {trial.number: label(trial.point) for trial in trials}
                     images = len(examples.training.labels) * len(trials)
                     progress.group(index, total, labels, config.epochs, images, left)
+                    group = search.group_of([trial.config for trial in trials])
+                    how = loop.convolution(group, device)
+                    if how != said:
+                        progress.message(f"convolutions of lanes: {how}")
+                    if how == "blocks" and not said and not process.kernels_are_compiled():
+                        progress.message("compiling the kernels, once: about half a minute")
+                    said = how
                 case search.EpochFinished(epoch, metrics, seconds):
                     for number, values in metrics.items():
                         mirror.epoch(number, epoch, values)

@@ -79,9 +79,18 @@ def norm_relu_pool(
         statistics = (state["running_mean"], state["running_var"])
         return kernels.norm_relu_pool_given(x, params["weight"], params["bias"], *statistics), state
     pooled, mean, var = kernels.norm_relu_pool(x, params["weight"], params["bias"])
-    count = x.numel() // x.shape[1]
+    return pooled, moved(state, mean, var, x.numel() // x.shape[1])
+
+
+def moved(
+    state: dict[str, Tensor],
+    mean: Float[Tensor, " channels"],
+    var: Float[Tensor, " channels"],
+    count: int,
+) -> dict[str, Tensor]:
+    """The running statistics after a batch with this mean and *biased* variance of ``count``."""
     unbiased = var.detach() * (count / max(count - 1, 1))
-    return pooled, {
+    return {
         "running_mean": torch.lerp(state["running_mean"], mean.detach(), MOMENTUM),
         "running_var": torch.lerp(state["running_var"], unbiased, MOMENTUM),
     }

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fmnist.functional import layers
+from fmnist.functional import features, layers
 from fmnist.functional.types import ModelConfig, Params, State
 
 SIDE = 28
@@ -116,17 +116,11 @@ def apply(
     Raises:
         ValueError: when dropout is to be applied and ``noise`` does not have one tensor a layer.
     """
-    blocks, linears = len(state), len(params) - 2 * len(state)
+    linears = len(params) - 2 * len(state)
     drop = train and dropout > 0
     if drop and len(noise) != linears - 1:
         raise ValueError(f"dropout wants noise for {linears - 1} hidden layers, got {len(noise)}")
-    x, new_state = images, {}
-    for i in range(1, blocks + 1):
-        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train)
-        x, new_state[f"norm{i}"] = layers.norm_relu_pool(
-            params[f"norm{i}"], state[f"norm{i}"], x, train=train
-        )
-    x = x.flatten(1)
+    x, new_state = features.features(params, state, images, train=train, compute=compute)
     for i in range(1, linears):
         x = torch.relu(layers.linear(params[f"linear{i}"], x, compute))
         if drop:

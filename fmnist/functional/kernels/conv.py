@@ -22,18 +22,26 @@ from torch.autograd.function import once_differentiable
 
 from fmnist.functional.kernels.fold import fold, unfold
 
-BACKENDS = ("grouped", "lanes", "unfold")
-"""One grouped convolution; a convolution a lane; unfolded images and a batched matrix product."""
+BACKENDS = ("blocks", "grouped", "lanes", "unfold")
+"""Our own kernels, with batch norm, ReLU and pooling in one (conv_block.py; where those do not
+serve: grouped); one grouped convolution; a convolution a lane; unfolded images and a batched
+matrix product.
+"""
 
-MEASURED = {"cpu": "grouped"}
-"""Device -> the fastest there (benchmarks/README.md). Where nobody has measured: grouped."""
+MEASURED = {"cpu": "blocks"}
+"""Device -> the fastest there (benchmarks/README.md)."""
 
 _forced: ContextVar[str | None] = ContextVar("conv2d", default=None)
 
 
 def backend(device: torch.device) -> str:
-    """How convolutions of lanes are computed on this device."""
+    """How convolutions of lanes are computed on this device; where nothing is said, grouped."""
     return _forced.get() or MEASURED.get(device.type, "grouped")
+
+
+def is_settled(device: torch.device) -> bool:
+    """Whether :func:`backend` is forced or measured, not a guess."""
+    return _forced.get() is not None or device.type in MEASURED
 
 
 @contextlib.contextmanager
@@ -62,7 +70,8 @@ def conv2d(
     What goes into batch norm gets the same for any bias, so its gradient is zero, and what would
     be computed is rounding. Pass ``bias.detach()`` there and nothing is computed.
     """
-    return _Conv2d.apply(x, weight, bias, 1, backend(x.device))
+    how = backend(x.device)
+    return _Conv2d.apply(x, weight, bias, 1, "grouped" if how == "blocks" else how)
 
 
 class _Conv2d(torch.autograd.Function):

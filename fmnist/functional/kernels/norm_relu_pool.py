@@ -20,7 +20,8 @@ from fmnist.functional.kernels.fold import fold, unfold
 EPS = 1e-5
 
 # Not an import: Triton costs a second, and is wanted only where there is a GPU.
-_DEVICES = {"cpu", "cuda"} if importlib.util.find_spec("triton") else {"cpu"}
+# A CPU is served by conv_block.py.
+_DEVICES = {"cuda"} if importlib.util.find_spec("triton") else set()
 
 Pooled = Float[Tensor, "batch channels height//2 width//2"]
 PerChannel = Float[Tensor, " channels"]
@@ -82,16 +83,16 @@ def _has_kernel(x: Tensor) -> bool:
     return x.device.type in _DEVICES and x.dtype == torch.float32
 
 
-@torch.library.custom_op("fmnist::norm_relu_pool", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fmnist::norm_relu_pool", mutates_args=(), device_types="cuda")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import cpu
+    from fmnist.functional.kernels import triton_cuda
 
-    return cpu.forward(x, weight, bias, EPS)
+    return triton_cuda.forward(x, weight, bias, EPS)
 
 
-@torch.library.custom_op("fmnist::norm_relu_pool_grad", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fmnist::norm_relu_pool_grad", mutates_args=(), device_types="cuda")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -101,42 +102,13 @@ def _backward(
     centred: Tensor,
     which: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import cpu
-
-    return cpu.backward(grad, x, weight, mean, var, centred, which, EPS)
-
-
-@torch.library.custom_op("fmnist::norm_relu_pool_given", mutates_args=(), device_types="cpu")
-def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    from fmnist.functional.kernels import cpu
-
-    return cpu.forward_given(x, weight, bias, mean, var, EPS)[0]
-
-
-@_forward.register_kernel("cuda")
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    from fmnist.functional.kernels import triton_cuda
-
-    return triton_cuda.forward(x, weight, bias, EPS)
-
-
-@_backward.register_kernel("cuda")
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    centred: Tensor,
-    which: Tensor,
-) -> tuple[Tensor, ...]:
     from fmnist.functional.kernels import triton_cuda
 
     return triton_cuda.backward(grad, x, weight, mean, var, centred, which, EPS)
 
 
-@_given.register_kernel("cuda")
-def _(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+@torch.library.custom_op("fmnist::norm_relu_pool_given", mutates_args=(), device_types="cuda")
+def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     from fmnist.functional.kernels import triton_cuda
 
     return triton_cuda.forward_given(x, weight, bias, mean, var, EPS)[0]

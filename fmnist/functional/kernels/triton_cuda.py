@@ -38,7 +38,11 @@ _compiled: Any = triton.jit
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As in cpu.py; ``x`` may also be bfloat16, its statistics and ``centred`` are float32."""
+    """Pooled output, mean, biased variance; and for :func:`backward`, of the pixel that was the
+    largest of its square: its distance from the mean, and which of the four it was.
+
+    ``x`` may also be bfloat16; its statistics and the distances are float32.
+    """
     x = _channels_last(x)
     rows, channels = x.numel() // x.shape[3], x.shape[3]
     size, parts, partial = _cut(x, rows, channels)
@@ -52,7 +56,7 @@ def forward(
 def forward_given(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As in cpu.py."""
+    """:func:`forward` with a mean and a variance that are known; without returning them."""
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
     pooled, centred, which = (_empty(x, shape, t) for t in (x.dtype, torch.float32, torch.uint8))
@@ -67,7 +71,11 @@ def backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, centred: Tensor,
     which: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As in cpu.py."""
+    """Gradients for ``x``, ``weight`` and ``bias``.
+
+    With n values a channel, d the gradient after the ReLU and the pooling and h the normalised
+    input: ``scale * (d - mean(d) - h * mean(d * h))`` (Ioffe and Szegedy 2015, section 3).
+    """
     batch, channels, height, width = x.shape
     grad, x, centred, which = (_channels_last(t) for t in (grad, x, centred, which))
     mean, var, weight = (t.contiguous() for t in (mean, var, weight))

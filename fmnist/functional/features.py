@@ -1,0 +1,66 @@
+"""From images to features: the network's convolution blocks, by the fastest way there is."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fmnist.functional import layers
+from fmnist.functional.kernels import conv_block
+from fmnist.functional.types import Params, State
+
+
+def features(
+    params: Params,
+    state: State,
+    images: Float[Tensor, "batch 1 28 28"],
+    *,
+    train: bool,
+    compute: torch.dtype | None,
+) -> tuple[Float[Tensor, "batch features"], State]:
+    """Every block in turn: convolution, batch norm, ReLU, 2x2 max pooling.
+
+    Args:
+        params, state: as in :func:`fmnist.functional.model.apply`; there are as many blocks as
+            batch norms.
+        images: pixels in ``[0, 1]``.
+        train: normalise by the batch, else by the running statistics.
+        compute: precision of the convolutions; by default that of the images.
+
+    Returns:
+        The flattened activations, and the running statistics after them.
+    """
+    through = _fused if conv_block.serves(images, compute) else _layered
+    return through(params, state, images, train, compute)
+
+
+def _layered(
+    params: Params, state: State, x: Tensor, train: bool, compute: torch.dtype | None
+) -> tuple[Tensor, State]:
+    new_state: State = {}
+    for i in range(1, len(state) + 1):
+        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train)
+        x, new_state[f"norm{i}"] = layers.norm_relu_pool(
+            params[f"norm{i}"], state[f"norm{i}"], x, train=train
+        )
+    return x.flatten(1), new_state
+
+
+def _fused(
+    params: Params, state: State, images: Tensor, train: bool, compute: torch.dtype | None
+) -> tuple[Tensor, State]:
+    x, new_state, side = conv_block.pack(images), {}, images.shape[-1]
+    for i in range(1, len(state) + 1):
+        conv, norm, running = params[f"conv{i}"], params[f"norm{i}"], state[f"norm{i}"]
+        weights, bias = (conv["weight"], norm["weight"], norm["bias"]), conv["bias"].detach()
+        if train:
+            side = side - conv["weight"].shape[-1] + 1
+            x, mean, var = conv_block.conv_block(x, *weights, len(images))
+            running = layers.moved(running, mean + bias, var, len(images) * side * side)
+            side //= 2
+        else:
+            mean = running["running_mean"] - conv["bias"]
+            x = conv_block.conv_block_given(x, *weights, mean, running["running_var"])
+        new_state[f"norm{i}"] = running
+    return conv_block.unpack(x, len(images)).flatten(1), new_state

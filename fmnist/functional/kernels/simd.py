@@ -1,0 +1,205 @@
+"""A vector of numbers as a type of Numba's, so that a kernel says what is done side by side.
+
+LLVM vectorises loops by itself only where it can prove that nothing overlaps, and gives up on a
+convolution. A value of this type *is* a vector register (or a few), on whatever processor.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, models, overload, register_model
+
+WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+"""Floats in a vector."""
+
+_INT = ir.IntType(32)
+_FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+_BYTES = ir.VectorType(ir.IntType(8), WIDTH)
+_BITS = ir.VectorType(ir.IntType(1), WIDTH)
+
+
+class _Vector(types.Type):  # type: ignore[misc]
+    """float32[WIDTH]"""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{WIDTH}")
+
+
+class _Mask(types.Type):  # type: ignore[misc]
+    """bool[WIDTH]"""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"boolx{WIDTH}")
+
+
+_vector, _mask = _Vector(), _Mask()
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _FLOATS)
+
+
+@register_model(_Mask)
+class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _BITS)
+
+
+def _pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
+    """Where element ``args[1]`` of the one-dimensional array ``args[0]`` lies."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.bitcast(builder.gep(array.data, [args[1]]), to.as_pointer())
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    nothing = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.Constant(_INT, 0))
+    return builder.shuffle_vector(
+        first, nothing, ir.Constant(ir.VectorType(_INT, WIDTH), [0] * WIDTH)
+    )
+
+
+def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    kind = ir.FunctionType(result, arguments)
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+@intrinsic
+def load(typing, array, at):
+    """``array[at : at + WIDTH]`` of floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, signature, args, _FLOATS), align=4)
+
+    return _vector(array, types.intp), generate
+
+
+@intrinsic
+def store(typing, array, at, value):
+    """``array[at : at + WIDTH] = value``"""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _pointer(context, builder, signature, args, _FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _vector), generate
+
+
+@intrinsic
+def load_bytes(typing, array, at):
+    """``array[at : at + WIDTH]`` of bytes, as floats."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature, args, _BYTES)
+        return builder.uitofp(builder.load(pointer, align=1), _FLOATS)
+
+    return _vector(array, types.intp), generate
+
+
+@intrinsic
+def store_bytes(typing, array, at, value):
+    """``array[at : at + WIDTH] = value`` as bytes; the value is whole, 0-255."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature, args, _BYTES)
+        builder.store(builder.fptoui(args[2], _BYTES), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _vector), generate
+
+
+@intrinsic
+def splat(typing, number):
+    """The number in every place."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _spread(builder, args[0])
+
+    return _vector(types.float32), generate
+
+
+@intrinsic
+def spread(typing, array, at):
+    """``array[at]`` in every place."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature, args, ir.FloatType())
+        return _spread(builder, builder.load(pointer))
+
+    return _vector(array, types.intp), generate
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """``a * b + c``, in one rounding where the processor can."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = f"llvm.fmuladd.v{WIDTH}f32"
+        return builder.call(_function(builder, name, *[_FLOATS] * 4), args)
+
+    return _vector(_vector, _vector, _vector), generate
+
+
+@intrinsic
+def total(typing, value):
+    """The sum of the places, always in the same order."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name, number = f"llvm.vector.reduce.fadd.v{WIDTH}f32", ir.FloatType()
+        reduce = _function(builder, name, number, number, _FLOATS)
+        zero = ir.Constant(number, 0.0)
+        return builder.call(reduce, [zero, args[0]], fastmath=("reassoc",))
+
+    return types.float32(_vector), generate
+
+
+@intrinsic
+def where(typing, mask, a, b):
+    """``a`` where the mask is set, else ``b``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(*args)
+
+    return _vector(_mask, _vector, _vector), generate
+
+
+def _operator(symbol: Any, arguments: types.Type, result: types.Type, instruction: Any) -> None:
+    """Teach Numba an infix operator."""
+    kind = type(arguments)
+
+    @intrinsic
+    def apply(typing, a, b):
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return instruction(builder, *args)
+
+        return result(arguments, arguments), generate
+
+    @overload(symbol)
+    def _(a, b):
+        if isinstance(a, kind) and isinstance(b, kind):
+            return lambda a, b: apply(a, b)
+        return None
+
+
+def _compare(how: str) -> Any:
+    """False where a number is NaN, but for "!="."""
+    if how == "!=":
+        return lambda builder, a, b: builder.fcmp_unordered(how, a, b)
+    return lambda builder, a, b: builder.fcmp_ordered(how, a, b)
+
+
+_operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
+_operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
+_operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
+_operator(operator.gt, _vector, _mask, _compare(">"))
+_operator(operator.le, _vector, _mask, _compare("<="))
+_operator(operator.eq, _vector, _mask, _compare("=="))
+_operator(operator.ne, _vector, _mask, _compare("!="))
+_operator(operator.__or__, _mask, _mask, lambda builder, a, b: builder.select(a, a, b))

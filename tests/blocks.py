@@ -1,0 +1,47 @@
+"""What the tests of conv_block build from: images, weights, and all that a lane computes."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from strategies import normal
+from torch.func import grad_and_value
+
+from fmnist.functional.kernels import conv_block as block
+
+
+def whole(low, high, *shape, seed):
+    """Whole numbers: their sums of products are exact, and often equal."""
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def numbers(*shape, seed=0):
+    """Scales of both signs with zeros among them, and shifts, of which some leave zero there."""
+    gamma, beta = normal(*shape, seed=seed + 1), normal(*shape, seed=seed + 2)
+    gamma[..., 2::3] = 0.0  # then every pixel of a square is equal: the first is taken
+    beta[..., 5::6] = 0.0
+    return gamma, beta
+
+
+EXAMPLES = st.integers(1, 40)
+
+
+@st.composite
+def problems(draw, examples=EXAMPLES):
+    """Shapes of images and weights that leave at least one square to pool."""
+    kernel, inputs, outputs = (draw(st.integers(1, most)) for most in (4, 3, 13))
+    height, width = (draw(st.integers(kernel + 1, kernel + 6)) for _ in range(2))
+    return (draw(examples), inputs, height, width), (outputs, inputs, kernel, kernel)
+
+
+def everything(packed, weight, gamma, beta, upstream, wanted=(0, 1, 2, 3)):
+    """Outputs, statistics and the gradients that are wanted."""
+
+    def loss(*inputs):
+        pooled, *rest = block.conv_block(*inputs, len(upstream))
+        pooled = block.unpack(pooled, len(upstream))
+        return (pooled * upstream).sum(), [pooled, *rest]
+
+    gradients = grad_and_value(loss, argnums=wanted, has_aux=True)
+    grads, (_, outputs) = gradients(packed, weight, gamma, beta)
+    return [*outputs, *grads]

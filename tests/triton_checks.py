@@ -1,0 +1,353 @@
+"""Checks of norm_relu_pool's Triton kernels, interpreted; test_triton.py runs this as a script.
+
+Triton decides when it is imported whether it interprets, so they are done in a process of their
+own, which prints what failed. The operators take Triton's kernels on CPU tensors there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from strategies import normal
+from torch.func import grad, grad_and_value, vmap
+
+EPS = 1e-5
+
+
+def numbers(*shape, seed=0):
+    """Weights of both signs with zeros among them, and biases."""
+    weight = normal(*shape, seed=seed + 1)
+    weight[..., ::3] = 0.0
+    return weight, normal(*shape, seed=seed + 2)
+
+
+def few_values(*shape):
+    """So few that the pixels of a square are often equal."""
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+def take_cpu_tensors():
+    """Below the operators, autograd and vmap run these kernels, as on a GPU."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+    from fmnist.functional.kernels import triton_cuda
+
+    def given(*inputs):
+        return triton_cuda.forward_given(*inputs, EPS)[0]
+
+    nrp._forward.register_kernel("cpu")(lambda *inputs: triton_cuda.forward(*inputs, EPS))
+    nrp._backward.register_kernel("cpu")(lambda *inputs: triton_cuda.backward(*inputs, EPS))
+    nrp._given.register_kernel("cpu")(given)
+    nrp._DEVICES.add("cpu")
+
+
+# What is right, in plain torch -----------------------------------------------------------------
+
+
+def squares(x):
+    """The four pixels of each square, in row-major order, side by side."""
+    height, width = (size // 2 * 2 for size in x.shape[2:])
+    x = x[:, :, :height, :width].unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    return x.transpose(3, 4).flatten(4)
+
+
+def right_forward(x, weight, bias, mean, var):
+    """Pooled, the largest pixel's distance from the mean, and its place: 4 where none passes.
+
+    Of equal pixels the first is taken; of NaNs, which are larger than all, the last.
+    """
+    root = torch.sqrt((var + EPS).double()).float()  # by way of float64: rounded in the last bit
+    scale = (weight.double() / root.double()).float()
+    mean, scale, shift = (t[:, None, None] for t in (mean, scale, bias))
+    centred = squares(x - mean)
+    value = squares((x - mean) * scale + shift)
+    nan = value.isnan()
+    first_largest = (value == value.amax(-1, keepdim=True)).int().argmax(-1, keepdim=True)
+    last_nan = 3 - nan.flip(-1).int().argmax(-1, keepdim=True)
+    place = torch.where(nan.any(-1, keepdim=True), last_nan, first_largest)
+    best = value.gather(-1, place)
+    which = torch.where(best <= 0, 4, place).to(torch.uint8)
+    pooled = torch.where(best <= 0, 0.0, best)
+    return tuple(t.squeeze(-1) for t in (pooled, centred.gather(-1, place), which))
+
+
+def right_backward(grad, x, weight, mean, var, centred, which):
+    """In float64: ``scale * (d - mean(d) - h * mean(d * h))`` (Ioffe and Szegedy, section 3)."""
+    per_channel = (0, 2, 3)
+    passed = torch.where(which < 4, grad.double(), 0.0)
+    d = torch.zeros_like(x, dtype=torch.float64)
+    for corner in range(4):
+        row, column = divmod(corner, 2)
+        inner = d[:, :, : d.shape[2] // 2 * 2, : d.shape[3] // 2 * 2]
+        inner[:, :, row::2, column::2] = torch.where(which == corner, passed, 0.0)
+    deviation = torch.sqrt(var.double() + EPS)[:, None, None]
+    normal = (x.double() - mean[:, None, None]) / deviation
+    slope = (d * normal).mean(per_channel, keepdim=True)
+    dx = (
+        weight[:, None, None] / deviation * (d - d.mean(per_channel, keepdim=True) - normal * slope)
+    )
+    dweight = (passed * centred / deviation).sum(per_channel)
+    return dx, dweight, passed.sum(per_channel)
+
+
+# The checks ------------------------------------------------------------------------------------
+
+
+def check_definition(x):
+    """Outputs, statistics and gradients, against the definition in float64 and its autograd."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    inputs = [t.clone().requires_grad_() for t in (x, *numbers(x.shape[1]))]
+    pooled, mean, var = nrp.norm_relu_pool(*inputs)
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    expected = nrp.definition(*wide)
+    for mine, theirs in zip((pooled, mean, var), expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5)
+    upstream = normal(*pooled.shape, seed=5)
+    ours = torch.autograd.grad(pooled, inputs, upstream)
+    theirs = torch.autograd.grad(expected[0], wide, upstream.double())
+    for mine, exact in zip(ours, theirs, strict=True):
+        size = exact.abs().max().item() + 1e-6
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-3, atol=1e-4 * size)
+
+
+def check_places(x):
+    """Given a mean and a variance: what is right, to the bit; and the gradients, to rounding."""
+    from fmnist.functional.kernels import triton_cuda
+
+    def channels_last(t):
+        strides = torch.empty(t.shape, memory_format=torch.channels_last).stride()
+        return t.stride() == strides
+
+    weight, bias = numbers(x.shape[1])
+    pooled, mean, var, centred, which = triton_cuda.forward(x, weight, bias, EPS)
+    for value in (0.0, math.nan, math.inf):
+        poisoned = x.clone()
+        poisoned[0, -1, :2, 0] = value  # of two NaNs in a square, the last counts
+        args = (poisoned, weight, bias, mean, var)
+        ours = triton_cuda.forward_given(*args, EPS)
+        assert all(map(channels_last, ours))
+        for mine, right in zip(ours, right_forward(*args), strict=True):
+            torch.testing.assert_close(mine, right, rtol=0, atol=0, equal_nan=True)
+    grad = normal(*pooled.shape, seed=9)
+    saved = (weight, mean, var, centred, which)
+    for g in (grad, grad.contiguous(memory_format=torch.channels_last)):
+        ours = triton_cuda.backward(g, x, *saved, EPS)
+        assert channels_last(ours[0])
+        for mine, right in zip(ours, right_backward(grad, x, *saved), strict=True):
+            atol = 2e-6 * right.abs().max().item()
+            torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=atol)
+
+
+def check_channels_stand_alone():
+    """To the bit, though the tiles of 130 channels are others than those of 5."""
+    from fmnist.functional.kernels import triton_cuda
+
+    x, (weight, bias) = normal(7, 130, 9, 8), numbers(130)
+    together = triton_cuda.forward(x, weight, bias, EPS)
+    grad = normal(*together[0].shape, seed=9)
+    grads = triton_cuda.backward(grad, x, weight, *together[1:], EPS)
+    for own in (slice(0, 5), slice(62, 67), slice(129, 130)):
+        solo = triton_cuda.forward(x[:, own], weight[own], bias[own], EPS)
+        solo_grads = triton_cuda.backward(grad[:, own], x[:, own], weight[own], *solo[1:], EPS)
+        for all_, one in zip(together + grads, solo + solo_grads, strict=True):
+            assert torch.equal(all_[:, own] if all_.dim() == 4 else all_[own], one)
+
+
+def check_parts(batch):
+    """More rows than the parts' least size holds, whole parts and not: the cuts are right."""
+    from fmnist.functional.kernels import triton_cuda
+
+    weight, bias = numbers(2)
+    with patch.object(triton_cuda, "PARTS", 3):
+        x = normal(batch, 2, 8, 8, shift=3.0)
+        pooled, mean, var, centred, which = triton_cuda.forward(x, weight, bias, EPS)
+        exact = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
+        torch.testing.assert_close(var.double(), exact[0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(mean.double(), exact[1], rtol=1e-6, atol=0)
+        grad = normal(*pooled.shape, seed=9)
+        dbias = triton_cuda.backward(grad, x, weight, mean, var, centred, which, EPS)[2]
+        passed = torch.where(which < 4, grad.double(), 0.0).sum((0, 2, 3))
+        torch.testing.assert_close(dbias.double(), passed, rtol=1e-5, atol=1e-5)
+
+
+def check_statistics(shift):
+    from fmnist.functional.kernels import triton_cuda
+
+    x = normal(20, 5, 12, 12, shift=shift)
+    _, mean, var, *_ = triton_cuda.forward(x, torch.ones(5), torch.zeros(5), EPS)
+    exact = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(var.double(), exact[0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean.double(), exact[1], rtol=1e-7, atol=0)
+
+
+def check_bfloat16():
+    """Only rounded on the way in and out."""
+    from fmnist.functional.kernels import triton_cuda
+
+    x, (weight, bias) = normal(3, 5, 6, 7).bfloat16(), numbers(5)
+    pooled, *saved = triton_cuda.forward(x, weight, bias, EPS)
+    exact, *exact_saved = triton_cuda.forward(x.float(), weight, bias, EPS)
+    assert pooled.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(saved, exact_saved, strict=True))
+    torch.testing.assert_close(pooled.float(), exact, rtol=2**-7, atol=1e-6)
+    dx, *rest = triton_cuda.backward(exact.bfloat16(), x, weight, *saved, EPS)
+    ours = triton_cuda.backward(exact.bfloat16().float(), x.float(), weight, *saved, EPS)
+    assert dx.dtype == torch.bfloat16
+    torch.testing.assert_close(dx.float(), ours[0], rtol=2**-7, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(rest, ours[1:], strict=True))
+
+
+def check_dispatch():
+    """What is registered for CUDA hands its arguments on in the right order."""
+    from fmnist.functional.kernels import triton_cuda
+
+    def on_cuda(name, *args):
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        return getattr(torch.ops.fmnist, name).default.redispatch(keys, *args)
+
+    x, (weight, bias) = normal(3, 5, 6, 7), numbers(5)
+    pooled, *saved = on_cuda("norm_relu_pool", x, weight, bias)
+    args = (pooled, x, weight, *saved)
+    given = (x, weight, bias, *saved[:2])
+    ours = [pooled, *saved, *on_cuda("norm_relu_pool_grad", *args)]
+    theirs = [*triton_cuda.forward(x, weight, bias, EPS), *triton_cuda.backward(*args, EPS)]
+    assert all(map(torch.equal, ours, theirs))
+    assert torch.equal(on_cuda("norm_relu_pool_given", *given), pooled)
+
+
+def check_poison(value):
+    """A poisoned channel is its own trouble."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(3, 4, 6, 6, seed=1)
+    clean = nrp.norm_relu_pool(x, torch.ones(4), torch.zeros(4))
+    x[1, 2, 3, 3] = value
+    ours = nrp.norm_relu_pool(x, torch.ones(4), torch.zeros(4))
+    expected = nrp.definition(x, torch.ones(4), torch.zeros(4))[0]
+    assert torch.equal(ours[0].isnan(), expected.isnan())
+    others = [0, 1, 3]
+    assert torch.equal(ours[0][:, others], clean[0][:, others])
+    for mine, its in zip(ours[1:], clean[1:], strict=True):
+        assert torch.equal(mine[others], its[others])
+    assert not math.isfinite(ours[2][2])
+
+
+def check_closed_relu():
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(2, 3, 4, 4).requires_grad_()
+    pooled, *_ = nrp.norm_relu_pool(x, torch.ones(3), torch.full((3,), -100.0))
+    assert torch.equal(pooled, torch.zeros_like(pooled))
+    (dx,) = torch.autograd.grad(pooled.sum(), x)
+    assert torch.equal(dx, torch.zeros_like(dx))
+
+
+def check_outlier():
+    """One that comes first does not spoil the statistics."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(50, 1, 12, 12)
+    x[0, 0, 0, 0] = 1e6
+    var = nrp.norm_relu_pool(x, torch.ones(1), torch.zeros(1))[2]
+    torch.testing.assert_close(var.double(), x.double().var(correction=0)[None], rtol=1e-5, atol=0)
+
+
+def check_lanes(lanes, channels):
+    """Under vmap and grad, bit for bit the solo result: a channel never looks at another."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(lanes, 3, channels, 6, 5)
+    weight, bias = normal(lanes, channels, seed=1), normal(lanes, channels, seed=2)
+
+    def both(x, weight, bias):
+        def total(x, weight, bias):
+            outputs = nrp.norm_relu_pool(x, weight, bias)
+            places = torch.arange(float(outputs[0].numel())).view(outputs[0].shape)
+            return (outputs[0] * places).sum(), outputs
+
+        grads, (_, outputs) = grad_and_value(total, (0, 1, 2), has_aux=True)(x, weight, bias)
+        return *grads, *outputs
+
+    together = vmap(both)(x, weight, bias)
+    for lane in range(lanes):
+        alone = both(x[lane], weight[lane], bias[lane])
+        assert all(torch.equal(t[lane], solo) for t, solo in zip(together, alone, strict=True))
+
+
+def check_evaluation(lanes, *shape):
+    """Equals its definition, and has its gradient."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(lanes, *shape)
+    rest = [normal(lanes, shape[1], seed=k) for k in range(4)]
+    rest[3] = rest[3].square()
+    ours = vmap(nrp.norm_relu_pool_given)(x, *rest)
+    gradients = partial(grad, argnums=(0, 1, 2, 3, 4))
+    mine = vmap(gradients(lambda *inputs: nrp.norm_relu_pool_given(*inputs).sum()))(x, *rest)
+    for lane in range(lanes):
+        own = [t[lane] for t in (x, *rest)]
+        torch.testing.assert_close(ours[lane], nrp.definition_given(*own))
+        theirs = gradients(lambda *inputs: nrp.definition_given(*inputs).sum())(*own)
+        torch.testing.assert_close(tuple(t[lane] for t in mine), theirs)
+
+
+def check_operators():
+    """They keep torch's rules."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(4, 3, 7, 6)
+    weight, bias = torch.ones(3), torch.zeros(3)
+    torch.library.opcheck(nrp._forward, (x, weight, bias))
+    pooled, *rest = nrp._forward(x, weight, bias)
+    torch.library.opcheck(nrp._given, (x, weight, bias, bias, weight))
+    torch.library.opcheck(nrp._backward, (pooled, x, weight, *rest))
+
+
+SHAPES = [
+    (1, 12, 2, 2),
+    (3, 12, 9, 7),
+    (9, 24, 8, 8),
+    (4, 48, 5, 6),
+    (2, 130, 5, 4),
+    (2, 1, 24, 24),
+]
+INPUTS = {
+    **{f"{shape}": normal(*shape, scale=2.0, shift=1.0) for shape in SHAPES},
+    **{f"{shape} with ties": few_values(*shape) for shape in SHAPES[1:4]},
+}
+CHECKS = {
+    **{f"definition {name}": partial(check_definition, x) for name, x in INPUTS.items()},
+    **{f"places {name}": partial(check_places, x) for name, x in INPUTS.items()},
+    **{f"statistics at {shift:g}": partial(check_statistics, shift) for shift in (1e4, -1e4)},
+    **{f"parts of {batch} images": partial(check_parts, batch) for batch in (11, 12)},
+    **{f"poison {p}": partial(check_poison, p) for p in (math.nan, math.inf, -math.inf)},
+    "channels stand alone": check_channels_stand_alone,
+    "bfloat16": check_bfloat16,
+    "dispatch": check_dispatch,
+    "closed relu": check_closed_relu,
+    "outlier": check_outlier,
+    "lanes": partial(check_lanes, 3, 5),
+    "evaluation": partial(check_evaluation, 2, 3, 5, 6, 7),
+    "operators": check_operators,
+}
+
+
+def interpret():
+    """Do the checks; what failed, by name."""
+    take_cpu_tensors()
+    failed = {}
+    for name, check in CHECKS.items():
+        try:
+            check()
+        except Exception:
+            failed[name] = traceback.format_exc()
+    return failed
+
+
+if __name__ == "__main__":
+    print(json.dumps(interpret()))
