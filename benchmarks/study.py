@@ -1,6 +1,6 @@
 """The whole baseline study, ours against fmnist.reference, as a user runs them.
 
-    python benchmarks/study.py [--epochs N] [--rounds N] [--json FILE]
+    python benchmarks/study.py [--epochs N] [--rounds N] [--keep FOLDER] [--json FILE]
 
 Start-up, evaluation and views are in it; the two take turns.
 """
@@ -8,6 +8,7 @@ Start-up, evaluation and views are in it; the two take turns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import subprocess
 import sys
@@ -27,11 +28,13 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--keep", metavar="FOLDER", help="leave the runs there")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     accuracy: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    keep = contextlib.nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory()
+    with keep as folder:
         for turn in range(args.rounds):
             for name, module in COMMANDS.items():
                 out = Path(folder) / f"{name}-{turn}"
