@@ -22,6 +22,8 @@ _ROOMS = {
     "eval_step": "fmnist.functional.train",
     "stack": "fmnist.functional.lanes",
     "unstack": "fmnist.functional.lanes",
+    "Group": "fmnist.loop",
+    "Lane": "fmnist.loop",
     "fit": "fmnist.loop",
     "load": "fmnist.data",
     "load_study": "fmnist.config",

@@ -116,13 +116,35 @@ def apply(
     Raises:
         ValueError: when dropout is to be applied and ``noise`` does not have one tensor a layer.
     """
-    linears = len(params) - 2 * len(state)
+    x, new_state = penultimate(
+        params, state, images, train=train, dropout=dropout, noise=noise, compute=compute
+    )
+    return layers.linear(params[f"linear{_linears(params, state)}"], x, compute), new_state
+
+
+def penultimate(
+    params: Params,
+    state: State,
+    images: Float[Tensor, "batch 1 28 28"],
+    *,
+    train: bool,
+    dropout: float = 0.0,
+    noise: tuple[Float[Tensor, "batch width"], ...] = (),
+    compute: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "batch width"], State]:
+    """What the last linear layer of :func:`apply` sees; arguments and errors are the same."""
+    hidden = _linears(params, state) - 1
     drop = train and dropout > 0
-    if drop and len(noise) != linears - 1:
-        raise ValueError(f"dropout wants noise for {linears - 1} hidden layers, got {len(noise)}")
+    if drop and len(noise) != hidden:
+        raise ValueError(f"dropout wants noise for {hidden} hidden layers, got {len(noise)}")
     x, new_state = features.features(params, state, images, train=train, compute=compute)
-    for i in range(1, linears):
+    for i in range(1, hidden + 1):
         x = torch.relu(layers.linear(params[f"linear{i}"], x, compute))
         if drop:
             x = layers.dropout(x, noise[i - 1], dropout)
-    return layers.linear(params[f"linear{linears}"], x, compute), new_state
+    return x, new_state
+
+
+def _linears(params: Params, state: State) -> int:
+    """How many linear layers there are: a block has two layers and one state."""
+    return len(params) - 2 * len(state)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fmnist.functional.kernels import cpu_loops
 from fmnist.functional.kernels.simd import WIDTH
 
-CHUNKS = 16  # the gradient for the weights is summed in so many parts
+CHUNKS = 16  # parts that the gradient for the weights is summed in, at most: work for 16 cores
 
 
 def forward(
@@ -74,7 +74,8 @@ def backward(
     """
     _check(x, weight, for_x)
     dx = torch.empty(x.shape) if for_x else torch.zeros((1,) * 6)
-    parts = torch.empty(weight.shape[0], min(CHUNKS, x.shape[1]), *weight.shape[1:])
+    chunks = min(CHUNKS, -(-x.shape[1] // 2))  # of two blocks or more: each part costs a sum
+    parts = torch.empty(weight.shape[0], chunks, *weight.shape[1:])
     dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
     arrays = _arrays(grad, x, weight, gamma, mean, var, y, centred, which)
     cpu_loops.backward(*arrays, *_arrays(dx, parts, dgamma, dbeta), examples, eps, for_x)

@@ -22,6 +22,7 @@ from fmnist.functional.kernels.pooling import (
 )
 from fmnist.functional.kernels.simd import WIDTH, load, total
 from fmnist.functional.kernels.tiles import (
+    TILE,
     convolve,
     input_gradient,
     tiled,
@@ -29,6 +30,8 @@ from fmnist.functional.kernels.tiles import (
     weight_gradient,
     whole_tiles,
 )
+
+NEAR = 6144  # floats of a tile's gradient, so that they stay in the nearest cache: 24 KB
 
 _parallel: Any = njit(parallel=True, cache=True, nogil=True)
 
@@ -114,18 +117,25 @@ def backward(
             dgamma[lane, c], dbeta[lane, c] = dot / deviation, sums
     weights = turned(weight) if for_x else np.empty((lanes, 0), np.float32)
     chunks, padded, taps = parts.shape[1], whole_tiles(outputs), inputs * k * k
+    strip = max(2, NEAR // (TILE * columns * WIDTH) // 2 * 2)
     for task in prange(lanes * chunks):
         lane, chunk = divmod(np.int64(task), chunks)
         sums = np.zeros(padded * taps * WIDTH, np.float32)
-        dy = np.zeros(padded * rows * columns * WIDTH, np.float32)
+        dy = np.empty(padded * rows * columns * WIDTH, np.float32)
+        dy[outputs * rows * columns * WIDTH :] = 0
         for block in range(chunk * blocks // chunks, (chunk + 1) * blocks // chunks):
-            spread_gradient(
-                grad[lane, block].reshape(-1), y[lane, block].reshape(-1),
-                which[lane, block].reshape(-1), mean[lane], scale[lane], slope[lane],
-                constant[lane], valid_examples(block, examples), rows, columns, dy,
-            )  # fmt: skip
             image = x[lane if x.shape[0] > 1 else 0, block].reshape(-1)
-            weight_gradient(dy, image, sums, inputs, outputs, height, width, k)
+            from_grad, from_y = grad[lane, block].reshape(-1), y[lane, block].reshape(-1)
+            places, examples_here = which[lane, block].reshape(-1), valid_examples(block, examples)
+            for o in range(0, outputs, TILE):
+                channels = (o, min(o + TILE, outputs))
+                for top in range(0, rows, strip):
+                    bottom = min(top + strip, rows)
+                    spread_gradient(
+                        from_grad, from_y, places, channels, top, bottom, mean[lane], scale[lane],
+                        slope[lane], constant[lane], examples_here, dy, rows, columns,
+                    )  # fmt: skip
+                    weight_gradient(dy, image, sums, o, top, bottom, inputs, height, width, k)
             if for_x:
                 out = dx[lane, block].reshape(-1)
                 input_gradient(dy, weights[lane], out, inputs, outputs, height, width, k)

@@ -118,23 +118,32 @@ def sums_of_passed(grad, centred, which, passed):
 
 @_compiled
 def spread_gradient(
-    grad, y, which, means, scales, slopes, constants, valid, rows, columns, dy
+    grad, y, which, channels, top, bottom, mean, scale, slope, constant, examples, dy,
+    rows, columns,
 ):  # fmt: skip
-    """``dy`` becomes the gradient for ``y``, zero beyond the last example."""
-    below, examples = columns * WIDTH, load(valid, 0)
-    source = 0
-    for c in range(len(means)):
-        mean, scale = splat(means[c]), splat(scales[c])
-        slope, constant = splat(slopes[c]) * examples, splat(constants[c]) * examples
-        for at in range(c * rows * below, (c + 1) * rows * below, WIDTH):
-            store(dy, at, fma(load(y, at) - mean, slope, constant))
-        for i in range(rows // 2):
-            at = (c * rows + 2 * i) * below
+    """Rows ``top`` to ``bottom`` (even, or the last) of the gradient for some channels of ``y``.
+
+    It is ``scale * d + slope * (y - mean) + constant``, zero beyond the last example.
+    """
+    below, small = columns * WIDTH, columns // 2 * WIDTH
+    valid, paired = load(examples, 0), min(bottom, rows // 2 * 2)
+    for c in range(*channels):
+        centre, factor = splat(mean[c]), splat(scale[c])
+        tilt, shift = splat(slope[c]) * valid, splat(constant[c]) * valid
+        for h in range(top, paired, 2):
+            at = (c * rows + h) * below
+            source = (c * (rows // 2) + h // 2) * small
             for _ in range(columns // 2):
-                g, place = load(grad, source) * scale, load_bytes(which, source)
+                g, place = load(grad, source) * factor, load_bytes(which, source)
                 for corner in range(4):
-                    to = at + (corner // 2) * below + (corner % 2) * WIDTH
-                    here = place == splat(np.float32(corner))
-                    store(dy, to, load(dy, to) + where(here, g, splat(np.float32(0))))
+                    here = at + (corner // 2) * below + (corner % 2) * WIDTH
+                    dense = fma(load(y, here) - centre, tilt, shift)
+                    passed = where(place == splat(np.float32(corner)), g, splat(np.float32(0)))
+                    store(dy, here, dense + passed)
                 at += 2 * WIDTH
                 source += WIDTH
+            if columns % 2:  # the last column is in no square
+                for here in (at, at + below):
+                    store(dy, here, fma(load(y, here) - centre, tilt, shift))
+        for here in range((c * rows + paired) * below, (c * rows + bottom) * below, WIDTH):
+            store(dy, here, fma(load(y, here) - centre, tilt, shift))  # and so is the last row

@@ -124,43 +124,49 @@ def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k):
 
 
 @_compiled
-def weight_gradient(dy, x, sums, inputs, outputs, height, width, k):
-    """Add the gradient for the weights to ``sums [whole tiles, inputs, k, k, WIDTH]``.
+def weight_gradient(dy, x, sums, o, top, bottom, inputs, height, width, k):
+    """Add some rows' share of the gradient for a tile of the weights to ``sums``.
 
-    The images' shares stay apart, side by side. ``dy`` is scratch, in whole tiles. Two taps (an
-    input channel and a place in the kernel) are done at a time.
+    Args:
+        dy: scratch ``[whole tiles, rows, columns, WIDTH]``.
+        x: the input.
+        sums: ``[whole tiles, inputs, k, k, WIDTH]``; the images' shares stay apart, side by side.
+        o: first channel of the tile.
+        top, bottom: the rows of ``dy``; so few that they stay in the nearest cache.
+        inputs, height, width, k: of the input and the kernel.
+
+    Two taps (an input channel and a place in the kernel) are done at a time.
     """
     rows, columns = height - k + 1, width - k + 1
     plane, taps = rows * columns * WIDTH, inputs * k * k
     row = taps * WIDTH
-    for o in range(0, outputs, TILE):
-        for first in range(0, taps, 2):
-            second = min(first + 1, taps - 1)  # an odd last tap is done twice
-            from_a, from_b = _tap(first, height, width, k), _tap(second, height, width, k)
-            to_a, to_b = (o * taps + first) * WIDTH, (o * taps + second) * WIDTH
-            a0, a1, a2, a3, a4, a5 = _get(sums, to_a, row)
-            b0, b1, b2, b3, b4, b5 = _get(sums, to_b, row)
-            from_dy = o * plane
-            for h in range(rows):
-                at = h * width * WIDTH
-                for _ in range(columns):
-                    a, b = load(x, from_a + at), load(x, from_b + at)
-                    d = load(dy, from_dy)
-                    a0, b0 = fma(d, a, a0), fma(d, b, b0)
-                    d = load(dy, from_dy + plane)
-                    a1, b1 = fma(d, a, a1), fma(d, b, b1)
-                    d = load(dy, from_dy + 2 * plane)
-                    a2, b2 = fma(d, a, a2), fma(d, b, b2)
-                    d = load(dy, from_dy + 3 * plane)
-                    a3, b3 = fma(d, a, a3), fma(d, b, b3)
-                    d = load(dy, from_dy + 4 * plane)
-                    a4, b4 = fma(d, a, a4), fma(d, b, b4)
-                    d = load(dy, from_dy + 5 * plane)
-                    a5, b5 = fma(d, a, a5), fma(d, b, b5)
-                    at += WIDTH
-                    from_dy += WIDTH
-            _put(sums, to_a, row, TILE, a0, a1, a2, a3, a4, a5)
-            _put(sums, to_b, row, TILE, b0, b1, b2, b3, b4, b5)
+    for first in range(0, taps, 2):
+        second = min(first + 1, taps - 1)  # an odd last tap is done twice
+        from_a, from_b = _tap(first, height, width, k), _tap(second, height, width, k)
+        to_a, to_b = (o * taps + first) * WIDTH, (o * taps + second) * WIDTH
+        a0, a1, a2, a3, a4, a5 = _get(sums, to_a, row)
+        b0, b1, b2, b3, b4, b5 = _get(sums, to_b, row)
+        from_dy = o * plane + top * columns * WIDTH
+        for h in range(top, bottom):
+            at = h * width * WIDTH
+            for _ in range(columns):
+                a, b = load(x, from_a + at), load(x, from_b + at)
+                d = load(dy, from_dy)
+                a0, b0 = fma(d, a, a0), fma(d, b, b0)
+                d = load(dy, from_dy + plane)
+                a1, b1 = fma(d, a, a1), fma(d, b, b1)
+                d = load(dy, from_dy + 2 * plane)
+                a2, b2 = fma(d, a, a2), fma(d, b, b2)
+                d = load(dy, from_dy + 3 * plane)
+                a3, b3 = fma(d, a, a3), fma(d, b, b3)
+                d = load(dy, from_dy + 4 * plane)
+                a4, b4 = fma(d, a, a4), fma(d, b, b4)
+                d = load(dy, from_dy + 5 * plane)
+                a5, b5 = fma(d, a, a5), fma(d, b, b5)
+                at += WIDTH
+                from_dy += WIDTH
+        _put(sums, to_a, row, TILE, a0, a1, a2, a3, a4, a5)
+        _put(sums, to_b, row, TILE, b0, b1, b2, b3, b4, b5)
 
 
 @_compiled
