@@ -83,6 +83,8 @@ def main() -> int:
         lanes = [int(n) for n in args.lanes.split(",")]
     rounds = args.rounds or (5 if args.quick else 3)
     split = prepare(args.images or (6_000 if args.quick else 10_000), device)
+    # Numba compiles once a machine; that is no engine's turn.
+    contenders.Lanes(contenders.Split(split.images[:64], split.labels[:64]), 32, 1).epoch()
     rows: list[Row] = []
     for batch_size in map(int, args.batch_sizes.split(",")):
         rows += measure(engines, split, batch_size, lanes, rounds, args.budget)
