@@ -1,0 +1,169 @@
+"""The trained networks that a run left: which there are, and what they say of images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fmnist import checkpoint
+from fmnist import config as configs
+from fmnist.errors import UserError
+from fmnist.functional import model
+from fmnist.functional.kernels import conv
+from fmnist.functional.types import ModelConfig, Params, State
+from fmnist.results import label
+from fmnist.settings import SETTINGS, one_line, unknown
+
+BATCH = 1000
+
+
+class Trial(NamedTuple):
+    """A trained network: the model it is, and where its parameters lie."""
+
+    number: int
+    label: str
+    model: ModelConfig
+    path: Path
+
+
+def best_trial(run: Path) -> Trial:
+    """The winner of a run, as its ``best/config.json`` describes it.
+
+    Raises:
+        UserError: when the folder holds no finished run, or a damaged one.
+    """
+    path = run / "best" / "config.json"
+    try:
+        about = json.loads(_text(path, run))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({_line(error)})") from error
+    number = about.get("number") if isinstance(about, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise UserError(f"{path}: does not describe a trial: it has no number")
+    point = about.get("point")
+    name = label(point) if isinstance(point, dict) else ""
+    return Trial(number, name, _model(about, path), run / "best" / "params.safetensors")
+
+
+def complete_trials(run: Path) -> list[Trial]:
+    """Every complete trial of a run, by number.
+
+    Raises:
+        UserError: when the folder holds no finished run or no complete trial, or a damaged one.
+    """
+    path = run / "results.csv"
+    rows = csv.DictReader(io.StringIO(_text(path, run)))
+    study = configs.load(run / "study.toml")
+    trials = []
+    try:
+        for row in rows:
+            if row["state"] == "COMPLETE":
+                values = {key: SETTINGS[key].parse(row[key] or "") for key in study.grid}
+                point = {key: SETTINGS[key].scalar(value) for key, value in values.items()}
+                number = int(row["number"])
+                where = checkpoint.model_path(run, number)
+                trials.append(Trial(number, label(point), study.trial(point).model, where))
+    except KeyError as error:
+        raise UserError(f"{path}: has no column {error}") from error
+    except (ValueError, TypeError, csv.Error, UserError) as error:
+        raise UserError(f"{path}, line {rows.line_num}: {_line(error)}") from error
+    if not trials:
+        raise UserError(f"{path}: no trial is complete")
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def probabilities(
+    trials: Iterable[Trial], images: UInt8[Tensor, "examples 1 28 28"]
+) -> Float[Tensor, "examples 10"]:
+    """The probability of each class in float64, as a mean over the trials.
+
+    Raises:
+        UserError: when a trial's parameters cannot be used.
+    """
+    each = []
+    for trial in trials:
+        params, state = load(trial)
+        compute = model.compute_dtype(trial.model)
+        # A few pictures are not worth half a minute of compiling kernels.
+        with torch.no_grad(), conv.forced("grouped"):
+            logits = [
+                model.apply(params, state, part.float() / 255, train=False, compute=compute)[0]
+                for part in images.split(BATCH)
+            ]
+        each.append(torch.cat(logits).double().softmax(dim=1))
+        if not each[-1].isfinite().all():
+            raise UserError(f"{trial.path}: is damaged: it gives no probabilities, but NaN")
+    return torch.stack(each).mean(dim=0)
+
+
+def load(trial: Trial) -> tuple[Params, State]:
+    """The parameters and running statistics of a trial.
+
+    Raises:
+        UserError: when they cannot be read, or are not of the model that the trial is.
+    """
+    params, state = checkpoint.load_model(trial.path)
+    there, wanted = _leaves(params, state), _leaves(*model.init(0, trial.model))
+    wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
+    if wrong:
+        first = wrong[0]
+        what = f"{there.get(first, 'missing')}, not {wanted.get(first, 'to be there')}"
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{trial.path}: is not of the model that the run's settings describe: "
+            f"{_line(first)} is {what}{more}"
+        )
+    return params, state
+
+
+def _leaves(*trees: checkpoint.Trees) -> dict[str, str]:
+    """The type and shape of every leaf, by its name in the file."""
+    return {
+        f"{layer}.{name}": f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+        for tree in trees
+        for layer, tensors in tree.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def _model(about: Mapping[str, object], source: Path) -> ModelConfig:
+    """The model's settings in a description of a trial; one that is missing has its default."""
+    names = [key for key, setting in SETTINGS.items() if setting.table == "model"]
+    raw = about.get("model")
+    try:
+        if not isinstance(raw, Mapping):
+            raise configs.ConfigError("must be a table of settings", "model", raw)
+        for key, value in raw.items():
+            if key not in names:
+                raise unknown("setting of the model", key, value, names)
+        return configs.StudyConfig(grid={}, model=ModelConfig(**raw)).model
+    except configs.ConfigError as error:
+        error.source = str(source)
+        raise
+
+
+def _text(path: Path, run: Path) -> str:
+    """A text file of the run."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{run}: holds no finished run ({path.relative_to(run)} is missing); "
+            "name the folder of one, or make one with python -m fmnist.study"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text") from error
+
+
+def _line(text: object) -> str:
+    return one_line(str(text), 200)

@@ -1,0 +1,335 @@
+"""The command, on a small real run: what it says of pictures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from slice_study import CONFIG, dataset
+
+from fmnist import checkpoint, predict, publish, study, trained
+from fmnist.data import CLASSES, Dataset
+from fmnist.errors import UserError
+from fmnist.functional import model
+from fmnist.functional.types import ModelConfig, Split
+
+TINY = replace(
+    CONFIG,
+    name="tiny",
+    epochs=1,
+    holdout=100,
+    grid={"precision": ("float32", "bfloat16"), "learning_rate": (0.01, 0.001)},
+)
+
+
+@pytest.fixture(scope="module")
+def real():
+    whole = dataset()
+    train, test = whole.train, whole.test
+    return Dataset(Split(train.images[:700], train.labels[:700]), test, "a slice")
+
+
+@pytest.fixture(scope="module")
+def run(real, tmp_path_factory):
+    """A finished study of four trials, two of them in bfloat16."""
+    out = tmp_path_factory.mktemp("tiny")
+    study.run_study(TINY, out, dataset=real)
+    return out
+
+
+@pytest.fixture
+def broken(run, tmp_path):
+    """A copy of the run to damage."""
+    return shutil.copytree(run, tmp_path / "broken")
+
+
+def image(real, number=0):
+    """An image of the data set as an array."""
+    return real.test.images[number, 0].numpy()
+
+
+def saved(picture, path, **options):
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(
+        path, **options
+    )
+    return path
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(0, 2**32))
+def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count, seed):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
+    images = torch.from_numpy(images)
+    trials = trained.complete_trials(run)
+    each = [trained.probabilities([trial], images) for trial in trials]
+    together = trained.probabilities(trials, images)
+    for found in (*each, together):
+        assert found.shape == (count, 10)
+        assert ((found >= 0) & (found <= 1)).all()
+        torch.testing.assert_close(found.sum(dim=1), torch.ones(count, dtype=torch.float64))
+    torch.testing.assert_close(together, torch.stack(each).mean(dim=0))
+    best = trained.best_trial(run)
+    assert torch.equal(each[best.number], trained.probabilities([best], images))
+
+
+def test_every_trial_predicts_as_the_study_did(run, real):
+    """In its own precision: bfloat16 gives other probabilities than float32."""
+    for trial in trained.complete_trials(run):
+        params, state = checkpoint.load_model(trial.path)
+        compute = model.compute_dtype(trial.model)
+        assert compute == (torch.bfloat16 if "bfloat16" in trial.label else None)
+        found = trained.probabilities([trial], real.test.images)
+        as_then = publish.outputs(params, state, real.test, compute)[0].argmax(dim=1)
+        assert (found.argmax(dim=1) == as_then).double().mean() > 0.998  # but for ties
+        exact = trial._replace(model=replace(trial.model, precision="float32"))
+        same = torch.equal(found, trained.probabilities([exact], real.test.images))
+        assert same == (compute is None)
+
+
+def test_a_failed_trial_is_no_part_of_the_ensemble(broken):
+    table = (broken / "results.csv").read_text().splitlines()
+    table[2] = table[2].replace("COMPLETE", "FAIL")
+    (broken / "results.csv").write_text("\n".join(table))
+    checkpoint.model_path(broken, 1).unlink()
+    assert [trial.number for trial in trained.complete_trials(broken)] == [0, 2, 3]
+
+
+def test_a_description_of_before_there_were_precisions_is_float32(broken):
+    path = broken / "best" / "config.json"
+    about = json.loads(path.read_text())
+    del about["model"]["precision"]
+    path.write_text(json.dumps(about))
+    assert trained.best_trial(broken).model.precision == "float32"
+
+
+def failing(capsys, *args):
+    """The one line of an error that ends the command."""
+    with pytest.raises(UserError) as caught:
+        predict.main([*map(str, args)])
+    assert capsys.readouterr().out == ""
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.fixture
+def shirt(real, tmp_path):
+    return saved(image(real), tmp_path / "shirt.png")
+
+
+def test_a_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeypatch):
+    assert "holds no finished run" in failing(capsys, tmp_path, shirt)
+    assert "holds no finished run" in failing(capsys, tmp_path, "--ensemble", shirt)
+    monkeypatch.chdir(tmp_path)
+    text = failing(capsys, shirt)
+    assert "runs/baseline: holds no finished run" in text
+    assert "python -m fmnist.study" in text
+    assert "nothing to predict" in failing(capsys, run)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not valid JSON"),
+        (b"\xff\xfe", "UTF-8"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1, 2]", "no number"),
+        (b'{"number": "2"}', "no number"),
+        (b'{"number": 2}', "model"),
+        (b'{"number": 2, "model": {"chanels": [4]}}', "channels"),
+        (b'{"number": 2, "model": {"channels": "many"}}', "channels"),
+        (b'{"number": 2, "model": {"channels": [4, 6], "kernel_size": 20}}', "kernel_size"),
+        (b'{"number": 2, "model": {"channels": [4, 7], "hidden": [20]}}', "params.safetensors"),
+        (b'{"number": 2, "model": {"channels": [4, 6], "hidden": [20, 9]}}', "params.safetensors"),
+    ],
+)
+def test_a_damaged_description_is_one_line(content, said, broken, shirt, capsys):
+    (broken / "best" / "config.json").write_bytes(content)
+    assert said in failing(capsys, broken, shirt)
+
+
+def safetensors_of(header, data=b""):
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not parameters",
+        safetensors_of({}),
+        safetensors_of(b"{" * 100),
+        struct.pack("<Q", 2**63) + b"{}",
+        safetensors_of({"conv1.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
+        safetensors_of(
+            {"conv1": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"0" * 16
+        ),
+        safetensors_of(
+            {"a\nb.c": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]}}, b"0" * 16
+        ),
+    ],
+)
+def test_damaged_parameters_are_one_line(content, broken, shirt, capsys):
+    path = broken / "best" / "params.safetensors"
+    path.write_bytes(content)
+    assert str(path) in failing(capsys, broken, shirt)
+
+
+def test_parameters_cut_short_missing_or_a_folder_are_one_line(broken, shirt, capsys):
+    path = broken / "best" / "params.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert str(path) in failing(capsys, broken, shirt)
+    path.unlink()
+    assert str(path) in failing(capsys, broken, shirt)
+    path.mkdir()
+    assert str(path) in failing(capsys, broken, shirt)
+
+
+def test_parameters_that_give_nan_are_one_line(broken, shirt, capsys):
+    params, state = model.init(0, TINY.model)
+    params["linear1"]["bias"] += float("nan")
+    checkpoint.save_model(broken / "best" / "params.safetensors", params, state)
+    assert "NaN" in failing(capsys, broken, shirt)
+
+
+def test_parameters_of_another_type_are_one_line(broken, shirt, capsys):
+    params, state = model.init(0, ModelConfig((4, 6), (20,)), dtype=torch.float64)
+    checkpoint.save_model(broken / "best" / "params.safetensors", params, state)
+    said = "conv1.bias is float64 [4], not float32 [4], and 15 more"
+    assert said in failing(capsys, broken, shirt)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no trial is complete"),
+        ("number,state\n0,COMPLETE\n", "no column 'precision'"),
+        ("number,precision,learning_rate,state\n0,float32,0.5,COMPLETE\n", "line 2"),
+        ("number,precision,learning_rate,state\nx,float32,0.01,COMPLETE\n", "line 2"),
+        ("number,precision,learning_rate,state\n0,float99,0.01,COMPLETE\n", "line 2"),
+        ("number,precision,learning_rate,state\n77,float32,0.01,COMPLETE\n", "77.safetensors"),
+        ("number,precision,learning_rate,state\n0,float32,0.01,FAIL\n", "no trial is complete"),
+    ],
+)
+def test_a_damaged_table_of_results_is_one_line(content, said, broken, shirt, capsys):
+    (broken / "results.csv").write_text(content)
+    assert said in failing(capsys, broken, "--ensemble", shirt)
+
+
+def test_the_ensemble_asks_for_all_parameters(broken, shirt, capsys):
+    checkpoint.model_path(broken, 2).unlink()
+    assert "2.safetensors" in failing(capsys, broken, "--ensemble", shirt)
+    (broken / "study.toml").write_text("nonsense")
+    assert "study.toml" in failing(capsys, broken, "--ensemble", shirt)
+
+
+def test_test_images_are_told_right_from_wrong(run, real, capsys):
+    assert predict.main([str(run), "--test", "0,1", "--test", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = trained.probabilities([trained.best_trial(run)], real.test.images[:3]).tolist()
+    for number, found in enumerate(document["predictions"]):
+        assert (found["test"], found["label"]) == (number, int(real.test.labels[number]))
+        assert found["probabilities"] == pytest.approx(expected[number], abs=1e-6)
+        assert found["right"] == (found["likeliest"][0]["label"] == found["label"])
+    assert predict.main([str(run), "--test", "0,1,2,3,4,5,6,7,8,9"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    for number, line in enumerate(lines):
+        assert line.startswith(f"test image {number}  ")
+        true = CLASSES[real.test.labels[number]]
+        first = line.removeprefix(f"test image {number}").strip()
+        assert line.endswith("right" if first.startswith(f"{true} ") else f"wrong: {true}")
+
+
+@pytest.mark.parametrize("word", ["10000", "-1", "x", "", "1.5", "1e3", "9" * 5000, "٣"])
+def test_a_number_that_no_test_image_has_is_one_line(word, run, capsys):
+    assert predict.main([str(run), f"--test={word}", "--test=4", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "from 0 to 9999" in err
+    assert len(err.splitlines()) == 1
+    assert [found["test"] for found in json.loads(out)["predictions"]] == [4]
+
+
+def test_without_the_data_pictures_are_still_predicted(run, shirt, tmp_path, capsys):
+    args = [str(run), str(shirt), "--test", "3", "--data", str(tmp_path / "nowhere")]
+    assert predict.main(args) == 2
+    out, err = capsys.readouterr()
+    assert "nowhere" in err
+    assert "shirt.png" in out
+
+
+def command(*args, cwd=None, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "fmnist.predict", *map(str, args)],
+        capture_output=True, timeout=120, cwd=cwd, check=False, env=os.environ | env,
+    )  # fmt: skip
+
+
+def test_the_command_predicts_what_it_can(run, real, tmp_path):
+    """Good and bad files mixed, from the default run, under names that try to disturb."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "baseline").symlink_to(run)
+    saved(255 - image(real, 1), tmp_path / "café.png")
+    saved(Image.fromarray(image(real, 2)).resize((300, 300)).convert("CMYK"), tmp_path / "b.jpg")
+    evil = os.fsencode(tmp_path) + b"/\x1b[31m\xff\n.png"
+    with open(evil, "wb") as file:  # noqa: PTH123
+        Image.fromarray(image(real, 3)).save(file, "PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "short.png").write_bytes((tmp_path / "café.png").read_bytes()[:150])
+    names = ["café.png", "missing.png", "b.jpg", "notes.txt", os.path.basename(os.fsdecode(evil))]  # noqa: PTH119
+    done = command(*names, "short.png", "runs", cwd=tmp_path, PYTHONIOENCODING="ascii:strict")
+    out, err = done.stdout.decode("ascii").splitlines(), done.stderr.decode().splitlines()
+    assert done.returncode == 2
+    assert [line.split(": ")[1] for line in err] == [
+        "missing.png", "notes.txt", "short.png", "runs",
+    ]  # fmt: skip
+    assert all(line.startswith("error: ") for line in err)
+    assert out[0].startswith("runs/baseline: trial ")
+    assert [line.split()[0] for line in out[1:]] == [
+        r"caf\xe9.png", "b.jpg", r"\x1b[31m\udcff\n.png",
+    ]  # fmt: skip
+    assert [line.endswith("inverted: it was dark on light") for line in out[1:]] == [
+        True, False, False,
+    ]  # fmt: skip
+    assert all(line.count("%") == 3 for line in out[1:])
+
+
+def test_the_command_prints_one_json_document(run, real, tmp_path):
+    path = saved(255 - image(real, 1), tmp_path / "x.png")
+    done = command(run, path, "nowhere.png", "--json", "--ensemble", "--invert", "no")
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["run"] == str(run)
+    assert document["trials"] == [0, 1, 2, 3]
+    (found,), (error,) = document["predictions"], document["errors"]
+    assert (found["image"], found["inverted"]) == (str(path), False)
+    assert sum(found["probabilities"]) == pytest.approx(1)
+    best = [found["probabilities"][entry["label"]] for entry in found["likeliest"]]
+    assert best == sorted(found["probabilities"], reverse=True)[:3]
+    assert [entry["class"] for entry in found["likeliest"]] == [
+        CLASSES[entry["label"]] for entry in found["likeliest"]
+    ]
+    assert error["image"] == "nowhere.png"
+    assert done.stderr.decode().splitlines() == [f"error: {error['error']}"]
+
+
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+    for args in ([], [tmp_path, "x.png"], ["--test", "1"]):
+        done = command(*args, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr.startswith(b"error: ")
+        assert len(done.stderr.splitlines()) == 1
+    done = command("--help")
+    assert done.returncode == 0
+    assert b"The first argument is the RUN when it is a" in done.stdout
