@@ -71,7 +71,8 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
             load_if_exists=True,
         )
     except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
-        reason = " ".join(str(error).split()).split(" [SQL")[0][:300]
+        told = error.__cause__ or error  # Optuna says no more than that something went wrong
+        reason = " ".join(str(told).split()).split(" [SQL")[0][:300]
         raise UserError(f"--storage cannot be used: {reason}") from error
     stored = study.user_attrs.get(CONFIG)
     if stored is None:
@@ -160,7 +161,9 @@ def report(trial: Trial, value: float, step: int) -> None:
 
 def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyConfig) -> None:
     """Store the result and finish the trial; after this Optuna refuses attributes."""
-    trial.handle.set_user_attr(HISTORY, [list(metrics) for metrics in result.history])
+    # Not a user attribute: those are shown, and this one is longer than any page is wide.
+    history = [list(metrics) for metrics in result.history]
+    study._storage.set_trial_system_attr(trial.handle._trial_id, HISTORY, history)
     trial.handle.set_user_attr("seconds", result.seconds)
     if result.state == "FAIL":
         trial.handle.set_user_attr(REASON, result.reason)
@@ -182,14 +185,14 @@ def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
     """Every finished grid point, by number; of a point tried twice, the last."""
     by_point: dict[object, TrialResult] = {}
     for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished() or HISTORY not in trial.user_attrs:
+        if not trial.state.is_finished() or HISTORY not in trial.system_attrs:
             continue
         attrs = trial.user_attrs
         by_point[trial.system_attrs.get("grid_id")] = TrialResult(
             number=trial.number,
             point={key: trial.params[key] for key in config.grid},
             state="COMPLETE" if trial.state == TrialState.COMPLETE else "FAIL",
-            history=tuple(EpochMetrics(*row) for row in attrs[HISTORY]),
+            history=tuple(EpochMetrics(*row) for row in trial.system_attrs[HISTORY]),
             test_loss=attrs.get("test_loss", math.nan),
             test_accuracy=attrs.get("test_accuracy", math.nan),
             seconds=attrs["seconds"],

@@ -1,0 +1,368 @@
+"""What optuna-dashboard shows, asked of the real server over HTTP and seen in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import chromium
+import numpy as np
+import pytest
+from chromium import needs_chromium
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import CLASSES, results_of
+
+from fmnist import grid
+from fmnist.config import StudyConfig
+from fmnist.results import TrialResult, winner
+from fmnist.views import dashboard, figures, notes
+from fmnist.views.time_plot import MOST_LINES, TimePlot
+from fmnist.views.words import TEST_WAS_SEEN
+
+SHOTS = os.environ.get("FMNIST_SHOTS")  # a folder for the screenshots, for human eyes
+STUDY = StudyConfig(name="made_up", epochs=10)
+PASSWORD = "hush-1"
+FACTS = {
+    "Command": f"python -m fmnist.study --storage mysql://me:{PASSWORD}@host/db?password={PASSWORD}",
+    "Machine": "a|b <i>*x* ![y](z.png)",
+    "Device": "cpu",
+    "Versions": "Python 3.11.7, fmnist 0.1.0, torch 2.11.0+cpu, torchvision 0.26.0, optuna 5.0.0, "
+    "tensorboard 2.21.0, numpy 2.3.4",
+    "Commit": "0123456789ab",
+}
+
+
+def made_up(trial, config=STUDY, bad=()):
+    """A result for a trial that Optuna gave; better with its number, but for the last."""
+    one = dataclasses.replace(config, grid={})
+    (result,) = results_of(one, fail=(0,) if trial.number in bad else ())
+    gain = -0.01 if trial.number == config.size - 1 else trial.number / 1000
+    past = tuple(m._replace(validation_accuracy=m.validation_accuracy + gain)
+                 for m in result.history)  # fmt: skip
+    return dataclasses.replace(
+        result, number=trial.number, point=trial.point, history=past, seconds=30 + 7 * trial.number
+    )
+
+
+def run(out, config=STUDY, bad=(), stop_after=None):
+    """A study as fmnist runs it, but for the training; stopped after some trials."""
+    study = grid.open_study(config, f"sqlite:///{out / 'study.db'}")
+    done = grid.results(study, config)
+    board = dashboard.DashboardMirror(
+        study, config, out, provenance=FACTS, done=done, images=55_000
+    )
+    parameters = out / "params.safetensors"
+    parameters.write_bytes(b"parameters")
+    for trial in itertools.islice(grid.pending(study, config), stop_after):
+        result = made_up(trial, config, bad)
+        for epoch, metrics in enumerate(result.history, 1):
+            grid.report(trial, metrics.validation_accuracy, epoch)
+        board.finish(result, parameters)
+        grid.tell(study, trial, result, config)
+    return study
+
+
+def draw(out, config, results):
+    folder = out / "figures"
+    figures.curves(results, config, folder / "curves.png")
+    figures.heatmap(results, config, folder / "heatmap.png")
+    matrix = np.random.default_rng(0).integers(0, 30, (10, 10)) + 870 * np.eye(10, dtype=int)
+    figures.confusion(matrix, CLASSES, folder / "confusion.png", "Test set", config)
+
+
+@contextlib.contextmanager
+def served(out):
+    orders = {"server": "dashboard", "storage": f"sqlite:///{out / 'study.db'}",
+              "artifacts": str(out / "artifacts"), "port": 0}  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "fmnist.servers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        server.stdin.write(json.dumps(orders).encode() + b"\n")
+        server.stdin.flush()
+        yield server.stdout.readline().decode().strip().rstrip("/")
+        server.stdin.close()
+    assert server.returncode == 0
+
+
+def get(address):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=20) as reply:
+        return reply.headers["Content-Type"], reply.read()
+
+
+def ask(address, path):
+    return json.loads(get(f"{address}/api/{path}")[1])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A study of six trials that was interrupted twice and published twice, and its server."""
+    out = tmp_path_factory.mktemp("dashboard")
+    run(out, bad=(2,), stop_after=2)
+    study = run(out, bad=(2,))
+    results = grid.results(study, STUDY)
+    draw(out, STUDY, results)
+    dashboard.publish(study, STUDY, results, out, FACTS)
+    before = study._storage.get_study_system_attrs(study._study_id), sorted(out.rglob("*"))
+    dashboard.publish(study, STUDY, results, out, FACTS)
+    after = study._storage.get_study_system_attrs(study._study_id), sorted(out.rglob("*"))
+    assert after == before
+    with served(out) as address:
+        yield address, out, results
+
+
+def attributes(trial):
+    return {attr["key"]: attr["value"] for attr in trial["user_attrs"]}
+
+
+def test_the_dashboard_has_the_study_and_its_metric(site):
+    address, *_ = site
+    (summary,) = ask(address, "studies")["study_summaries"]
+    assert summary["study_name"] == STUDY.name
+    study = ask(address, "studies/1")
+    assert study["objective_names"] == ["validation_accuracy"]
+    assert ask(address, "meta")["artifact_is_available"]
+    assert len(study["trials"]) == 6
+    states = {trial["number"]: trial["state"] for trial in study["trials"]}
+    assert states == {n: "Fail" if n == 2 else "Complete" for n in range(6)}
+
+
+def test_the_dashboard_has_each_trials_learning_curve_and_attributes(site):
+    address, _, results = site
+    trials = {trial["number"]: trial for trial in ask(address, "studies/1")["trials"]}
+    for result in results:
+        curve = [point["value"] for point in trials[result.number]["intermediate_values"]]
+        assert curve == [metrics.validation_accuracy for metrics in result.history]
+        known = attributes(trials[result.number])
+        assert known["device"] == "cpu"
+        assert known["commit"] == "0123456789ab"
+        assert known["versions"] == ("Python 3.11.7, fmnist 0.1.0, torch 2.11.0+cpu, optuna 5.0.0")
+        assert float(known["seconds"]) == result.seconds
+        if result.number == 2:
+            assert known["fmnist:reason"] == "the loss was | NaN"
+            assert "images_per_second" not in known
+        else:
+            assert float(known["test_accuracy"]) == result.test_accuracy
+            assert float(known["test_loss"]) == result.test_loss
+            speed = 55_000 * 10 / result.seconds
+            assert float(known["images_per_second"]) == pytest.approx(speed, rel=1e-3)
+
+
+def test_trials_that_were_the_best_have_artifacts_and_a_note(site):
+    address, _, results = site
+    trials = {trial["number"]: trial for trial in ask(address, "studies/1")["trials"]}
+    best = winner(results, STUDY.metric)
+    assert best.number == 4
+    for number, trial in trials.items():
+        names = sorted(artifact["filename"] for artifact in trial["artifacts"])
+        if number in (2, 5):  # one failed, and one was not better
+            assert names == []
+            assert trial["note"]["body"] == ""
+            continue
+        stem = f"trial-{number}"
+        assert names == [f"{stem}-config.json", f"{stem}-curves.png", f"{stem}-params.safetensors"]
+        assert f"{stem}-" not in trial["note"]["body"]
+        said = {0: "The first trial that ended", 1: "The best of the 2 trials",
+                3: "The best of the 4 trials", 4: "The winner of the study"}  # fmt: skip
+        assert said[number] in trial["note"]["body"]
+    config = next(a for a in trials[4]["artifacts"] if a["filename"].endswith("config.json"))
+    kind, body = get(f"{address}/artifacts/1/{trials[4]['trial_id']}/{config['artifact_id']}")
+    assert json.loads(body)["point"] == dict(best.point)
+    assert kind == "application/json"
+    (image,) = images(trials[4]["note"]["body"])
+    kind, body = get(address + image)
+    assert (kind, body[:4]) == ("image/png", b"\x89PNG")
+
+
+def images(note):
+    return [line.partition("](")[2].rstrip(")")
+            for line in note.splitlines() if line.startswith("![")]  # fmt: skip
+
+
+def test_the_studys_note_shows_results_and_figures_that_are_served(site):
+    address, out, _ = site
+    study = ask(address, "studies/1")
+    note = study["note"]["body"]
+    shown = images(note)
+    assert len(shown) == 3
+    names = {artifact["artifact_id"]: artifact["filename"] for artifact in study["artifacts"]}
+    for image, name in zip(shown, ("curves", "heatmap", "confusion"), strict=True):
+        kind, body = get(address + image)
+        assert kind == "image/png"
+        assert body == (out / "figures" / f"{name}.png").read_bytes()
+        assert names[image.rpartition("/")[2]] == f"study-{name}.png"
+    assert note.count("](/dashboard/studies/1/trials?numbers=") == 6
+    assert "the loss was \\| NaN" in note
+    assert "epochs = 10" in note
+    assert FACTS["Versions"] in note
+    assert PASSWORD not in note
+    assert PASSWORD not in (out / "study.db").read_bytes().decode("latin-1")
+
+
+def test_the_plot_over_time_is_valid_and_knows_the_winner(site):
+    address, _, results = site
+    (plot,) = ask(address, "studies/1")["plotly_graph_objects"]
+    figure = json.loads(plot["graph_object"])
+    assert len(figure["data"]) == 5  # one failed
+    (line,) = [line for line in figure["data"] if line["name"].endswith("(winner)")]
+    assert line["x"][-1] == pytest.approx(winner(results, STUDY.metric).seconds)
+
+
+def test_a_persons_words_are_kept_and_nothing_piles_up(tmp_path):
+    from optuna_dashboard import get_note, save_note
+
+    config = dataclasses.replace(STUDY, name="kept", grid={"seed": (0, 1)})
+    study = run(tmp_path, config, stop_after=1)
+    assert "It is running" in get_note(study)
+    save_note(study, "My words.\n\n" + get_note(study) + "lost")
+    study = run(tmp_path, config)
+    results = grid.results(study, config)
+    figures.curves(results, config, tmp_path / "figures" / "curves.png")
+    for _ in range(2):
+        dashboard.publish(study, config, results, tmp_path, FACTS)
+    note = get_note(study)
+    assert note.startswith("My words.\n\n" + notes.MARK)
+    assert note.count(notes.MARK) == note.count("# Study kept") == 1
+    assert "It is running" not in note
+    assert "lost" not in note
+    assert len(images(note)) == 1
+    files = len(list((tmp_path / "artifacts").iterdir()))
+    (tmp_path / "figures" / "curves.png").write_bytes(b"drawn anew")
+    (tmp_path / "figures" / "heatmap.png").write_bytes(b"new")
+    dashboard.publish(study, config, results, tmp_path, FACTS)
+    assert len(list((tmp_path / "artifacts").iterdir())) == files + 1
+    with served(tmp_path) as address:
+        first, second = images(ask(address, "studies/1")["note"]["body"])
+        assert get(address + first)[1] == b"drawn anew"
+        assert get(address + second)[1] == b"new"
+        request = urllib.request.Request(f"{address}/api{first}", method="DELETE")
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
+    dashboard.publish(study, config, results, tmp_path, FACTS)  # it was deleted in the dashboard
+    assert len(list((tmp_path / "artifacts").iterdir())) == files + 1
+
+
+def test_a_trial_taken_up_again_has_each_artifact_once(tmp_path):
+    config = dataclasses.replace(STUDY, name="again", grid={"seed": (0, 1)})
+    study = run(tmp_path, config, stop_after=0)
+    (tmp_path / "p.safetensors").write_bytes(b"parameters")
+    for _ in range(2):  # killed the first time, before Optuna was told
+        (trial, _) = grid.pending(study, config)
+        board = dashboard.DashboardMirror(
+            study, config, tmp_path, provenance=FACTS, done=(), images=100
+        )
+        board.finish(made_up(trial, config), tmp_path / "p.safetensors")
+    assert len(list((tmp_path / "artifacts").iterdir())) == 3
+
+
+def test_without_the_extra_a_study_runs_and_says_so_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
+    config = dataclasses.replace(STUDY, name="bare", grid={"seed": (0, 1)})
+    with caplog.at_level(logging.INFO, "fmnist"):
+        study = run(tmp_path, config)
+        dashboard.publish(study, config, grid.results(study, config), tmp_path, FACTS)
+    (record,) = [record for record in caplog.records if record.name.startswith("fmnist")]
+    assert "pip install 'fmnist[dashboard]'" in record.getMessage()
+    assert [trial.user_attrs["device"] for trial in study.trials] == ["cpu", "cpu"]
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    assert not any(key.startswith("dashboard:") for key in attrs)
+
+
+def test_of_many_trials_the_best_are_listed_and_drawn():
+    config = dataclasses.replace(STUDY, name="many", grid={"seed": tuple(range(100))})
+    results = results_of(config, fail=(3,))
+    best = winner(results, config.metric)
+    text = notes.results(config, results, best, {}, {}, "/dashboard/studies/1")
+    assert "The best 20 of 100 trials." in text
+    assert text.count("trials?numbers=") == 20
+    assert text.index("numbers=99)") < text.index("numbers=98)")
+    figure = json.loads(TimePlot(config, results).to_json())
+    assert len(figure["data"]) == MOST_LINES + 1
+    assert len(figure["data"][0]["x"]) == 99 - MOST_LINES
+    assert len(TimePlot(config, results).to_json()) < 20_000
+
+
+def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
+    config = dataclasses.replace(STUDY, name="bad", grid={"seed": (0,)}, holdout=0)
+    study = run(tmp_path, config, bad=(0,))
+    dashboard.publish(study, config, grid.results(study, config), tmp_path, FACTS)
+    from optuna_dashboard import get_note
+
+    assert "there is no winner" in get_note(study)
+    assert TEST_WAS_SEEN in get_note(study)
+    never = TrialResult(0, {"seed": 0}, "COMPLETE", (), seconds=math.nan)
+    assert json.loads(TimePlot(config, [never]).to_json())["data"][0]["x"] == []
+
+
+@given(st.text(), st.text(), st.text())
+def test_what_is_above_our_part_of_a_note_stays(above, ours, later):
+    once = notes.with_kept(above, ours)
+    assert once.startswith(above.rstrip().lstrip("\n"))
+    again = notes.with_kept(once, later)
+    assert again.startswith(above.rstrip().lstrip("\n"))
+    assert again.endswith(f"{notes.MARK}\n\n{later}")
+    assert notes.with_kept(again, later) == again
+
+
+LOADED = """[...document.images].filter(i => i.alt && i.complete && i.naturalWidth > 0)
+    .map(i => i.alt).join()"""
+
+
+@pytest.fixture(scope="module")
+def page():
+    with chromium.opened() as page:
+        yield page
+
+
+def shot(page, name, height):
+    if SHOTS:
+        page.send("Emulation.setDeviceMetricsOverride", width=1400, height=height,
+                  deviceScaleFactor=1, mobile=False)  # fmt: skip
+        time.sleep(2)
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(Path(SHOTS) / f"{name}.png")
+
+
+@needs_chromium
+def test_a_browser_shows_the_studys_note_with_its_figures(site, page):
+    address, *_ = site
+    page.goto(f"{address}/dashboard/studies/1/note")
+    page.wait(lambda page: page.evaluate(LOADED).count(",") == 2)
+    assert page.evaluate(LOADED) == "curves,heatmap,confusion"
+    text = page.text()
+    assert "Study made_up" in text
+    assert "a|b <i>*x* ![y](z.png)" in text
+    assert "fmnist writes" not in text
+    assert page.evaluate("document.querySelectorAll('table a').length") == 6
+    shot(page, "note", 2600)
+
+
+@needs_chromium
+def test_a_browser_shows_the_winners_note_with_its_curves(site, page):
+    address, *_ = site
+    page.goto(f"{address}/dashboard/studies/1/trials?numbers=4")
+    assert page.wait(lambda page: "learning curves" in page.evaluate(LOADED))
+    assert "The winner of the study" in page.text()
+    shot(page, "trial", 1800)
+
+
+@needs_chromium
+def test_a_browser_shows_the_trials_and_the_plot_over_time(site, page):
+    address, *_ = site
+    page.goto(f"{address}/dashboard/studies/1/trials?numbers=2")
+    assert page.wait(lambda page: "the loss was | NaN" in page.text())
+    shot(page, "trials", 1000)
+    page.goto(f"{address}/dashboard/studies/1")
+    assert page.wait(lambda page: "Validation accuracy against time" in page.text())
+    shot(page, "study", 2600)
+    assert page.errors == []

@@ -1,0 +1,242 @@
+"""``python -m fmnist.view``: real servers, real signals, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import results_of
+
+from fmnist import grid
+from fmnist.config import StudyConfig
+from fmnist.servers import hide
+from fmnist.views.tensorboard import TensorBoardMirror
+
+STUDY = StudyConfig(name="seen", epochs=2, grid={"seed": (0, 1)})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two trials that nobody trained."""
+    out = tmp_path_factory.mktemp("run") / "a run"
+    out.mkdir()
+    study = grid.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
+    with TensorBoardMirror(out / "tensorboard", STUDY) as mirror:
+        for trial, result in zip(grid.pending(study, STUDY), results_of(STUDY), strict=True):
+            grid.tell(study, trial, result, STUDY)
+            mirror.finish(result)
+    return out
+
+
+def command(*args):
+    return [sys.executable, "-m", "fmnist.view", *map(str, args)]
+
+
+@contextlib.contextmanager
+def viewing(*args):
+    """The command once it has said that both answer, and their addresses."""
+    with subprocess.Popen(
+        command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as viewer:
+        try:
+            said = ""
+            for line in iter(viewer.stdout.readline, ""):
+                said += line
+                if "Ctrl-C" in line:
+                    break
+            yield viewer, re.findall(r"http://127\.0\.0\.1:\d+/", said)
+        finally:
+            if viewer.poll() is None:
+                viewer.kill()
+
+
+def get(address):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=20) as reply:
+        return reply.read()
+
+
+def listens(address):
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def below(process):
+    """The ids of all processes that this one started, and they; as /proc knows them."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, grown = {process}, True
+    while grown:
+        grown = {child for child, parent in parents.items() if parent in found} - found
+        found |= grown
+    return found - {process}
+
+
+def alive(process):
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def all_end(processes, seconds=15):
+    until = time.monotonic() + seconds
+    while any(map(alive, processes)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not any(map(alive, processes))
+
+
+def test_both_answer_and_ctrl_c_ends_both(run):
+    with viewing(run) as (viewer, addresses):
+        board, dashboard = addresses
+        assert len(json.loads(get(f"{board}data/plugin/scalars/tags"))) == 2
+        assert b"TensorBoard" in get(board)
+        (study,) = json.loads(get(f"{dashboard}api/studies"))["study_summaries"]
+        assert study["study_name"] == "seen"
+        assert json.loads(get(f"{dashboard}api/meta"))["artifact_is_available"]
+        assert (run / "artifacts").is_dir()
+        started = below(viewer.pid)
+        assert len(started) >= 2
+        viewer.send_signal(signal.SIGINT)
+        _, said = viewer.communicate(timeout=20)
+        assert (viewer.returncode, said) == (130, "")
+        assert all_end(started)
+        assert not any(map(listens, addresses))
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
+def test_every_signal_ends_both(run, number, status):
+    with viewing(run) as (viewer, addresses):
+        started = below(viewer.pid)
+        viewer.send_signal(number)
+        _, said = viewer.communicate(timeout=20)
+        assert (viewer.returncode, said) == (status, "")
+        assert all_end(started)
+        assert not any(map(listens, addresses))
+
+
+def test_when_one_dies_it_says_so_and_ends_the_other(run):
+    with viewing(run) as (viewer, addresses):
+        started = below(viewer.pid)
+        (victim,) = [p for p in started if parent_of(p) == viewer.pid and serves(p, addresses[1])]
+        os.kill(victim, signal.SIGKILL)
+        _, said = viewer.communicate(timeout=20)
+        assert viewer.returncode == 1
+        assert said == (
+            "error: optuna-dashboard was ended by signal 9; the other one is ended, too\n"
+        )
+        assert all_end(started)
+
+
+def parent_of(process):
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def serves(process, address):
+    """Whether the process listens at this port."""
+    port = f"{int(address.rstrip('/').rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {row[9] for row in rows if row[1].endswith(f":{port}") and row[3] == "0A"}
+    held = [link.readlink() for link in Path(f"/proc/{process}/fd").iterdir()]
+    return any(str(link) == f"socket:[{inode}]" for link in held for inode in inodes)
+
+
+def refused(*args, cwd=None):
+    done = subprocess.run(
+        command(*args), capture_output=True, text=True, timeout=60, cwd=cwd, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_folder_without_a_run_is_refused_and_nothing_is_made(tmp_path):
+    assert "runs/baseline: there is no run" in refused(cwd=tmp_path)
+    assert "there is no run" in refused(tmp_path)
+    assert "nowhere: there is no run" in refused("nowhere", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "tensorboard").mkdir()
+    assert "--storage" in refused(tmp_path)
+
+
+def test_storages_and_ports_that_cannot_be_used_are_refused(run, tmp_path):
+    missing = tmp_path / "none.db"
+    assert "there is no file" in refused(run, "--storage", f"sqlite:///{missing}")
+    assert not missing.exists()
+    (tmp_path / "empty.db").write_bytes(b"")
+    assert "no such table" in refused(run, "--storage", f"sqlite:///{tmp_path / 'empty.db'}")
+    for url in ("nonsense://me:hush@nowhere/db", "mysql://me:hush@127.0.0.1:1/db?password=hush",
+                "hush", "://hush"):  # fmt: skip
+        said = refused(run, "--storage", url)
+        assert "hush" not in said
+        assert "cannot be used" in said
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert str(port) in refused(run, "--port-dashboard", port)
+        assert str(port) in refused(run, "--port-tensorboard", port)
+
+
+def test_ports_can_be_chosen(run):
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        chosen = one.getsockname()[1]
+    with viewing(run, "--port-dashboard", chosen) as (viewer, addresses):
+        assert addresses[1] == f"http://127.0.0.1:{chosen}/"
+        viewer.terminate()
+
+
+def test_a_storage_elsewhere_is_shown_and_its_url_stands_in_no_command_line(run, tmp_path):
+    elsewhere = tmp_path / "hush-hush.db"
+    shutil.copy(run / "study.db", elsewhere)
+    with viewing(run, "--storage", f"sqlite:///{elsewhere}") as (viewer, addresses):
+        assert json.loads(get(f"{addresses[1]}api/studies"))["study_summaries"]
+        lines = [Path(f"/proc/{child}/cmdline").read_bytes() for child in below(viewer.pid)]
+        assert len(lines) >= 2
+        assert not any(b"hush" in line for line in lines)
+        viewer.terminate()
+
+
+def test_without_the_extra_it_says_what_to_install(run):
+    script = (
+        "import sys; sys.modules['optuna_dashboard'] = None; sys.argv[0] = 'view'\n"
+        "from fmnist import cli, view; cli.run(view.main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: optuna-dashboard is not installed: pip install 'fmnist[dashboard]'\n"
+    )
+
+
+@given(st.text(min_size=1).filter(lambda secret: secret != "***"))
+def test_no_password_is_said(secret):
+    import sqlalchemy
+
+    url = sqlalchemy.URL.create(
+        "mysql", username="u", password=secret, host="h", query={"ssl_password": secret}
+    ).render_as_string(hide_password=False)
+    said = hide(f"before [{secret}] {url} after", url)
+    assert f"[{secret}]" not in said
+    assert url not in said
