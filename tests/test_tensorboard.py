@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
-import subprocess
-import sys
 import threading
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import history, results_of
+from real_tensorboard import served
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from fmnist.config import StudyConfig
 from fmnist.results import TrialResult
+from fmnist.views import tensorboard
 from fmnist.views.tensorboard import NAME_BYTES, TensorBoardMirror, run_name
 from fmnist.views.words import TEST_WAS_SEEN
 
@@ -33,8 +31,8 @@ STUDY = StudyConfig(
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A written root and a real TensorBoard on a free loopback port, asked through a function."""
+def board(tmp_path_factory):
+    """A written root and a real TensorBoard of it."""
     root = tmp_path_factory.mktemp("views") / "tensorboard"
     good, bad, going = results_of(STUDY, fail=(1,))[:3]
     with TensorBoardMirror(root, STUDY) as mirror:
@@ -50,35 +48,13 @@ def served(tmp_path_factory):
         mirror.epoch(2, 1, going.history[0])
         mirror.finish(good)
     assert len(list(root.glob("*tfevents*"))) == 1
-    command = ["-m", "tensorboard.main", "--logdir", str(root), "--host", "127.0.0.1"]
-    server = subprocess.Popen(
-        [sys.executable, *command, "--port", "0"], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        lines = iter(server.stderr.readline, "")
-        address = next(m[0] for line in lines if (m := re.search(r"http://127[\d.:]+", line)))
-        threading.Thread(target=server.stderr.read, daemon=True).start()
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-        def ask(path, body=None, **query):
-            url = f"{address}/data/{path}?{urllib.parse.urlencode(query)}"
-            data = body and json.dumps(body).encode()
-            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with opener.open(request, timeout=10) as reply:
-                return json.load(reply)
-
-        until = time.monotonic() + 20
-        while len(ask("plugin/scalars/tags")) < 3 and time.monotonic() < until:
-            time.sleep(0.1)
+    with served(root) as ask:
+        ask.wait(lambda ask: len(ask("plugin/scalars/tags")) >= 3)
         yield ask, (good, bad, going)
-    finally:
-        server.terminate()
-        server.wait(10)
-        server.stderr.close()
 
 
-def test_tensorboard_shows_typed_hparams_metrics_and_status(served):
-    ask, (good, bad, going) = served
+def test_tensorboard_shows_typed_hparams_metrics_and_status(board):
+    ask, (good, bad, going) = board
     experiment = ask("plugin/hparams/experiment", {"experimentName": ""})
     axes = {axis["name"]: (axis["type"], axis["domainDiscrete"], axis["differs"])
             for axis in experiment["hparamInfos"]}  # fmt: skip
@@ -87,11 +63,7 @@ def test_tensorboard_shows_typed_hparams_metrics_and_status(served):
         "hidden": ("DATA_TYPE_STRING", ["120", "120-60"], True),
         "batch_size": ("DATA_TYPE_FLOAT64", [100.0, 500.0], True),
     }
-    columns = [{"metric": info["name"]} for info in experiment["metricInfos"]]
-    states = [f"STATUS_{name}" for name in ("SUCCESS", "FAILURE", "RUNNING", "UNKNOWN")]
-    query = {"allowedStatuses": states, "colParams": columns, "startIndex": 0, "sliceSize": 9}
-    groups = ask("plugin/hparams/session_groups", query)["sessionGroups"]
-    rows = {group["name"]: group for group in groups}
+    rows = ask.groups()
     assert set(rows) == {good.label, bad.label, going.label}
     assert rows[good.label]["hparams"] == dict(good.point)
     status = {name: row["sessions"][0]["status"] for name, row in rows.items()}
@@ -105,8 +77,8 @@ def test_tensorboard_shows_typed_hparams_metrics_and_status(served):
     assert len(values) == 6
 
 
-def test_tensorboard_shows_each_epoch_once_and_survives_nan(served):
-    ask, (good, bad, _) = served
+def test_tensorboard_shows_each_epoch_once_and_survives_nan(board):
+    ask, (good, bad, _) = board
     for tag, field in (("loss/train", "train_loss"), ("accuracy/train", "train_accuracy"),
                        ("loss/validation", "validation_loss"),
                        ("accuracy/validation", "validation_accuracy")):  # fmt: skip
@@ -119,6 +91,100 @@ def test_tensorboard_shows_each_epoch_once_and_survives_nan(served):
     tags = ask("plugin/scalars/tags")
     assert "accuracy/test" in tags[good.label]
     assert "accuracy/test" not in tags[bad.label]
+
+
+def test_training_and_validation_are_overlaid_for_every_run(board):
+    ask, (good, bad, _) = board
+    (category,) = ask("plugin/custom_scalars/layout")["category"]
+    assert category["title"] == "training and validation"
+    titles = [chart["title"] for chart in category["chart"]]
+    assert titles == ["loss: training and validation", "accuracy: training and validation"]
+    for chart, kind in zip(category["chart"], ("loss", "accuracy"), strict=True):
+        regex = "|".join(f"({tag})" for tag in chart["multiline"]["tag"])  # as the page asks
+        for result in (good, bad):
+            answer = ask("plugin/custom_scalars/scalars", run=result.label, tag=regex)
+            assert answer["regex_valid"]
+            assert set(answer["tag_to_events"]) == {f"{kind}/train", f"{kind}/validation"}
+
+
+def test_the_layout_says_when_the_test_set_was_seen(tmp_path):
+    TensorBoardMirror(tmp_path, dataclasses.replace(STUDY, holdout=0)).close()
+    with served(tmp_path) as ask:
+        layout = ask.wait(lambda ask: ask("plugin/custom_scalars/layout"))
+    (category,) = layout["category"]
+    assert category["title"] == f"training and test ({TEST_WAS_SEEN})"
+    assert category["chart"][0]["title"] == "loss: training and test"
+
+
+@pytest.mark.parametrize("fast", ["true", "false"], ids=["fast loader", "slow loader"])
+def test_a_status_once_read_is_kept_so_running_is_not_written(tmp_path, fast, monkeypatch):
+    """Why a trial that runs has no status; when this fails, it may have one."""
+    result = results_of(STUDY)[0]
+
+    def status(ask):
+        groups = ask.groups() if ask("plugin/scalars/tags") else {}
+        return groups and groups[result.label]["sessions"][0]["status"]
+
+    def seen(ask):
+        return "accuracy/test" in ask("plugin/scalars/tags").get(result.label, ())
+
+    for first in (None, api_pb2.STATUS_RUNNING):
+        root = tmp_path / str(first)
+        with (
+            TensorBoardMirror(root, STUDY) as mirror,
+            served(root, "--load_fast", fast, "--reload_interval", "1") as ask,
+        ):
+            mirror.start(0, result.point)
+            if first:
+                info = plugin_data_pb2.SessionEndInfo(status=first)
+                data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+                tag = metadata.SESSION_END_INFO_TAG
+                mirror._running[0].append(Event(summary=tensorboard._hparams_summary(tag, data)))
+            mirror.epoch(0, 1, result.history[0])
+            running = "STATUS_RUNNING" if first else "STATUS_UNKNOWN"
+            assert ask.wait(lambda ask: status(ask) == running), status(ask)  # noqa: B023
+            mirror.finish(result)
+            assert ask.wait(seen)
+            assert status(ask) == ("STATUS_RUNNING" if first else "STATUS_SUCCESS")
+
+
+def test_600_trials_are_listed_with_typed_values(tmp_path):
+    grid = {
+        "learning_rate": tuple(0.0001 * i for i in range(1, 11)),
+        "batch_size": (100, 500, 1000),
+        "hidden": ("120", "120-60"),
+        "nesterov": (True, False),
+        "seed": tuple(range(5)),
+    }
+    study = SimpleNamespace(name="many", grid=grid, epochs=25, validation_is_test=False)
+    results = results_of(study, fail=(7,))
+    began = time.perf_counter()
+    with TensorBoardMirror(tmp_path, study) as mirror:
+        for result in results:
+            mirror.finish(result)
+    written = time.perf_counter() - began
+    with served(tmp_path) as ask:
+        began = time.perf_counter()
+        rows = ask.wait(lambda ask: len(rows := ask.groups()) == 600 and rows, 60)
+        listed = time.perf_counter() - began
+        layout = ask("plugin/custom_scalars/layout")
+    assert set(rows) == {result.label for result in results}
+    for result in results:
+        assert rows[result.label]["hparams"] == dict(result.point)
+        (session,) = rows[result.label]["sessions"]
+        values = {v["name"]["tag"]: v["value"] for v in session["metricValues"]}
+        if result.state == "COMPLETE":
+            assert session["status"] == "STATUS_SUCCESS"
+            assert values["accuracy/validation"] == pytest.approx(result.last.validation_accuracy)
+            assert values["accuracy/test"] == pytest.approx(0.875)
+        else:
+            assert session["status"] == "STATUS_FAILURE"
+            assert "accuracy/test" not in values
+    assert layout["category"]
+    print(f"600 trials: written in {written:.1f} s, listed after {listed:.1f} s")
+    # A busy machine is slow; a cost that grows with the square of the trials would be minutes.
+    assert written < 30
+    assert listed < 60
 
 
 def open_files():

@@ -1,4 +1,4 @@
-"""A mirror of the study in TensorBoard: one run a trial, scalars each epoch, HParams.
+"""A mirror of the study in TensorBoard: one run a trial, scalars each epoch, HParams, a layout.
 
 It works without TensorFlow and without ``SummaryWriter.add_hparams``, whose extra
 timestamped sub-runs would clutter the run list.
@@ -19,13 +19,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams.summary_v2 import Discrete, Metric, hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fmnist.results import label
-from fmnist.views.words import TEST_WAS_SEEN
+from fmnist.views.words import TEST_WAS_SEEN, held_out
 
 if TYPE_CHECKING:
     from fmnist.config import StudyConfig
@@ -43,8 +48,11 @@ class TensorBoardMirror:
     Event files are open only while something is appended to them: a group of hundreds
     of lanes holds no descriptors and no writer threads.
 
-    A trial that runs has a session start and no end. There is a STATUS_RUNNING, but
-    TensorBoard keeps the first status it reads of a run: it would hide how the trial ended.
+    A trial that runs has a session start and no end, and no test metrics: TensorBoard gives its
+    status as UNKNOWN. There is a STATUS_RUNNING, but it cannot be taken back: a status is the
+    metadata of a tag, both of TensorBoard's loaders keep the first metadata they read of a tag,
+    and neither a later event nor a removed file makes them forget it while the run is there. A
+    TensorBoard that had seen RUNNING would never show how the trial ended.
     """
 
     def __init__(self, root: Path, study: StudyConfig) -> None:
@@ -107,9 +115,10 @@ class TensorBoardMirror:
         self.close()
 
     def _describe(self, study: StudyConfig) -> None:
-        """Write the HParams experiment at the root, unless it is there already."""
-        experiment = _experiment(study, self._domains)
-        digest = hashlib.sha256(experiment.SerializeToString(deterministic=True)).hexdigest()[:16]
+        """Write the HParams experiment and the layout at the root, unless they are there."""
+        experiment, layout = _experiment(study, self._domains), _layout(study)
+        parts = (part.SerializeToString(deterministic=True) for part in (experiment, layout))
+        digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
         # The name tells what is inside, so opening a root again need not read it.
         suffix = f".experiment-{digest}"
         if any(self.root.glob(f"*tfevents*{suffix}")):
@@ -117,8 +126,12 @@ class TensorBoardMirror:
         _remove_events(self.root)
         experiment.time_created_secs = time.time()
         data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
-        summary = _hparams_summary(metadata.EXPERIMENT_TAG, data)
-        _EventFile(self.root, suffix).append(Event(summary=summary))
+        _EventFile(self.root, suffix).append(
+            # A TensorBoard that is watching forgets the layout it has read.
+            Event(session_log=SessionLog(status=SessionLog.START), step=0),
+            Event(summary=_hparams_summary(metadata.EXPERIMENT_TAG, data)),
+            Event(summary=_layout_summary(layout)),
+        )
 
 
 def run_name(point: Point) -> str:
@@ -183,6 +196,34 @@ def _hparams_summary(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summa
     return Summary(
         value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)],
     )
+
+
+def _layout_summary(layout: layout_pb2.Layout) -> Summary:
+    described = custom_scalar.create_summary_metadata()
+    described.data_class = DATA_CLASS_TENSOR
+    tensor = TensorProto(
+        dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[layout.SerializeToString()]
+    )
+    tag = custom_scalar.CONFIG_SUMMARY_TAG
+    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=tensor)])
+
+
+def _layout(study: StudyConfig) -> layout_pb2.Layout:
+    """The custom-scalars dashboard: training and validation in one chart, for every run."""
+    title = f"training and {held_out(study)}"
+    if study.validation_is_test:
+        title += f" ({TEST_WAS_SEEN})"
+    charts = [
+        layout_pb2.Chart(
+            title=f"{kind}: training and {held_out(study)}",
+            # Regular expressions, of which TensorBoard asks each run for what matches.
+            multiline=layout_pb2.MultilineChartContent(
+                tag=[f"^{kind}/train$", f"^{kind}/validation$"]
+            ),
+        )
+        for kind in ("loss", "accuracy")
+    ]
+    return layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts)])
 
 
 def _experiment(study: StudyConfig, domains: Mapping[str, Sequence[Value]]) -> api_pb2.Experiment:
