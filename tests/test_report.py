@@ -150,11 +150,12 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
     console = Console(file=io.StringIO())
     report.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
     lines = console.file.getvalue().splitlines()
-    assert lines[-2:] == [
+    assert lines[-3:] == [
+        f"python -m fmnist.view {tmp_path}",
         f"tensorboard --logdir {tmp_path}/tensorboard",
         f"optuna-dashboard sqlite:///{tmp_path}/study.db",
     ]
-    assert lines[-3].startswith("The winner is trial 5")
+    assert lines[-4].startswith("The winner is trial 5")
 
 
 def play(progress, lanes=3):

@@ -82,9 +82,14 @@ def write_report(
         _fenced("\n".join(commands), "sh") if commands else "",
     ]
     path = Path(out) / "report.md"
+    return write_whole(path, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    scratch.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
     return path
 
@@ -110,7 +115,7 @@ def results_table(
     )
     # A terminal has room for what decides; report.md and results.csv have all of it.
     shown = ["trial", *study.grid, metric_name(study), "test accuracy", "time", "state"]
-    header = _header(study)
+    header = table_header(study)
     shown = [name for name in dict.fromkeys(shown) if name in header]
     for name in shown:
         axis = name in study.grid
@@ -125,7 +130,7 @@ def results_table(
     for result in sorted(results, key=lambda r: r.number):
         won = best is not None and result.number == best.number
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
-        cells = dict(zip(header, _row(study, result, won), strict=True))
+        cells = dict(zip(header, table_row(study, result, won), strict=True))
         # Short, as terminals are narrow; the reasons are in the report.
         cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
@@ -154,16 +159,20 @@ def print_outcome(
 
 
 def view_commands(out: Path, storage: str | None = None) -> list[str]:
-    """The commands that open TensorBoard and optuna-dashboard, for what there is to open."""
+    """The commands that open what there is to open: both servers, or each by itself."""
     out = Path(out)
-    commands = []
-    if (out / "tensorboard").is_dir():
-        commands.append(f"tensorboard --logdir {shlex.quote(str(out / 'tensorboard'))}")
-    if storage is None and (out / "study.db").exists():
-        storage = f"sqlite:///{out / 'study.db'}"
-    if storage is not None:
-        commands.append(f"optuna-dashboard {shlex.quote(without_password(storage))}")
-    return commands
+    commands: list[list[str]] = []
+    board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
+    where = [] if storage is None else ["--storage", without_password(storage)]
+    url = f"sqlite:///{database}" if storage is None and database.exists() else storage
+    if board.is_dir():
+        if url is not None:
+            commands.append(["python", "-m", "fmnist.view", str(out), *where])
+        commands.append(["tensorboard", "--logdir", str(board)])
+    if url is not None:
+        served = ["--artifact-dir", str(artifacts)] if artifacts.is_dir() else []
+        commands.append(["optuna-dashboard", without_password(url), *served])
+    return [shlex.join(command) for command in commands]
 
 
 def without_password(text: str) -> str:
@@ -180,10 +189,11 @@ def escape(text: object) -> str:
 
 def _picture(name: str, file: str, study: StudyConfig) -> str:
     link = quote(file.replace(os.sep, "/"))
-    return f"![{escape(name)}]({link})\n\n*{escape(_caption(name, study))}*"
+    return f"![{escape(name)}]({link})\n\n*{escape(caption(name, study))}*"
 
 
-def _caption(name: str, study: StudyConfig) -> str:
+def caption(name: str, study: StudyConfig) -> str:
+    """What stands under a figure; of a figure not known here, its name."""
     note = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
     captions = {
         "samples": "The first training images of each class.",
@@ -197,14 +207,16 @@ def _caption(name: str, study: StudyConfig) -> str:
     return captions.get(name.replace("_", " "), name)
 
 
-def _header(study: StudyConfig) -> list[str]:
+def table_header(study: StudyConfig) -> list[str]:
+    """The columns of the results table, axes of the grid included."""
     metrics = ["training loss", "training accuracy", "test loss", "test accuracy"]
     if not study.validation_is_test:
         metrics[2:2] = ["validation loss", "validation accuracy"]
     return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
 
 
-def _row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
+def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
+    """One trial's cells, in the order of :func:`table_header`; text, not escaped."""
     last = result.last
     # A failed trial's last sound epoch says nothing about its configuration.
     metrics = [*last, result.test_loss, result.test_accuracy]
@@ -224,12 +236,12 @@ def _row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
 def _markdown_table(
     study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
 ) -> str:
-    header = _header(study)
+    header = table_header(study)
     lines = [[escape(name) for name in header]]
     lines.append(["---" if name in (*study.grid, "state") else "---:" for name in header])
     for result in sorted(results, key=lambda r: r.number):
         won = winner is not None and result.number == winner.number
-        cells = [escape(cell) for cell in _row(study, result, won)]
+        cells = [escape(cell) for cell in table_row(study, result, won)]
         lines.append([f"**{cell}**" if won and cell else cell for cell in cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
