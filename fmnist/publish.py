@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import optuna
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fmnist import checkpoint
@@ -15,24 +16,30 @@ from fmnist.config import StudyConfig
 from fmnist.data import CLASSES, Dataset
 from fmnist.functional import batching, model
 from fmnist.functional.types import Params, Split, State
+from fmnist.reference import to_module
 from fmnist.results import TrialResult, history_csv, results_csv, winner
-from fmnist.views import figures, report
+from fmnist.views import dashboard, figures, html, report, winner_board
 from fmnist.views.confusion import confusion_matrix
 
 EVAL_BATCH = 1000
 
 
-def predictions(
+def outputs(
     params: Params, state: State, split: Split, compute: torch.dtype | None = None
-) -> Int[Tensor, " examples"]:
-    """The likeliest class of each example; ``compute`` as in :func:`model.apply`."""
-    found = []
+) -> tuple[Float[Tensor, "examples 10"], Float[Tensor, "examples width"]]:
+    """Each example's class probabilities, and what the last layer saw of it; on the CPU.
+
+    ``compute`` is as in :func:`model.apply`.
+    """
+    probabilities, features = [], []
     with torch.no_grad():
         for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
             images = batching.gather(split, indices.to(split.images.device)).images
             logits, _ = model.apply(params, state, images, train=False, compute=compute)
-            found.append(logits.argmax(dim=1))
-    return torch.cat(found)
+            seen, _ = model.penultimate(params, state, images, train=False, compute=compute)
+            probabilities.append(logits.softmax(dim=1).cpu())
+            features.append(seen.cpu())
+    return torch.cat(probabilities), torch.cat(features)
 
 
 def publish(
@@ -42,6 +49,7 @@ def publish(
     dataset: Dataset,
     provenance: Mapping[str, str],
     storage: str | None = None,
+    study: optuna.Study | None = None,
 ) -> TrialResult | None:
     """Write every file that is made of the whole study.
 
@@ -52,6 +60,7 @@ def publish(
         dataset: for the figures; the winner's confusion matrix is that of the test set.
         provenance: what the report says of where the results came from.
         storage: Optuna's storage URL where it is not the run's own file.
+        study: the study in Optuna, if it is there, for what optuna-dashboard shows.
 
     Returns:
         The winner; None when no trial is complete.
@@ -66,13 +75,14 @@ def publish(
         "curves": figures.curves(results, config, folder / "curves.png"),
         "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
     }
-    matrix = None
+    matrix = probabilities = None
     if best is not None:
         params, state = checkpoint.load_model(checkpoint.model_path(out, best.number))
         _write_best(out / "best", config, best, params, state)
         test = dataset.test
         compute = model.compute_dtype(config.trial(best.point).model)
-        predicted = predictions(params, state, test, compute)
+        probabilities, seen = outputs(params, state, test, compute)
+        predicted = probabilities.argmax(dim=1)
         matrix = confusion_matrix(test.labels, predicted)
         title = f"Test set, {best.label}"
         shown["confusion"] = figures.confusion(
@@ -81,6 +91,31 @@ def publish(
         shown["confused pairs"] = figures.confused_pairs(
             *test, predicted, CLASSES, folder / "confused_pairs.png", config
         )
+        winner_board.write_winner(
+            out / "tensorboard",
+            study=config,
+            winner=best,
+            test=test,
+            probabilities=probabilities,
+            features=seen,
+            classes=CLASSES,
+            twin=to_module(params, state, config.trial(best.point).model).eval(),
+            confusion=shown["confusion"],
+        )
+    if study is not None:
+        dashboard.publish(study, config, results, out, provenance)
+    html.write_html(
+        out,
+        study=config,
+        results=results,
+        winner=best,
+        test=dataset.test if best is not None else None,
+        probabilities=probabilities,
+        classes=CLASSES,
+        provenance=provenance,
+        storage=storage,
+        training_images=len(dataset.train.labels) - config.holdout,
+    )
     report.write_report(
         out,
         study=config,

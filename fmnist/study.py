@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,7 +150,7 @@ def run_study(
     import optuna
 
     from fmnist import data as sources
-    from fmnist import grid, lock
+    from fmnist import grid, lock, provenance
     from fmnist.views.progress import make_progress
 
     out, progress = Path(out), progress or make_progress(quiet=True)
@@ -164,13 +164,14 @@ def run_study(
             progress.message(f"study {config.name} in {out} is complete: nothing to train")
             return done
         dataset = dataset or sources.load(data)
-        _train(study, config, dataset, out, where, max_lanes, progress)
+        facts = provenance.facts(command, where, 0.0, dataset.source)
+        _train(study, config, dataset, out, where, max_lanes, progress, facts)
         results = grid.results(study, config)
-        from fmnist import provenance, publish  # seaborn costs a second of start-up
+        from fmnist import publish  # seaborn costs a second of start-up
 
         wall = study.user_attrs.get(WALL, 0.0)
         facts = provenance.facts(command, where, wall, dataset.source)
-        publish.publish(out, config, results, dataset, facts, storage)
+        publish.publish(out, config, results, dataset, facts, storage, study)
         return results
 
 
@@ -185,10 +186,12 @@ def _train(
     device: torch.device,
     max_lanes: int | None,
     progress: Progress,
+    facts: Mapping[str, str],
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
-    from fmnist import checkpoint, loop, search
+    from fmnist import checkpoint, grid, loop, search
     from fmnist.results import label
+    from fmnist.views.dashboard import DashboardMirror
     from fmnist.views.tensorboard import TensorBoardMirror
 
     examples = splits(config, dataset, device)
@@ -196,6 +199,14 @@ def _train(
     said = ""
     began, before = time.perf_counter(), study.user_attrs.get(WALL, 0.0)
     events = search.run(study, config, examples, max_lanes=max_lanes)
+    board = DashboardMirror(
+        study,
+        config,
+        out,
+        provenance=facts,
+        done=grid.results(study, config),
+        images=len(examples.training.labels),
+    )
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
         for event in events:
             match event:
@@ -217,8 +228,10 @@ def _train(
                         mirror.epoch(number, epoch, values)
                     progress.epoch(epoch, metrics, seconds)
                 case search.TrialFinished(result, params, state):
-                    checkpoint.save_model(checkpoint.model_path(out, result.number), params, state)
+                    path = checkpoint.model_path(out, result.number)
+                    checkpoint.save_model(path, params, state)
                     mirror.finish(result)
+                    board.finish(result, path)
                     progress.trial(result)
                     study.set_user_attr(WALL, before + time.perf_counter() - began)
                 case search.LanesHalved(lanes, epoch):

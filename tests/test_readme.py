@@ -1,4 +1,4 @@
-"""What the README shows, works."""
+"""What the README and the walk-through show, works."""
 
 from __future__ import annotations
 
