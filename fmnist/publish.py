@@ -35,8 +35,8 @@ def outputs(
     with torch.no_grad():
         for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
             images = batching.gather(split, indices.to(split.images.device)).images
-            logits, _ = model.apply(params, state, images, train=False, compute=compute)
             seen, _ = model.penultimate(params, state, images, train=False, compute=compute)
+            logits = model.head(params, state, seen, compute)
             probabilities.append(logits.softmax(dim=1).cpu())
             features.append(seen.cpu())
     return torch.cat(probabilities), torch.cat(features)

@@ -119,7 +119,7 @@ def apply(
     x, new_state = penultimate(
         params, state, images, train=train, dropout=dropout, noise=noise, compute=compute
     )
-    return layers.linear(params[f"linear{_linears(params, state)}"], x, compute), new_state
+    return head(params, state, x, compute), new_state
 
 
 def penultimate(
@@ -143,6 +143,16 @@ def penultimate(
         if drop:
             x = layers.dropout(x, noise[i - 1], dropout)
     return x, new_state
+
+
+def head(
+    params: Params,
+    state: State,
+    x: Float[Tensor, "batch width"],
+    compute: torch.dtype | None = None,
+) -> Float[Tensor, "batch 10"]:
+    """The logits that :func:`apply` makes of what :func:`penultimate` gives."""
+    return layers.linear(params[f"linear{_linears(params, state)}"], x, compute)
 
 
 def _linears(params: Params, state: State) -> int:

@@ -4,7 +4,7 @@ A block is ``WIDTH`` images side by side: ``[channels, height, width, WIDTH]``, 
 of the network is then a vector over images, and a convolution is nothing but multiply-adds of a
 vector by a weight: no shuffles, no waste at edges, the same for all kernel sizes. Sums are kept
 in registers for ``TILE`` channels at a time, written out one by one, as loops over registers
-cannot be. This reaches 75-90 % of the processor's multiply-add rate on the shapes of this
+cannot be. This reaches 65-90 % of the processor's multiply-add rate on the shapes of this
 network, where oneDNN reaches 45-65 % (benchmarks/README.md).
 
 Weights come in tiles, see :func:`tiled`; scratch is padded to whole tiles, results are not.
