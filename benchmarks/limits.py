@@ -4,6 +4,7 @@
 
 The floor is the time of all floating-point operations of a training step at the speed of the
 machine's largest matrix products. Convolution and memory limits say what stands in between.
+Products and engine take turns; the fraction is taken turn by turn, and its median is printed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ process.prepare()  # before torch, as the commands do it
 
 import contenders
 import torch
-from common import machine, median, prepare, table, timed, write_json
+from common import machine, median, prepare, spread, table, timed, write_json
 
 from fmnist.functional.model import feature_count
 from fmnist.functional.types import ModelConfig
@@ -43,49 +44,58 @@ def flops(config: ModelConfig) -> int:
     return total + sum(6 * a * b for a, b in itertools.pairwise(widths))
 
 
-def best_of(run, device, times=20):  # noqa: ANN001, ANN201
-    """The shortest of several runs: what the machine can do when nothing disturbs it."""
-    run()
-    return min(timed(run, device) for _ in range(times))
-
-
 def main() -> int:
-    """Measure the limits and the engine, and print what fraction is reached."""
+    """Measure the limits and the engine in turns, and print what fraction is reached."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lanes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=6000, help="an epoch of the engine")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)
-    split = prepare(12_000, device)
+    split = prepare(args.images, device)
+    scale = EPOCH / args.images / args.lanes
     a = torch.rand(2048, 2048, device=device)
-    gemm = 2 * 2048**3 / best_of(lambda: a @ a, device) / 1e9
     big = torch.rand(64 << 20, device=device)
     out = torch.empty_like(big)
-    bandwidth = 2 * big.numel() * 4 / best_of(lambda: out.copy_(big), device) / 1e9
-    floor = flops(ModelConfig()) * EPOCH / (gemm * 1e9)
-    rows = []
-    for size in (100, 500, 1000):
-        convolutions = convolution_seconds(size, args.lanes, device)
-        engine = contenders.Lanes(split, size, args.lanes)
+    sizes = (100, 500, 1000)
+    engines = [contenders.Lanes(split, size, args.lanes) for size in sizes]
+    speeds, copies, rounds = [], [], []
+    for engine in engines:
         engine.epoch()
-        times = []
-        for _ in range(5):
-            times.append(timed(engine.epoch, device) / args.lanes * EPOCH / len(split.labels))
+    for _ in range(args.rounds):
+        copies.append(2 * big.numel() * 4 / timed(lambda: out.copy_(big), device) / 1e9)
+        rounds.append([])
+        for size, engine in zip(sizes, engines, strict=True):
+            # What the machine can do at this moment: neighbours come and go within seconds.
+            speeds.append(2 * 2048**3 / min(timed(lambda: a @ a, device) for _ in range(3)))
+            convolutions = convolution_seconds(size, args.lanes, device)
+            floor = flops(ModelConfig()) * EPOCH / speeds[-1]
             time.sleep(0.1)
-        rows.append((size, floor, convolutions, median(times), floor / median(times)))
-    print(f"matrix products {gemm:.0f} GFLOP/s, copying {bandwidth:.0f} GB/s")
+            rounds[-1].append((floor, convolutions, timed(engine.epoch, device) * scale))
+    rows = []
+    for size, turns in zip(sizes, zip(*rounds, strict=True), strict=True):
+        floors, convolutions, times = zip(*turns, strict=True)
+        fractions = [floor / own for floor, _, own in turns]
+        columns = [*map(median, (floors, convolutions, times, fractions)), spread(fractions)]
+        rows.append((size, *columns))
+    gemm = median(speeds) / 1e9
+    print(f"matrix products {gemm:.0f} GFLOP/s, copying {median(copies):.0f} GB/s")
     print(table(
         ["batch size", "floor (s)", "oneDNN's convolutions (s)", "engine (s)", "of the floor"],
-        [[size, f"{f:.2f}", f"{c:.2f}", f"{e:.2f}", f"{r:.2f}"] for size, f, c, e, r in rows],
+        [
+            [size, f"{f:.2f}", f"{c:.2f}", f"{e:.2f}", f"{r:.2f} ±{100 * w:.0f} %"]
+            for size, f, c, e, r, w in rows
+        ],
     ))  # fmt: skip
-    names = ("batch_size", "floor", "convolutions", "engine", "fraction")
+    names = ("batch_size", "floor", "convolutions", "engine", "fraction", "spread")
     write_json(
         args.json,
         {
             "about": machine(device),
             "gemm_gflops": gemm,
-            "copy_gb_per_second": bandwidth,
+            "copy_gb_per_second": median(copies),
             "lanes": args.lanes,
             "rows": [dict(zip(names, row, strict=True)) for row in rows],
         },
@@ -127,8 +137,7 @@ def convolution_seconds(batch: int, lanes: int, device: torch.device) -> float:
             )
 
     run()
-    times = [timed(run, device) for _ in range(15)]
-    return median(times) / lanes * EPOCH / batch
+    return min(timed(run, device) for _ in range(3)) / lanes * EPOCH / batch
 
 
 if __name__ == "__main__":

@@ -55,8 +55,7 @@ class Group:
 
     def optimizer(self, hyperparams: Hyperparams) -> optim.GradientTransformation:
         """One lane's optimizer, built from its numbers."""
-        inner = optim.from_hyperparams(self.algorithm, hyperparams, nesterov=self.nesterov)
-        return optim.flatten(inner)
+        return optim.fused(self.algorithm, hyperparams, nesterov=self.nesterov)
 
     @property
     def shared(self) -> bool:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fmnist.functional.kernels import adam_update
 from fmnist.functional.types import Hyperparams, OptState, Params
 
 Number = float | Float[Tensor, ""]
@@ -167,11 +168,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
 
     def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
         vector, state = inner.update(_vector(grads), state, _vector(params))
-        leaves, treespec = optree.tree_flatten(params)
-        sizes = [leaf.numel() for leaf in leaves]
-        parts = vector["all"]["all"].split(sizes)
-        updates = [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-        return optree.tree_unflatten(treespec, updates), state
+        return _tree(vector["all"]["all"], params), state
 
     return GradientTransformation(init, update)
 
@@ -179,6 +176,47 @@ def flatten(inner: GradientTransformation) -> GradientTransformation:
 def _vector(params: Params) -> Params:
     flat = torch.cat([leaf.reshape(-1) for leaf in optree.tree_leaves(params)])
     return {"all": {"all": flat}}
+
+
+def _tree(vector: Float[Tensor, " all"], like: Params) -> Params:
+    """Cut a vector into leaves of these shapes."""
+    leaves, treespec = optree.tree_flatten(like)
+    parts = vector.split([leaf.numel() for leaf in leaves])
+    return optree.tree_unflatten(
+        treespec, [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+def fused(
+    algorithm: str, hyperparams: Hyperparams, *, nesterov: bool = False
+) -> GradientTransformation:
+    """:func:`flatten` of :func:`from_hyperparams`, by one operation where there is one.
+
+    Raises:
+        ValueError: when there is no such algorithm.
+    """
+    plain = flatten(from_hyperparams(algorithm, hyperparams, nesterov=nesterov))
+    if algorithm == "sgd":
+        return plain
+
+    def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, OptState]:
+        leaves = optree.tree_leaves(params)
+        if not adam_update.serves(leaves[0]):
+            return plain.update(grads, state, params)
+        steps = state.steps + 1
+        vector, mean, square = adam_update.adam_update(
+            optree.tree_leaves(grads),
+            leaves,
+            state.mean["all"]["all"],
+            state.square["all"]["all"],
+            steps,
+            hyperparams[:5],
+            decoupled=algorithm == "adamw",
+        )
+        moments = ({"all": {"all": moment}} for moment in (mean, square))
+        return _tree(vector, params), AdamState(steps, *moments)
+
+    return GradientTransformation(plain.init, update)
 
 
 def from_hyperparams(

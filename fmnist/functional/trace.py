@@ -50,7 +50,7 @@ class _Recorder(TorchDispatchMode):
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Tensor] = []  # or an id could be given to another tensor
         for i, tensor in enumerate(inputs):
-            self._remember(tensor, self.graph.placeholder(f"input_{i}"))
+            self._remember(tensor, self.graph.placeholder(f"input_{i}"), i)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -60,12 +60,15 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"{func} writes into its input; a traced function is pure")
         node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
         out = func(*args, **kwargs)
+        memory = {_storage(tensor): self._nodes[id(tensor)].meta["memory"]
+                  for tensor in optree.tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         if isinstance(out, Tensor):
-            self._remember(out, node)
+            self._remember(out, node, memory.get(_storage(out), node))
         else:
             for i, part in enumerate(out):
                 if isinstance(part, Tensor):
-                    self._remember(part, self.graph.call_function(operator.getitem, (node, i)))
+                    item = self.graph.call_function(operator.getitem, (node, i))
+                    self._remember(part, item, memory.get(_storage(part), item))
         return out
 
     def nodes(self, tree: Any) -> Any:
@@ -79,8 +82,10 @@ class _Recorder(TorchDispatchMode):
             raise ValueError("a traced function uses a tensor that is not among its arguments")
         return self._nodes[id(leaf)]
 
-    def _remember(self, tensor: Tensor, node: fx.Node) -> None:
-        node.meta["layout"] = (tensor.shape, tensor.stride(), tensor.dtype)
+    def _remember(self, tensor: Tensor, node: fx.Node, memory: object) -> None:
+        """``memory`` is what the tensor is a view of: an argument, or the result of a node."""
+        node.meta["memory"] = memory
+        node.meta["layout"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
 
@@ -108,26 +113,21 @@ def _tidy(graph: fx.Graph) -> None:
     the same shape, transposes of transposes, products with one. Each call costs a few
     microseconds, and a step has hundreds.
     """
+    seen: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
-        source = _same(node)
-        if source is not None:
-            node.replace_all_uses_with(source)
+        if "layout" not in node.meta:
+            continue
+        # As nothing is ever overwritten, the same view of the same memory is the same tensor.
+        same = seen.setdefault((node.meta["memory"], *node.meta["layout"]), node)
+        if node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1:
+            factor = node.args[0]
+            same = factor if factor.meta["layout"][1:] == node.meta["layout"][1:] else node
+        if same is not node:
+            node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
 
-def _same(node: fx.Node) -> fx.Node | None:
-    """The earlier node that has this node's value and layout, if it is plain to see."""
-    aten = torch.ops.aten
-    views = {aten.view.default, aten._unsafe_view.default, aten.permute.default}
-    views |= {aten.expand.default, aten.alias.default, aten.detach.default}
-    source: Any = node.args[0] if node.args else None
-    candidate = None
-    if node.target in views or (node.target is aten.mul.Scalar and node.args[1] == 1):
-        candidate = source
-    twice = node.target is aten.transpose.int and source.target is node.target
-    if twice and set(source.args[1:]) == set(node.args[1:]):
-        candidate = source.args[0]
-    if not isinstance(candidate, fx.Node):
-        return None
-    return candidate if candidate.meta["layout"] == node.meta["layout"] else None
+def _storage(tensor: Tensor) -> int:
+    """What two views of the same memory have in common."""
+    return tensor.untyped_storage()._cdata

@@ -72,6 +72,16 @@ def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 @intrinsic
+def pointer(typing, address):
+    """The address of floats as a pointer, for ``carray``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@intrinsic
 def load(typing, array, at):
     """``array[at : at + WIDTH]`` of floats."""
 
@@ -148,6 +158,16 @@ def fma(typing, a, b, c):
 
 
 @intrinsic
+def root(typing, value):
+    """The square root of each place."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(_function(builder, f"llvm.sqrt.v{WIDTH}f32", _FLOATS, _FLOATS), args)
+
+    return _vector(_vector), generate
+
+
+@intrinsic
 def total(typing, value):
     """The sum of the places, always in the same order."""
 
@@ -198,6 +218,7 @@ def _compare(how: str) -> Any:
 _operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
 _operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
 _operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
+_operator(operator.truediv, _vector, _vector, lambda builder, a, b: builder.fdiv(a, b))
 _operator(operator.gt, _vector, _mask, _compare(">"))
 _operator(operator.le, _vector, _mask, _compare("<="))
 _operator(operator.eq, _vector, _mask, _compare("=="))
