@@ -37,7 +37,7 @@ def random_split(examples: int, seed: int = 0) -> Split:
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
     """Draws from a normal distribution of this deviation and mean."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
 
 
 learning_rates = st.floats(1e-5, 0.1)

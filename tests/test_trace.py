@@ -13,6 +13,8 @@ from fmnist import loop, repeat
 from fmnist.functional import batching, lanes
 from fmnist.functional.trace import traced
 
+FOREIGN = torch.ones(3)
+
 
 def test_the_traced_step_is_the_step_bit_for_bit():
     group = loop.Group(SMALL, "adam", False, 8, tuple(loop.Lane(s, NUMBERS) for s in (0, 0, 1)))
@@ -77,3 +79,34 @@ def test_one_program_a_shape():
     for size in (2, 2, 3, 2, 3):
         assert torch.equal(fast({"x": torch.ones(size)})["y"], torch.full((size,), 2.0))
     assert calls == [(2,), (3,)]
+
+
+def test_what_depends_on_no_argument_is_worked_out_once():
+    def shifted(x):
+        return x + torch.arange(3, device=x.device) * 2 + torch.ones_like(x), torch.full((), 7)
+
+    fast = traced(shifted)
+    for seed in range(2):
+        x = torch.randn(3, generator=torch.Generator().manual_seed(seed))
+        assert all(map(torch.equal, fast(x), shifted(x)))
+
+
+def test_arguments_that_are_one_tensor_may_be_two_later():
+    fast = traced(lambda x, y: (x[1:], y[1:], x.view(2, 2), y.view(2, 2)))
+    x, y = torch.arange(4.0), torch.arange(4.0) + 9
+    fast(x, x)
+    for ours, theirs in zip(fast(x, y), (x[1:], y[1:], x.view(2, 2), y.view(2, 2)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [
+        (lambda x: x + torch.rand(3), "draws"),
+        (lambda x: x.add_(1), "writes"),
+        (lambda x: x + FOREIGN, "not among its arguments"),
+    ],
+)
+def test_what_is_not_pure_is_refused(function, word):
+    with pytest.raises(ValueError, match=word):
+        traced(function)(torch.ones(3))

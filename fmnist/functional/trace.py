@@ -41,16 +41,28 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+_LIKE = {
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.new_zeros.default,
+}
+"""Operations that look at nothing of a tensor but its shape."""
+
+
 class _Recorder(TorchDispatchMode):
-    """Writes down every operation that reaches a device, below autograd and vmap."""
+    """Writes down every operation that reaches a device, below autograd and vmap.
+
+    What depends on no argument is not written down: it is what it was when it was recorded.
+    """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
-        self.graph = fx.Graph()
+        self.graph, self.constants = fx.Graph(), torch.nn.Module()
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Tensor] = []  # or an id could be given to another tensor
         for i, tensor in enumerate(inputs):
-            self._remember(tensor, self.graph.placeholder(f"input_{i}"), i)
+            node = self.graph.placeholder(f"input_{i}")
+            self._remember(tensor, node, node)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -58,10 +70,16 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             raise ValueError(f"{func} writes into its input; a traced function is pure")
-        node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise ValueError(f"{func} draws from global state; a traced function is pure")
         out = func(*args, **kwargs)
-        memory = {_storage(tensor): self._nodes[id(tensor)].meta["memory"]
-                  for tensor in optree.tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        inputs = [self._node(x) for x in optree.tree_leaves((args, kwargs)) if _is_tensor(x)]
+        if func in _LIKE or all(node.op == "get_attr" for node in inputs):
+            for tensor in filter(_is_tensor, optree.tree_leaves(out)):
+                self._keep(tensor)
+            return out
+        node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
+        memory = {n.meta["storage"]: n.meta["memory"] for n in inputs}
         if isinstance(out, Tensor):
             self._remember(out, node, memory.get(_storage(out), node))
         else:
@@ -70,6 +88,12 @@ class _Recorder(TorchDispatchMode):
                     item = self.graph.call_function(operator.getitem, (node, i))
                     self._remember(part, item, memory.get(_storage(part), item))
         return out
+
+    def _keep(self, tensor: Tensor) -> None:
+        name = f"constant_{len(self._alive)}"
+        self.constants.register_buffer(name, tensor)
+        node = self.graph.create_node("get_attr", name)
+        self._remember(tensor, node, node)
 
     def nodes(self, tree: Any) -> Any:
         """The tree with the nodes in place of their tensors."""
@@ -82,22 +106,32 @@ class _Recorder(TorchDispatchMode):
             raise ValueError("a traced function uses a tensor that is not among its arguments")
         return self._nodes[id(leaf)]
 
-    def _remember(self, tensor: Tensor, node: fx.Node, memory: object) -> None:
-        """``memory`` is what the tensor is a view of: an argument, or the result of a node."""
-        node.meta["memory"] = memory
+    def _remember(self, tensor: Tensor, node: fx.Node, memory: fx.Node) -> None:
+        """``memory`` is the node whose result the tensor is a view of, perhaps its own."""
+        node.meta["memory"], node.meta["storage"] = memory, _storage(tensor)
         node.meta["layout"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
 
 
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
+
+
+def _storage(tensor: Tensor) -> int:
+    """What two views of the same memory have in common."""
+    return tensor.untyped_storage()._cdata
+
+
 def _trace(
     function: Callable[..., Any], leaves: list[Tensor], treespec: optree.PyTreeSpec
 ) -> Callable[[list[Tensor]], Any]:
+    leaves = [leaf.detach() for leaf in leaves]  # one tensor may come as two arguments
     with torch.no_grad(), _Recorder(leaves) as recorder:
         out, out_spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, leaves)))
     recorder.graph.output(recorder.nodes(out))
     _tidy(recorder.graph)
-    program = fx.GraphModule(torch.nn.Module(), recorder.graph)
+    program = fx.GraphModule(recorder.constants, recorder.graph)
 
     def run(leaves: list[Tensor]) -> Any:
         with torch.no_grad():
@@ -126,8 +160,3 @@ def _tidy(graph: fx.Graph) -> None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
-
-
-def _storage(tensor: Tensor) -> int:
-    """What two views of the same memory have in common."""
-    return tensor.untyped_storage()._cdata

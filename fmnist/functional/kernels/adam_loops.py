@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray, njit, prange
-from torch import Tensor
 
 from fmnist.functional.kernels.simd import WIDTH, load, pointer, root, splat, store
 
 PIECE = 8192  # parameters that a thread takes at a time
 
-_compiled: Any = njit(cache=True, nogil=True)
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 _parallel: Any = njit(parallel=True, cache=True, nogil=True)
 
 
-def update(
-    grads: Sequence[Tensor],
-    params: Sequence[Tensor],
-    mean: Tensor,
-    square: Tensor,
-    steps: Tensor,
-    numbers: Sequence[Tensor],
-    decoupled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`fmnist.functional.kernels.adam_update.adam_update`, of many lanes."""
-    lanes, length = mean.shape
-    sizes = [leaf.numel() // lanes for leaf in params]
-    if sum(sizes) != length or [leaf.shape for leaf in grads] != [leaf.shape for leaf in params]:
-        raise ValueError(f"moments of {length} do not go with leaves of {sum(sizes)}")
-    if any(x.dtype != torch.float32 for x in (*grads, *params, mean, square)):
-        raise TypeError("the kernel of the CPU is for float32")
-    factors = _factors(_array(steps), *(_array(n.double()) for n in numbers), decoupled)
-    out = torch.empty_like(mean), torch.empty_like(mean), torch.empty_like(mean)
-    leaves = [leaf.contiguous() for leaf in (*grads, *params)]  # kept until the call is over
-    addresses = np.array([leaf.data_ptr() for leaf in leaves])
-    _all_leaves(addresses, np.array(sizes), *map(_array, (mean, square, *out)), factors)
-    return out
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
-
-
 @_compiled
-def _factors(steps, rates, beta1, beta2, eps, decay, decoupled):
-    """What a lane's numbers are multiplied with, reckoned in float64: ``[lanes, 9]``."""
+def weights(steps, rates, beta1, beta2, eps, decay, decoupled):
+    """What an update multiplies and divides with, reckoned in float64: ``[lanes, 9]``."""
     factors = np.zeros((len(steps), 9), np.float32)
     for lane in range(len(steps)):
         correction = 1 - beta1[lane] ** np.float64(steps[lane])
@@ -63,7 +32,7 @@ def _factors(steps, rates, beta1, beta2, eps, decay, decoupled):
 
 
 @_parallel
-def _all_leaves(addresses, sizes, mean, square, updates, means, squares, factors):
+def update(addresses, sizes, mean, square, updates, means, squares, factors):
     """Fill the last three but one; the gradients, then the parameters lie at ``addresses``."""
     lanes, leaves = len(mean), len(sizes)
     starts = np.zeros(leaves + 1, np.int64)

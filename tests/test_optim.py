@@ -1,0 +1,122 @@
+"""The fused update is the optimizer written in torch, in any number of lanes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import optree
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import hyperparams, normal, optimizers, seeds
+
+from fmnist.functional import lanes, optim
+from fmnist.functional.kernels import adam_loops, adam_update
+from fmnist.functional.types import Hyperparams
+
+adams = optimizers().filter(lambda drawn: drawn[0] != "sgd")
+leaf_shapes = st.lists(
+    st.lists(st.integers(0, 40), max_size=2).map(tuple)
+    | st.just((2 * adam_loops.PIECE + 3,)),  # of several threads, and no whole vectors
+    min_size=1,
+    max_size=4,
+)
+
+
+def trees(shapes, seed, scale=1.0):
+    return {
+        "layer": {
+            f"leaf{i}": normal(*shape, seed=(seed + i) % 2**32, scale=scale)
+            for i, shape in enumerate(shapes)
+        }
+    }
+
+
+def both(algorithm):
+    """The fused optimizer, and its definition."""
+    fused = partial(optim.fused, algorithm)
+    return fused, lambda numbers: optim.flatten(optim.from_hyperparams(algorithm, numbers))
+
+
+def same(ours, theirs):
+    """Whether two trees hold the same bits."""
+    pairs = zip(optree.tree_leaves(ours), optree.tree_leaves(theirs), strict=True)
+    return all(torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9)) for a, b in pairs)
+
+
+@given(adams, leaf_shapes, seeds, st.sampled_from([1e-20, 1.0, 1e10, 1e30]))
+@settings(max_examples=60, deadline=None)
+def test_the_fused_update_is_the_definition(drawn, shapes, seed, scale):
+    """In every bit but for the square root, which torch does not round correctly."""
+    algorithm, numbers, _ = drawn
+    params = trees(shapes, seed)
+    fused, plain = (make(hyperparams(**numbers)) for make in both(algorithm))
+    ours, theirs = fused.init(params), plain.init(params)
+    for step in range(3):
+        grads = trees(shapes, seed + step + 1, scale)  # 1e30 overflows: infinity and NaN
+        kept = optree.tree_map(torch.clone, (grads, ours, params))
+        updates, after = fused.update(grads, ours, params)
+        assert same((grads, ours, params), kept)
+        expected, theirs = plain.update(grads, theirs, params)
+        assert same(after, theirs)
+        close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-9, equal_nan=True)
+        optree.tree_map(close, updates, expected)
+        params, ours = optim.apply_updates(params, updates), after
+
+
+def lane(i):
+    numbers = {"learning_rate": 0.1**i, "beta1": 0.9 - 0.1 * i, "weight_decay": 0.1 * i}
+    return hyperparams(**numbers)
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "adamw"])
+def test_lanes_are_solo_runs_in_every_bit(algorithm):
+    """Each with its own numbers; also as lanes of lanes, and with one gradient for all."""
+    fused, _ = both(algorithm)
+    shapes = [(3, 7), (50,), ()]
+    alone = []
+    for i in range(4):
+        params, grads = trees(shapes, i), trees(shapes, 9)
+        state = fused(lane(i)).init(params)
+        alone.append((params, state, lane(i), fused(lane(i)).update(grads, state, params)))
+    *inputs, expected = lanes.stack(alone)
+    inputs[2] = Hyperparams(*inputs[2])
+
+    def update(params, state, numbers):
+        return fused(numbers).update(grads, state, params)
+
+    assert same(torch.func.vmap(update)(*inputs), expected)
+    twice = torch.func.vmap(torch.func.vmap(update))
+    square = optree.tree_map(lambda leaf: leaf.unflatten(0, (2, 2)), (tuple(inputs), expected))
+    assert same(twice(*square[0]), square[1])
+
+
+def test_other_precisions_take_the_definition():
+    params = {"layer": {"leaf": normal(5).double()}}
+    fused, plain = (make(lane(1)) for make in both("adam"))
+    assert not adam_update.serves(params["layer"]["leaf"])
+    args = (params, fused.init(params), params)
+    assert same(fused.update(*args), plain.update(*args))
+
+
+def operands(lanes=2):
+    leaves = [normal(lanes, 3, 7, seed=1), normal(lanes, 50, seed=2)]
+    moments = [normal(lanes, 71, seed=3).abs() for _ in range(2)]
+    numbers = [torch.full((lanes,), x, dtype=torch.float64) for x in (0.1, 0.9, 0.999, 1e-8, 0.1)]
+    return leaves, leaves, *moments, torch.ones(lanes, dtype=torch.int64), numbers, False
+
+
+def test_the_operator_is_well_behaved():
+    torch.library.opcheck(adam_update._update, operands())
+
+
+def test_what_does_not_fit_is_refused():
+    """Compiled code would read beyond the end."""
+    grads, params, mean, *rest = operands()
+    with pytest.raises(ValueError, match="do not go with"):
+        adam_update._update(grads, params, mean[:, 1:], *rest)
+    with pytest.raises(ValueError, match="do not go with"):
+        adam_update._update(grads[:1], params, mean, *rest)
+    with pytest.raises(TypeError, match="float32"):
+        adam_update._update([g.double() for g in grads], params, mean, *rest)
