@@ -79,6 +79,31 @@ def test_lane_equals_solo(drawn, batch_size, algorithm, dropout):
             assert_close(mine, lanes.take(solo[1:], torch.tensor(0)), rtol=1e-8)
 
 
+MATES = [(0,), (0, 0), (0, 1), (0, 0, 0), (0, 1, 2, 3), (0,) * 6]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dropout", "batch_size"),
+    [("adam", 0.0, 37), ("adam", 0.3, 100), ("sgd", 0.0, 100), ("adamw", 0.0, 4)],
+)
+def test_lane_mates_change_no_bit(algorithm, dropout, batch_size):
+    """On a CPU, in float32; however many they are, and whether they share the images or not."""
+    split, held_out = random_split(230), random_split(60, seed=1)
+
+    def first(mates):
+        rates = [0.003 * (i + 1) for i in range(len(mates))]
+        own = [
+            loop.Lane(seed, NUMBERS | {"learning_rate": rate})
+            for seed, rate in zip(mates, rates, strict=True)
+        ]
+        group = loop.Group(ModelConfig(dropout=dropout), algorithm, False, batch_size, tuple(own))
+        last = list(loop.fit(group, split, held_out, epochs=2))[-1]
+        return lanes.take(last[1:], torch.tensor(0))
+
+    alone = first(MATES[0])
+    assert all(equal(first(mates), alone) for mates in MATES[1:])
+
+
 def test_a_diverging_lane_leaves_its_mates_alone():
     split, held_out = random_split(40), random_split(10, seed=1)
     sane = loop.Lane(0, NUMBERS | {"learning_rate": 0.01})

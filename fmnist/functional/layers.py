@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fmnist.functional.kernels import conv
+from fmnist.functional.kernels import conv, product
 from fmnist.functional.kernels import norm_relu_pool as kernels
 
 MOMENTUM = 0.1
@@ -22,7 +21,11 @@ def linear(
 
     ``compute`` is the precision of the product, by default that of ``x``.
     """
-    return _computed(F.linear, params, x, compute)
+    return _computed(_linear, params, x, compute)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return product.linear(x, weight) + bias
 
 
 def conv2d(

@@ -1,0 +1,70 @@
+"""The product of two matrices in every lane, the same to the last bit whoever the mates are.
+
+torch multiplies the matrices of two lanes or more by a routine that treats each like the others.
+One lane alone takes another routine, which on a CPU with several threads may sum in another
+order; so one lane is multiplied as two. That costs a lone lane a few percent of its time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def linear(
+    x: Float[Tensor, "batch inputs"], weight: Float[Tensor, "outputs inputs"]
+) -> Float[Tensor, "batch outputs"]:
+    """``x @ weight.T``"""
+    out: Tensor = _Linear.apply(x, weight)
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """Has its own gradient only so that the one for ``weight`` is laid out like ``weight``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        out: Tensor = _Product.apply(x, weight.mT)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return _Product.apply(grad, weight), _Product.apply(grad.mT, x)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        if a.dim() == 3 and len(a) == 1:
+            return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
+        return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return _Product.apply(grad, b.mT), _Product.apply(a.mT, grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, Any], a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+        lanes = info.batch_size
+        a, b = (
+            x.expand(lanes, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip((a, b), in_dims, strict=True)
+        )
+        axes = a.shape[:-2]
+        out: Tensor = _Product.apply(a.flatten(0, -3), b.flatten(0, -3))
+        return out.unflatten(0, axes), 0
