@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fmnist.config import StudyConfig
 from fmnist.data import CLASSES, Dataset
 from fmnist.functional import batching, model
 from fmnist.functional.types import Params, Split, State
+from fmnist.phases import Phases
 from fmnist.reference import to_module
 from fmnist.results import TrialResult, history_csv, results_csv, winner
 from fmnist.views import dashboard, figures, html, report, winner_board
@@ -50,6 +52,7 @@ def publish(
     provenance: Mapping[str, str],
     storage: str | None = None,
     study: optuna.Study | None = None,
+    phases: Phases | None = None,
 ) -> TrialResult | None:
     """Write every file that is made of the whole study.
 
@@ -61,10 +64,12 @@ def publish(
         provenance: what the report says of where the results came from.
         storage: Optuna's storage URL where it is not the run's own file.
         study: the study in Optuna, if it is there, for what optuna-dashboard shows.
+        phases: what the time went to so far; what this takes is added where it is shown.
 
     Returns:
         The winner; None when no trial is complete.
     """
+    began = time.perf_counter()
     checkpoint.write_text(out / "results.csv", results_csv(results, list(config.grid)))
     checkpoint.write_text(out / "history.csv", history_csv(results))
     best = winner(results, config.metric)
@@ -104,6 +109,8 @@ def publish(
         )
     if study is not None:
         dashboard.publish(study, config, results, out, provenance)
+    spent = Phases(phases.seconds if phases else None)
+    spent.add("drawing the views", time.perf_counter() - began)
     html.write_html(
         out,
         study=config,
@@ -115,6 +122,7 @@ def publish(
         provenance=provenance,
         storage=storage,
         training_images=len(dataset.train.labels) - config.holdout,
+        phases=spent.seconds,
     )
     report.write_report(
         out,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist import cli, process
 from fmnist.errors import UserError
+from fmnist.phases import Phases
 
 if TYPE_CHECKING:
     import optuna
@@ -163,19 +163,24 @@ def run_study(
         if len(done) == config.size and (out / "report.md").exists():
             progress.message(f"study {config.name} in {out} is complete: nothing to train")
             return done
-        dataset = dataset or sources.load(data)
+        phases = Phases(study.user_attrs.get(PHASES))
+        with phases("reading the data"):
+            dataset = dataset or sources.load(data)
         facts = provenance.facts(command, where, 0.0, dataset.source)
-        _train(study, config, dataset, out, where, max_lanes, progress, facts)
+        _train(study, config, dataset, out, where, max_lanes, progress, facts, phases)
         results = grid.results(study, config)
-        from fmnist import publish  # seaborn costs a second of start-up
-
-        wall = study.user_attrs.get(WALL, 0.0)
+        wall = phases.seconds.get(TRAINING, 0.0)
         facts = provenance.facts(command, where, wall, dataset.source)
-        publish.publish(out, config, results, dataset, facts, storage, study)
+        with phases("drawing the views"):
+            from fmnist import publish  # seaborn costs a second of start-up
+
+            publish.publish(out, config, results, dataset, facts, storage, study, phases)
+        study.set_user_attr(PHASES, phases.seconds)
         return results
 
 
-WALL = "fmnist:wall_seconds"
+PHASES = "fmnist:seconds_by_phase"
+TRAINING = "training and evaluation"
 
 
 def _train(
@@ -187,6 +192,7 @@ def _train(
     max_lanes: int | None,
     progress: Progress,
     facts: Mapping[str, str],
+    phases: Phases,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
     from fmnist import checkpoint, grid, loop, search
@@ -197,7 +203,6 @@ def _train(
     examples = splits(config, dataset, device)
     progress.message(f"device {device}")
     said = ""
-    began, before = time.perf_counter(), study.user_attrs.get(WALL, 0.0)
     events = search.run(study, config, examples, max_lanes=max_lanes)
     board = DashboardMirror(
         study,
@@ -208,7 +213,7 @@ def _train(
         images=len(examples.training.labels),
     )
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
-        for event in events:
+        for event in phases.waiting_for(TRAINING, events):
             match event:
                 case search.GroupStarted(index, total, trials, left):
                     for trial in trials:
@@ -233,7 +238,7 @@ def _train(
                     mirror.finish(result)
                     board.finish(result, path)
                     progress.trial(result)
-                    study.set_user_attr(WALL, before + time.perf_counter() - began)
+                    study.set_user_attr(PHASES, phases.seconds)
                 case search.LanesHalved(lanes, epoch):
                     progress.message(
                         f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"

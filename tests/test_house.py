@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "process": set(),
     "cli": {"errors"},
     "lock": {"errors"},
+    "phases": set(),
     "provenance": set(),
     "settings": {"errors", "results"},
     "config": {"errors", "results", "settings", "functional"},
@@ -47,6 +48,7 @@ MAY_IMPORT = {
         "checkpoint",
         "functional",
         "reference",
+        "phases",
     },
 }
 """Room -> the rooms it may import; the commands (see COMMANDS) may import all."""

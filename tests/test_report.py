@@ -17,7 +17,7 @@ from rich.console import Console
 from fmnist.config import StudyConfig
 from fmnist.results import EpochMetrics, TrialResult, winner
 from fmnist.views import report, sentences
-from fmnist.views.progress import LiveProgress, PlainProgress, make_progress
+from fmnist.views.progress import LiveProgress, PlainProgress, make_progress, spark
 from fmnist.views.words import TEST_WAS_SEEN, duration
 
 STUDY = StudyConfig(name="views", epochs=3)
@@ -261,6 +261,24 @@ def test_live_display_of_hundreds_fits():
     assert lines[-1] == "... and 591 more"
     # The best are shown where not all can be.
     assert [line.split()[0] for line in lines if "seed" in line][:2] == ["1198", "1197"]
+
+
+@pytest.mark.parametrize(("width", "room"), [(100, True), (60, False)])
+def test_live_display_draws_the_lanes_where_there_is_room(width, room):
+    console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True)
+    progress = LiveProgress(console)
+    play(progress)
+    console.file = io.StringIO()
+    console.print(progress.render())
+    lines = COLOUR.sub("", console.file.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("\N{FULL BLOCK}" in line for line in lines) == room
+
+
+def test_sparks():
+    assert spark([0.1, 0.5, 0.9], 0.1, 0.9) == "▁▅█"
+    assert spark([0.5, 0.5], 0.5, 0.5) == "▁▁"
+    assert not spark([], 0, 1)
 
 
 def test_durations():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from fmnist.results import EpochMetrics, TrialResult
 
 MOST_ROWS = 12
+SPARK = 12
+"""Characters of a lane's little curve, at most."""
+
+NARROW = 72
+"""Columns of a terminal below which there is no room for it."""
+
 OTHER_LINES = 7
 """Lines of the live display that are no lane's: headings, bar, "more", and room to breathe."""
 
@@ -91,6 +97,7 @@ class _Watch(Progress):
         self.console = console
         self.place, self.labels = "", dict[int, str]()
         self.accuracy: dict[int, float] = {}
+        self.curves: dict[int, tuple[float, ...]] = {}
         self.done = self.epochs = 0
         self.rate = self.fraction = 0.0
         self.left = math.nan
@@ -113,7 +120,7 @@ class _Watch(Progress):
         self.place = f"group {index + 1}/{total}"
         # The display draws in a thread of its own: it is given new mappings, not changing ones.
         self.labels = {number: one_line(text) for number, text in labels.items()}
-        self.accuracy = {}
+        self.accuracy, self.curves = {}, {}
         self.epochs, self.done, self.rate = epochs, 0, 0.0
         self._images, self._seen, self._seconds = images_per_epoch, 0, 0.0
         self._todo = total_trial_epochs_left
@@ -122,6 +129,10 @@ class _Watch(Progress):
 
     def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
         self.accuracy = {number: m.validation_accuracy for number, m in metrics.items()}
+        self.curves = {
+            number: (*self.curves.get(number, ()), value)[-SPARK:]
+            for number, value in self.accuracy.items()
+        }
         self.done, self._seen, self._seconds = epoch, self._seen + 1, seconds
         self.rate = self._images * self._seen / max(seconds, 1e-9)
         lanes = len(self.labels)
@@ -241,8 +252,20 @@ class LiveProgress(_Watch):
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column("validation accuracy", justify="right", min_width=8, overflow="fold")
+        roomy = self.console.width >= NARROW and not self.console.options.ascii_only
+        if roomy:
+            table.add_column("", no_wrap=True, min_width=min(self.epochs, SPARK))
+        curves = self.curves
+        bounds = (
+            min((min(curve) for curve in curves.values()), default=0.0),
+            max((max(curve) for curve in curves.values()), default=1.0),
+        )
         for number in shown:
-            table.add_row(str(number), Text(self.labels[number]), self._cell(number))
+            cells: list[RenderableType] = [str(number), Text(self.labels[number])]
+            cells.append(self._cell(number))
+            if roomy:
+                cells.append(Text(spark(curves.get(number, ()), *bounds), style="cyan"))
+            table.add_row(*cells)
         parts: list[RenderableType] = [head, bar, table]
         if len(self.labels) > len(shown):
             parts.append(Text(f"... and {len(self.labels) - len(shown)} more", style="dim"))
@@ -262,6 +285,13 @@ class LiveProgress(_Watch):
             top = accuracy[number] == max(accuracy.values()) and len(accuracy) > 1
             return Text(decimals(accuracy[number]), style="bold green" if top else "")
         return Text("failed", style="red") if self.done else Text("-", style="dim")
+
+
+def spark(values: Sequence[float], low: float, high: float) -> str:
+    """A curve as a line of blocks, the lowest for ``low`` and the highest for ``high``."""
+    blocks = "▁▂▃▄▅▆▇█"
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((value - low) * scale)] for value in values)
 
 
 def outcome(result: TrialResult) -> str:
