@@ -153,7 +153,7 @@ def print_outcome(
     console.print(results_table(study, results, best))
     lines = [winner_sentence(study, best), *view_commands(out, storage)]
     if (Path(out) / "report.md").exists():
-        lines.insert(1, f"Report: {Path(out) / 'report.md'}")
+        lines.insert(1, f"Report: {Path(out) / 'report.html'}")
     for line in lines:
         console.print(Text(one_line(line)), soft_wrap=True)
 
