@@ -17,6 +17,11 @@ from fmnist.functional.types import Params, State
 Trees = Mapping[str, Mapping[str, Tensor]]
 
 
+TEMPORARY = ".part"
+MAX_HEADER = 1_000_000
+"""Of a model's file; the names of a million empty tensors would take half a minute."""
+
+
 class CheckpointError(UserError):
     """A parameter file that is missing, torn, or of something else; one line."""
 
@@ -29,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     finds the old file or the new one. When the block raises, nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     temporary = Path(name)
     os.close(descriptor)
     try:
@@ -41,6 +46,18 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process was about to put in place, in this folder and below."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, or leave the one that was there."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,6 +90,10 @@ def load_model(path: Path) -> tuple[Params, State]:
         CheckpointError: when it cannot be read as a model.
     """
     try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER:
+            raise CheckpointError(f"{path}: cannot be read as parameters (its header is too long)")
         leaves = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as parameters ({error})") from error

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fmnist.errors import UserError
+from fmnist.signals import Terminated
 
 
 def positive(text: str) -> int:
@@ -56,13 +57,13 @@ def command(prog: str, argv: Sequence[str]) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a command and exit: 2 with one line for a user's error, 130 for Ctrl-C."""
+    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when stopped."""
     try:
         status = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         print("\nstopped; the same command continues where it was", file=sys.stderr)
-        status = 130
+        status = 130 if isinstance(stopped, KeyboardInterrupt) else 143
     sys.exit(status)

@@ -134,6 +134,9 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[Trial]:
     under its own number, from its beginning, as if it had not been interrupted.
     """
     _requeue_lost(study)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state == TrialState.RUNNING and "grid_id" not in trial.system_attrs:
+            study.sampler.before_trial(study, trial)  # killed before it was given its point
     known = study.get_trials(deepcopy=False)
     handles = [
         optuna.Trial(study, trial._trial_id) for trial in known if trial.state == TrialState.RUNNING

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fmnist import fastest
+from fmnist.evaluation import EVAL_BATCH, evaluate_unless
 from fmnist.functional import batching, lanes, model, optim, train
 from fmnist.functional.kernels import conv
 from fmnist.functional.trace import traced
@@ -22,18 +22,10 @@ from fmnist.functional.types import (
     Hyperparams,
     Metrics,
     ModelConfig,
-    Params,
     Split,
-    State,
     TrainState,
 )
 from fmnist.repeat import repeater
-
-EVAL_BATCH = 500
-"""Images that are evaluated at once: as many as a CPU's caches hold the activations of."""
-
-EVAL_BATCH_GPU = 20_000
-"""The same on a GPU, of all lanes together; about a gigabyte."""
 
 
 class Lane(NamedTuple):
@@ -64,10 +56,37 @@ class Group:
 
 
 class LoopState(NamedTuple):
-    """All that :func:`fit` needs to go on after an epoch, in one pytree."""
+    """All that :func:`fit` needs to go on, in one pytree.
+
+    Attributes:
+        epoch: how many are done.
+        train_state: stacked.
+        total: metrics ``[lanes]`` of the epoch after these so far; None at its beginning.
+        examples: how many of that epoch's examples are done.
+    """
 
     epoch: int
     train_state: TrainState
+    total: Metrics | None = None
+    examples: int = 0
+
+
+class Paused(NamedTuple):
+    """Inside of an epoch: where :func:`fit` is."""
+
+    state: LoopState
+
+
+class Watch(NamedTuple):
+    """What :func:`fit` asks every few steps.
+
+    Attributes:
+        pause: whether to say where it is, and go on.
+        stop: whether to say where it is as soon as possible; what was not done is done again.
+    """
+
+    pause: Callable[[], bool]
+    stop: Callable[[], bool]
 
 
 class EpochResult(NamedTuple):
@@ -132,33 +151,6 @@ def start(group: Group, device: torch.device, dtype: torch.dtype = torch.float32
     return optree.tree_map(lambda leaf: leaf.to(device), lanes.stack(solo))
 
 
-def evaluate(
-    params: Params,
-    state: State,
-    split: Split,
-    *,
-    compute: torch.dtype | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Metrics:
-    """The metrics ``[lanes]`` of a whole split in evaluation mode; ``compute`` as in ``apply``."""
-    total, device = None, split.labels.device
-    size = EVAL_BATCH
-    if device.type != "cpu":
-        size = max(size, EVAL_BATCH_GPU // lanes.size(params))
-    step = _eval_step(compute, conv.backend(device))
-    for indices in torch.arange(len(split.labels), device=device).split(size):
-        batch = batching.gather(split, indices, dtype)
-        total = _sum(total, step(params, state, batch))
-    assert total is not None, "an empty split has no metrics"
-    return total
-
-
-@functools.cache
-def _eval_step(compute: torch.dtype | None, convolution: str) -> Callable[..., Metrics]:
-    """The traced step; ``convolution`` is what it is traced with, and so part of the key."""
-    return traced(functools.partial(lanes.eval_step, compute=compute))
-
-
 def fit(
     group: Group,
     training: Split,
@@ -177,28 +169,66 @@ def fit(
         resume: go on from here instead of from the lanes' seeds.
         dtype: of parameters and images.
     """
+    never = Watch(lambda: False, lambda: False)
+    for event in fit_watched(
+        group, training, validation, epochs=epochs, watch=never, resume=resume, dtype=dtype
+    ):
+        assert isinstance(event, EpochResult)
+        yield event
+
+
+def fit_watched(
+    group: Group,
+    training: Split,
+    validation: Split,
+    *,
+    epochs: int,
+    watch: Watch,
+    resume: LoopState | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[EpochResult | Paused]:
+    """:func:`fit`, which also says where it is inside of an epoch when ``watch`` asks.
+
+    Going on from there changes no bit of what comes.
+    """
     device, examples = training.images.device, len(training.labels)
     numbers = hyperparams(group, device)
-    done, train_state = resume or LoopState(0, start(group, device, dtype))
-    whole, rest = divmod(examples, group.batch_size)
-    runs = [
-        (repeater(_step(group, size, dtype), device), times)
-        for size, times in ((group.batch_size, whole), (rest, 1))
-        if size and times
-    ]
+    done, train_state, total, position = resume or LoopState(0, start(group, device, dtype))
+    runs = {
+        size: repeater(_step(group, size, dtype), device)
+        for size in {min(group.batch_size, examples), examples % group.batch_size} - {0}
+    }
+    compute = model.compute_dtype(group.model)
     for epoch in range(done + 1, epochs + 1):
         order = _order(group, epoch, examples, device)
         noise = _noise(group, epoch, examples, device, dtype)
         inputs = _EpochInputs(training, order, numbers, noise)
-        position = torch.zeros((), dtype=torch.int64, device=device)
-        carry = _Carry(train_state, _nothing(group, device), position)
-        with _tf32(group.model.precision == "tf32"):
-            for run, times in runs:
-                carry = run(carry, inputs, times)
+        at = torch.tensor(position, dtype=torch.int64, device=device)
+        carry = _Carry(train_state, total or nothing(len(group.lanes), device), at)
+        while position < examples:
+            size = min(group.batch_size, examples - position)
+            times = min((examples - position) // size, _stride(group, device))
+            with _tf32(group.model.precision == "tf32"):
+                carry = runs[size](carry, inputs, times)
+            position += size * times
+            if watch.stop() or watch.pause():
+                yield Paused(LoopState(epoch - 1, carry.train_state, carry.total, position))
         train_state = carry.train_state
-        compute = model.compute_dtype(group.model)
-        seen = evaluate(*train_state[:2], validation, compute=compute, dtype=dtype)
+        seen = None
+        while seen is None:
+            seen = evaluate_unless(
+                watch.stop, *train_state[:2], validation, compute=compute, dtype=dtype
+            )
+            if seen is None:
+                yield Paused(LoopState(epoch - 1, train_state, carry.total, position))
         yield EpochResult(epoch, carry.total, seen, train_state)
+        total, position = None, 0
+
+
+def _stride(group: Group, device: torch.device) -> int:
+    """Steps between two questions: some tenths of a second."""
+    images = 4_000 if device.type == "cpu" else 400_000
+    return max(images // (group.batch_size * len(group.lanes)), 1)
 
 
 class _Carry(NamedTuple):
@@ -236,7 +266,9 @@ def _step(group: Group, size: int, dtype: torch.dtype) -> Callable[[_Carry, _Epo
                 dropout=group.model.dropout,
                 compute=model.compute_dtype(group.model),
             )
-        return _Carry(train_state, _sum(carry.total, metrics), carry.position + size)
+        return _Carry(
+            train_state, optree.tree_map(torch.add, carry.total, metrics), carry.position + size
+        )
 
     return traced(step)
 
@@ -280,11 +312,7 @@ def _noise(
     return tuple(layer.to(device, dtype) for layer in layers)
 
 
-def _nothing(group: Group, device: torch.device) -> Metrics:
+def nothing(lanes: int, device: torch.device) -> Metrics:
     """The metrics ``[lanes]`` of no examples."""
-    zero = torch.zeros(len(group.lanes), dtype=torch.int64, device=device)
+    zero = torch.zeros(lanes, dtype=torch.int64, device=device)
     return Metrics(zero.double(), zero, zero.clone())
-
-
-def _sum(total: Metrics | None, metrics: Metrics) -> Metrics:
-    return metrics if total is None else optree.tree_map(torch.add, total, metrics)

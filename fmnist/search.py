@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import optuna
@@ -19,10 +19,13 @@ import torch
 from fmnist import grid, loop, provenance
 from fmnist.config import StudyConfig, TrialConfig
 from fmnist.errors import UserError
+from fmnist.evaluation import evaluate
 from fmnist.functional import lanes, losses, model
-from fmnist.functional.types import Metrics, Params, Split, State, TrainState
+from fmnist.functional.types import Metrics, Params, Split, State
 from fmnist.grid import Trial
 from fmnist.results import EpochMetrics, TrialResult, label
+from fmnist.resume import Keeper, Progress, group_of
+from fmnist.signals import Stop
 
 T = TypeVar("T")
 
@@ -46,6 +49,7 @@ class GroupStarted:
     total: int
     trials: Sequence[Trial]
     epochs_left: int  # of all trials of this and the later groups, in trial epochs
+    histories: Mapping[int, Sequence[EpochMetrics]]  # of a group that goes on, by trial number
 
 
 @dataclass(frozen=True)
@@ -77,31 +81,6 @@ class LanesHalved:
 Event = GroupStarted | EpochFinished | TrialFinished | LanesHalved
 
 
-@dataclass
-class _Progress:
-    """What is known of some lanes of a group so far."""
-
-    trials: Sequence[Trial]
-    epoch: int = 0
-    state: TrainState | None = None  # after that epoch
-    histories: dict[int, list[EpochMetrics]] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def halves(self) -> list[_Progress]:
-        """The same for each half of the lanes, which then go on by themselves."""
-        middle = len(self.trials) // 2
-        parts = []
-        for chosen in (range(middle), range(middle, len(self.trials))):
-            state = None
-            if self.state is not None:
-                state = lanes.take(self.state, torch.tensor(list(chosen)))
-            trials = [self.trials[i] for i in chosen]
-            share = self.seconds * len(trials) / len(self.trials)
-            parts.append(_Progress(trials, self.epoch, state, self.histories, self.failed, share))
-        return parts
-
-
 def chunks(items: Iterable[T], key: Callable[[T], object], most: int) -> list[list[T]]:
     """Items of equal key together, at most ``most`` in a list, in the order they came."""
     together: dict[object, list[T]] = {}
@@ -120,31 +99,50 @@ def run(
     splits: Splits,
     *,
     max_lanes: int | None,
+    keeper: Keeper | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[Event]:
     """Train every trial of the grid that is not finished, and tell Optuna of each.
+
+    Args:
+        study, config, splits: what to train, and on what.
+        max_lanes: at once, at most; by default as many as memory allows.
+        keeper: keeps where the groups are, and knows where they were.
+        stop: asked often; when it is requested, that is kept, and it raises what it raises.
 
     Yields:
         Events, each before its consequence is told to Optuna.
     """
     trials = grid.pending(study, config)
     device = splits.training.images.device
-    most = max_lanes or lanes_that_fit([trial.config for trial in trials], device)
-    groups = chunks(trials, lambda trial: trial.config.static, most)
-    for index, trials in enumerate(groups):
-        left = sum(map(len, groups[index:])) * config.epochs
-        yield GroupStarted(index, len(groups), trials, left)
-        yield from _train(study, config, _Progress(trials), splits)
+    groups = keeper.restore(trials, device) if keeper else []
+    known = {trial.number for progress in groups for trial in progress.trials}
+    fresh = [trial for trial in trials if trial.number not in known]
+    most = max_lanes or lanes_that_fit([trial.config for trial in fresh], device)
+    groups += [Progress(some) for some in chunks(fresh, lambda trial: trial.config.static, most)]
+    left = [len(progress.trials) * (config.epochs - progress.epoch) for progress in groups]
+    for index, progress in enumerate(groups):
+        yield GroupStarted(
+            index, len(groups), progress.trials, sum(left[index:]), progress.histories
+        )
+        yield from _train(study, config, progress, splits, keeper, stop or Stop())
 
 
 def _train(
-    study: optuna.Study, config: StudyConfig, progress: _Progress, splits: Splits
+    study: optuna.Study,
+    config: StudyConfig,
+    progress: Progress,
+    splits: Splits,
+    keeper: Keeper | None,
+    stop: Stop,
 ) -> Iterator[Event]:
     """Train one group to its end and tell each of its lanes as its own trial.
 
-    When memory runs out the lanes go on in two halves from the last whole epoch.
+    When memory runs out the lanes go on in two halves from where they were.
     """
     try:
-        yield from _epochs(config, progress, splits)
+        with stop.released():
+            yield from _epochs(config, progress, splits, keeper, stop)
         results = _finish(progress, splits.test)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
@@ -153,53 +151,80 @@ def _train(
             what = label(progress.trials[0].point)
             raise UserError(f"there is not enough memory to train {what} even alone") from error
     else:
-        assert progress.state is not None
+        assert progress.at is not None
+        trained = progress.at.train_state
         for lane, (trial, result) in enumerate(zip(progress.trials, results, strict=True)):
-            own = lanes.take((progress.state.params, progress.state.state), torch.tensor(lane))
+            own = lanes.take((trained.params, trained.state), torch.tensor(lane))
             yield TrialFinished(result, *own)
             grid.tell(study, trial, result, config)
+        if keeper:
+            keeper.forget(progress)
         return
     _free_memory()
     yield LanesHalved(len(progress.trials), progress.epoch)
-    for half in progress.halves():
-        yield from _train(study, config, half, splits)
+    halves = progress.halves()
+    if keeper:
+        for half in halves:
+            keeper.save(half)
+        keeper.forget(progress)
+    for half in halves:
+        yield from _train(study, config, half, splits, keeper, stop)
 
 
-def _epochs(config: StudyConfig, progress: _Progress, splits: Splits) -> Iterator[Event]:
+def _epochs(
+    config: StudyConfig, progress: Progress, splits: Splits, keeper: Keeper | None, stop: Stop
+) -> Iterator[Event]:
     """Train the epochs that are left, keeping ``progress`` up to date."""
-    resume = None
-    if progress.state is not None:
-        resume = loop.LoopState(progress.epoch, progress.state)
     began, before = time.perf_counter(), progress.seconds
-    group = group_of([trial.config for trial in progress.trials])
-    for epoch in loop.fit(
-        group, splits.training, splits.validation, epochs=config.epochs, resume=resume
+    watch = loop.Watch(pause=keeper.overdue if keeper else lambda: False, stop=stop.asked)
+    for event in loop.fit_watched(
+        group_of([trial.config for trial in progress.trials]),
+        splits.training,
+        splits.validation,
+        epochs=config.epochs,
+        watch=watch,
+        resume=progress.at,
     ):
-        sound: dict[int, EpochMetrics] = {}
-        measured = epoch_metrics(epoch.train, epoch.validation)
-        for trial, metrics in zip(progress.trials, measured, strict=True):
-            if trial.number in progress.failed:
-                continue
-            if not all(map(math.isfinite, metrics)):
-                reason = f"the loss was not finite in epoch {epoch.epoch}"
-                progress.failed[trial.number] = reason
-                continue
-            progress.histories.setdefault(trial.number, []).append(metrics)
-            sound[trial.number] = metrics
-            grid.report(trial, getattr(metrics, config.metric), epoch.epoch)
-        progress.epoch, progress.state = epoch.epoch, epoch.train_state
         progress.seconds = before + time.perf_counter() - began
-        yield EpochFinished(epoch.epoch, sound, progress.seconds)
-        if all(trial.number in progress.failed for trial in progress.trials):
+        if isinstance(event, loop.Paused):
+            progress.at = event.state
+        else:
+            sound = _measured(config, progress, event)
+            progress.at = loop.LoopState(event.epoch, event.train_state)
+            yield EpochFinished(event.epoch, sound, progress.seconds)
+        done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
+        if keeper and (isinstance(event, loop.Paused) or done or stop.requested or keeper.due()):
+            keeper.save(progress)
+        stop.check()
+        if done:
             break
 
 
-def _finish(progress: _Progress, test: Split) -> list[TrialResult]:
+def _measured(
+    config: StudyConfig, progress: Progress, epoch: loop.EpochResult
+) -> dict[int, EpochMetrics]:
+    """Every sound lane's metrics of an epoch, reported to Optuna; the others have failed."""
+    sound: dict[int, EpochMetrics] = {}
+    measured = epoch_metrics(epoch.train, epoch.validation)
+    for trial, metrics in zip(progress.trials, measured, strict=True):
+        if trial.number in progress.failed:
+            continue
+        if not all(map(math.isfinite, metrics)):
+            progress.failed[trial.number] = f"the loss was not finite in epoch {epoch.epoch}"
+            continue
+        progress.histories.setdefault(trial.number, []).append(metrics)
+        sound[trial.number] = metrics
+        grid.report(trial, getattr(metrics, config.metric), epoch.epoch)
+    return sound
+
+
+def _finish(progress: Progress, test: Split) -> list[TrialResult]:
     """Evaluate every lane on the test set, once, and say how its trial ended."""
-    assert progress.state is not None
+    assert progress.at is not None
     began = time.perf_counter()
     compute = model.compute_dtype(progress.trials[0].config.model)
-    tested = loop.evaluate(progress.state.params, progress.state.state, test, compute=compute)
+    trained = progress.at.train_state
+    tested = evaluate(trained.params, trained.state, test, compute=compute)
     test_loss, test_accuracy = losses.mean_loss(tested), losses.accuracy(tested)
     results = []
     for lane, trial in enumerate(progress.trials):
@@ -243,18 +268,6 @@ def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
     else:
         free = provenance.available_memory()
     return max(1, min(MOST_LANES, free // 2 // largest))
-
-
-def group_of(configs: Sequence[TrialConfig]) -> loop.Group:
-    """The program that these configurations, equal in what is static, are lanes of."""
-    static = configs[0].static
-    return loop.Group(
-        static.model,
-        static.algorithm,
-        static.nesterov,
-        static.batch_size,
-        tuple(loop.Lane(config.seed, config.hyperparams) for config in configs),
-    )
 
 
 def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fmnist import cli, process
 from fmnist.errors import UserError
 from fmnist.phases import Phases
+from fmnist.signals import Stop
 
 if TYPE_CHECKING:
     import optuna
@@ -149,14 +150,15 @@ def run_study(
     """
     import optuna
 
+    from fmnist import checkpoint, grid, lock, provenance
     from fmnist import data as sources
-    from fmnist import grid, lock, provenance
     from fmnist.views.progress import make_progress
 
     out, progress = Path(out), progress or make_progress(quiet=True)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock.holding(out), _LogTo(progress):
+    with lock.holding(out), _LogTo(progress), Stop() as stop:
+        checkpoint.sweep(out)
         _claim(out, config)
         study = grid.open_study(config, storage or f"sqlite:///{out / 'study.db'}")
         done = grid.results(study, config)
@@ -167,7 +169,7 @@ def run_study(
         with phases("reading the data"):
             dataset = dataset or sources.load(data)
         facts = provenance.facts(command, where, 0.0, dataset.source)
-        _train(study, config, dataset, out, where, max_lanes, progress, facts, phases)
+        _train(study, config, dataset, out, where, max_lanes, progress, facts, phases, stop)
         results = grid.results(study, config)
         wall = phases.seconds.get(TRAINING, 0.0)
         facts = provenance.facts(command, where, wall, dataset.source)
@@ -193,17 +195,20 @@ def _train(
     progress: Progress,
     facts: Mapping[str, str],
     phases: Phases,
+    stop: Stop,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
     from fmnist import checkpoint, grid, loop, search
     from fmnist.results import label
+    from fmnist.resume import Keeper, group_of
     from fmnist.views.dashboard import DashboardMirror
     from fmnist.views.tensorboard import TensorBoardMirror
 
     examples = splits(config, dataset, device)
     progress.message(f"device {device}")
     said = ""
-    events = search.run(study, config, examples, max_lanes=max_lanes)
+    keeper = Keeper(out / "checkpoints")
+    events = search.run(study, config, examples, max_lanes=max_lanes, keeper=keeper, stop=stop)
     board = DashboardMirror(
         study,
         config,
@@ -215,13 +220,14 @@ def _train(
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
         for event in phases.waiting_for(TRAINING, events):
             match event:
-                case search.GroupStarted(index, total, trials, left):
+                case search.GroupStarted(index, total, trials, left, histories):
                     for trial in trials:
-                        mirror.start(trial.number, trial.point)
+                        past = histories.get(trial.number, ())
+                        mirror.start(trial.number, trial.point, past)
                     labels = {trial.number: label(trial.point) for trial in trials}
                     images = len(examples.training.labels) * len(trials)
                     progress.group(index, total, labels, config.epochs, images, left)
-                    group = search.group_of([trial.config for trial in trials])
+                    group = group_of([trial.config for trial in trials])
                     how = loop.convolution(group, device)
                     if how != said:
                         progress.message(f"convolutions of lanes: {how}")
@@ -243,6 +249,7 @@ def _train(
                     progress.message(
                         f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"
                     )
+    keeper.clear()
 
 
 def _claim(out: Path, config: StudyConfig) -> None:

@@ -1,0 +1,307 @@
+"""Kills a small real study at many moments, goes on with it, and compares every bit of the end.
+
+    python tests/crash.py [--kills 200] [--seed 0]
+
+Half of the kills come after a random time, half at a chosen step of what makes a run last: before
+or after a file takes its place, an epoch is reported, a trial is told, a view is written. Wall
+times and dates are left out of the comparison; nothing else is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import csv
+import difflib
+import functools
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fmnist import process
+
+process.prepare()
+
+import optuna
+import safetensors.torch
+import torch
+from slice_study import dataset
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from fmnist import checkpoint, generations, grid, loop, publish, resume, study
+from fmnist.config import StudyConfig
+from fmnist.data import Dataset
+from fmnist.functional.types import ModelConfig, Split
+from fmnist.views import dashboard, figures, html, report, tensorboard, winner_board
+
+CONFIG = StudyConfig(
+    name="crash",
+    epochs=3,
+    holdout=100,
+    model=ModelConfig(channels=(3, 4), hidden=(8,), dropout=0.2),
+    grid={"learning_rate": (0.01, 0.001), "batch_size": (50, 100), "seed": (0, 1)},
+)
+
+STEPS = [
+    (os, "replace"),
+    (os, "fsync"),
+    (os, "unlink"),
+    (generations.Generations, "save"),
+    (resume.Keeper, "forget"),
+    (grid, "report"),
+    (grid, "tell"),
+    (optuna.Study, "ask"),
+    (optuna.Study, "tell"),
+    (checkpoint, "save_model"),
+    (tensorboard.TensorBoardMirror, "epoch"),
+    (tensorboard.TensorBoardMirror, "finish"),
+    (dashboard.DashboardMirror, "finish"),
+    (dashboard, "publish"),
+    (winner_board, "write_winner"),
+    (figures, "curves"),
+    (html, "write_html"),
+    (report, "write_report"),
+    (publish, "_write_best"),
+]
+"""Where a run can be killed: before this function's n-th call, or after it."""
+
+
+class Kill(NamedTuple):
+    """When to kill: after some seconds, or at a step."""
+
+    seconds: float | None
+    step: tuple[object, str] | None = None
+    call: int = 0
+    after: bool = False
+
+    def __str__(self) -> str:
+        if self.step is None:
+            return f"after {self.seconds:.2f} s"
+        place = getattr(self.step[0], "__name__", self.step[0])
+        return f"{'after' if self.after else 'before'} call {self.call} of {place}.{self.step[1]}"
+
+
+def data() -> Dataset:
+    """Few enough images that an epoch takes no time."""
+    whole = dataset()
+    return Dataset(
+        Split(whole.train.images[:700], whole.train.labels[:700]),
+        Split(whole.test.images[:100], whole.test.labels[:100]),
+        "a slice",
+    )
+
+
+def start(out: Path, images: Dataset, kill: Kill | None = None) -> int:
+    """Run the study, or go on with it, in a process of its own; its number."""
+    child = os.fork()
+    if child:
+        return child
+    log = os.open(out.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 70
+    try:
+        resume.Keeper.__init__.__kwdefaults__.update(every=0.0, within=0.0)
+        loop._stride = lambda group, device: 3
+        if kill is not None and kill.step is not None:
+            trap(kill)
+        results = study.run_study(CONFIG, out, dataset=images)
+        status = int(any(result.state != "COMPLETE" for result in results))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def trap(kill: Kill) -> None:
+    """Have this process kill itself at the step."""
+    place, name = kill.step
+    original = getattr(place, name)
+    calls = 0
+
+    @functools.wraps(original)
+    def trapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        here = calls == kill.call
+        if here and not kill.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(place, name, trapped)
+
+
+def end(child: int) -> int:
+    """Wait for a process: its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def attempt(out: Path, images: Dataset, kill: Kill) -> int:
+    """Go on with the study until it is killed or done; how it ended."""
+    child = start(out, images, kill)
+    if kill.seconds is not None:
+        time.sleep(kill.seconds)
+        os.kill(child, signal.SIGKILL)
+    return end(child)
+
+
+def outcome(out: Path) -> dict[str, object]:
+    """All that a study leaves and that is not a time."""
+    left = {
+        str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and "tfevents" not in p.name
+    }
+    left = {name for name in left if not name.startswith("artifacts/")}
+    return {
+        "files": sorted(left),
+        "results": [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in csv.DictReader((out / "results.csv").open(encoding="utf-8"))
+        ],
+        "history": (out / "history.csv").read_bytes(),
+        "best": (out / "best" / "config.json").read_bytes(),
+        "parameters": {
+            str(path.relative_to(out)): {
+                name: (tensor.dtype, tensor.tolist())
+                for name, tensor in safetensors.torch.load_file(path).items()
+            }
+            for path in sorted(out.rglob("*.safetensors"))
+        },
+        "report": timeless((out / "report.md").read_text(encoding="utf-8")).replace(
+            str(out), "OUT"
+        ),
+        "scalars": scalars(out / "tensorboard"),
+        "trials": trials(out),
+    }
+
+
+def timeless(text: str) -> str:
+    """A report without the lines that name a time, and without spans of time."""
+    lines = [line for line in text.splitlines() if not re.match(r"\| (Date|Wall time)", line)]
+    spans = r"(\d+ h )?(\d+ min )?\d+(\.\d+)? (s|min)\b|[\d,]+ images/s"
+    return re.sub(r" +", " ", re.sub(spans, "TIME", "\n".join(lines)))
+
+
+def scalars(root: Path) -> dict[tuple[str, str], list[tuple[int, object]]]:
+    """Every point of every run, in order; a point that is there twice is seen."""
+    points = collections.defaultdict(list)
+    for path in sorted(root.rglob("*tfevents*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if "/" in value.tag and value.metadata.plugin_data.plugin_name == "scalars":
+                    number = value.tensor.float_val[0] if value.tensor.float_val else None
+                    points[str(path.parent.relative_to(root)), value.tag].append(
+                        (event.step, number if number is not None else value.simple_value)
+                    )
+    return {key: sorted(found) for key, found in sorted(points.items())}
+
+
+def trials(out: Path) -> list[object]:
+    """What Optuna knows of each trial, times left out."""
+    stored = optuna.load_study(study_name=CONFIG.name, storage=f"sqlite:///{out / 'study.db'}")
+    return [
+        (
+            trial.number,
+            trial.state.name,
+            trial.params,
+            trial.values,
+            trial.intermediate_values,
+            trial.user_attrs["test_accuracy"],
+        )
+        for trial in stored.get_trials(deepcopy=False)
+    ]
+
+
+def differences(found: dict[str, object], expected: dict[str, object]) -> list[str]:
+    """Which parts are not the same."""
+    wrong = [name for name in expected if found[name] != expected[name]]
+    if "files" in wrong:
+        wrong += sorted(set(found["files"]) ^ set(expected["files"]))
+    if "report" in wrong:
+        texts = (str(outcome["report"]).splitlines() for outcome in (expected, found))
+        wrong += difflib.unified_diff(*texts, lineterm="", n=0)
+    return wrong
+
+
+def kills(count: int, seed: int, seconds: float) -> list[Kill]:
+    """Half of them at random times, half at steps."""
+    chance = random.Random(seed)
+    chosen: list[Kill] = []
+    for i in range(count):
+        if i % 2:
+            chosen.append(Kill(chance.uniform(0, seconds)))
+        else:
+            step = STEPS[(i // 2) % len(STEPS)] if count > len(STEPS) else chance.choice(STEPS)
+            call = 1 if chance.random() < 0.4 else chance.randint(1, 12)
+            chosen.append(Kill(None, step, call, chance.random() < 0.5))
+    return chosen
+
+
+def survive(folder: Path, count: int, seed: int, say=print) -> dict[str, int]:
+    """Kill studies until so many kills have hit, each study to its end; what was found.
+
+    Raises:
+        AssertionError: when a study does not end as an undisturbed one.
+    """
+    images = data()
+    whole = folder / "undisturbed"
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    status = end(start(whole, images))
+    seconds = time.monotonic() - began
+    assert status == 0, whole.with_suffix(".log").read_text(encoding="utf-8")
+    expected = outcome(whole)
+    tally = collections.Counter()
+    pending = kills(count, seed, seconds)
+    while pending:
+        out = folder / f"study{tally['studies']:03}"
+        hits = 0
+        status = 1
+        while pending and hits < 8:
+            kill = pending.pop()
+            status = attempt(out, images, kill)
+            assert status in (0, -signal.SIGKILL), f"{kill}: ended with {status}, see {out}.log"
+            if status == 0:
+                tally["missed"] += 1
+                break
+            hits += 1
+            tally["kills"] += 1
+            say(f"{tally['kills']} killed {kill}", flush=True)
+        if status != 0:
+            status = end(start(out, images))
+        assert status == 0, out.with_suffix(".log").read_text(encoding="utf-8")
+        wrong = differences(outcome(out), expected)
+        assert not wrong, f"{out}: differs from the undisturbed study in {wrong}"
+        tally["studies"] += 1
+        shutil.rmtree(out)
+    return dict(tally)
+
+
+def main() -> int:
+    """The long run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as folder:
+        print(survive(Path(folder), args.kills, args.seed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""What outlives a kill: snapshots that are whole, and runs that go on from them bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optree
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strategies import random_split
+
+from fmnist import grid, loop, search
+from fmnist.config import StudyConfig
+from fmnist.functional.types import ModelConfig
+from fmnist.generations import Generations
+from fmnist.resume import Keeper, Progress, group_of
+from fmnist.signals import Stop, Terminated
+
+CPU = torch.device("cpu")
+SPLITS = search.Splits(random_split(60), random_split(10, 1), random_split(10, 2))
+CONFIG = StudyConfig(
+    name="tiny",
+    epochs=3,
+    holdout=0,
+    model=ModelConfig(channels=(3, 4), hidden=(7,), dropout=0.3),
+    grid={"learning_rate": (0.01, 0.001), "seed": (0, 1), "batch_size": (10, 25)},
+)
+TENSORS = {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor([7])}
+
+
+@pytest.fixture
+def study(tmp_path):
+    return grid.open_study(CONFIG, f"sqlite:///{tmp_path}/study.db")
+
+
+def same(ours, theirs):
+    return [(r.number, r.point, r.state, r.history, r.test_loss) for r in ours] == [
+        (r.number, r.point, r.state, r.history, r.test_loss) for r in theirs
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The results of an undisturbed study, and its parameters."""
+    study = grid.open_study(CONFIG, f"sqlite:///{tmp_path_factory.mktemp('whole')}/study.db")
+    params = final(search.run(study, CONFIG, SPLITS, max_lanes=None))
+    return grid.results(study, CONFIG), params
+
+
+def final(events):
+    """Each trial's final parameters, by number."""
+    return {e.result.number: e.params for e in events if isinstance(e, search.TrialFinished)}
+
+
+def equal(ours, theirs):
+    return all(
+        torch.equal(ours[n][layer][leaf], theirs[n][layer][leaf])
+        for n in ours
+        for layer in theirs[n]
+        for leaf in theirs[n][layer]
+    )
+
+
+def test_the_newest_snapshot_counts_and_two_are_kept(tmp_path):
+    kept = Generations(tmp_path / "of" / "it")
+    assert kept.load() is None
+    for epoch in range(4):
+        kept.save(TENSORS | {"epoch": torch.tensor(epoch)}, {"epoch": epoch, "loss": [0.1]})
+        found = kept.load()
+        assert found.about == {"epoch": epoch, "loss": [0.1]}
+        assert found.tensors["epoch"] == epoch
+        assert all(torch.equal(found.tensors[name], TENSORS[name]) for name in TENSORS)
+    assert sorted(p.name for p in kept.folder.iterdir()) == [
+        "00000002.json", "00000002.safetensors", "00000003.json", "00000003.safetensors",
+    ]  # fmt: skip
+    kept.delete()
+    assert not kept.folder.exists()
+
+
+@given(st.sampled_from(["json", "safetensors"]), st.integers(0), st.integers(0, 8))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path_factory, kind, place, bit):
+    """Any bit flipped, or cut off anywhere."""
+    kept = Generations(tmp_path_factory.mktemp("kept"))
+    for epoch in range(2):
+        kept.save(TENSORS, {"epoch": epoch})
+    path = kept.folder / f"00000001.{kind}"
+    content = bytearray(path.read_bytes())
+    place %= len(content)
+    if bit == 8:
+        del content[place:]
+    else:
+        content[place] ^= 1 << bit
+    path.write_bytes(content)
+    assert kept.load().about == {"epoch": 0}
+
+
+def test_damage_is_said(tmp_path, caplog):
+    kept = Generations(tmp_path)
+    kept.save(TENSORS, {})
+    (tmp_path / "00000000.safetensors").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert kept.load() is None
+    assert "00000000.json: damaged" in caplog.text
+
+
+def test_a_snapshot_that_was_never_finished_does_not_count(tmp_path):
+    kept = Generations(tmp_path)
+    kept.save(TENSORS, {"epoch": 0})
+    (tmp_path / "00000001.safetensors").write_bytes(b"half")
+    assert kept.load().about == {"epoch": 0}
+    kept.save(TENSORS, {"epoch": 1})
+    assert kept.load().about == {"epoch": 1}
+
+
+@pytest.mark.parametrize("pauses", range(1, 11))
+def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pauses):
+    monkeypatch.setattr(loop, "_stride", lambda group, device: 2)
+    trials = [t for t in grid.pending(study, CONFIG) if t.config.static.batch_size == 10]
+    group = group_of([trial.config for trial in trials])
+    whole = list(loop.fit(group, *SPLITS[:2], epochs=2))
+    always = loop.Watch(pause=lambda: True, stop=lambda: False)
+    states = (
+        event.state
+        for event in loop.fit_watched(group, *SPLITS[:2], epochs=4, watch=always)
+        if isinstance(event, loop.Paused)
+    )
+    at = next(itertools.islice(states, pauses - 1, None))
+    keeper = Keeper(tmp_path)
+    keeper.save(Progress(trials, at))
+    (found,) = keeper.restore(trials, CPU)
+    assert (found.at.epoch, found.at.examples) == (at.epoch, at.examples)
+    rest = list(loop.fit(group, *SPLITS[:2], epochs=2, resume=found.at))
+    if at.epoch < 2:
+        assert [r.epoch for r in rest] == [r.epoch for r in whole[at.epoch :]]
+        for ours, theirs in zip(rest, whole[at.epoch :], strict=True):
+            pairs = zip(optree.tree_leaves(ours[1:]), optree.tree_leaves(theirs[1:]), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 7, 9])
+def test_a_killed_study_goes_on_bit_for_bit(study, tmp_path, expected, stop_after):
+    keeper = Keeper(tmp_path / "checkpoints", every=0.0)
+    seen = []
+    for event in search.run(study, CONFIG, SPLITS, max_lanes=2, keeper=keeper):
+        if isinstance(event, search.EpochFinished | search.TrialFinished):
+            seen.append(event)
+        if len(seen) == stop_after:
+            break  # as a kill: nothing after this event is done
+    again = list(search.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
+    results, params = expected
+    assert same(grid.results(study, CONFIG), results)
+    assert equal(final(again), params)
+    epochs = sum(isinstance(e, search.EpochFinished) for e in seen)
+    repeated = sum(isinstance(e, search.EpochFinished) for e in again)
+    assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most the one that was not kept
+    keeper.clear()
+    assert not keeper.folder.exists()
+
+
+def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, expected):
+    keeper = Keeper(tmp_path / "checkpoints")
+    events = search.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper)
+    told = 0
+    for event in events:
+        told += isinstance(event, search.TrialFinished)
+        if told == 2:
+            break  # the first is told, the second is not
+    again = list(search.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
+    started = [e for e in again if isinstance(e, search.GroupStarted)]
+    assert len(started[0].trials) == 3
+    assert all(len(started[0].histories[t.number]) == CONFIG.epochs for t in started[0].trials)
+    assert same(grid.results(study, CONFIG), expected[0])
+
+
+def test_a_snapshot_of_something_else_is_not_used(study, tmp_path, caplog):
+    trials = grid.pending(study, CONFIG)
+    small = [t for t in trials if t.config.static.batch_size == 10][:1]
+    lane = loop.Lane(0, small[0].config.hyperparams)
+    wider = ModelConfig(channels=(3, 5), hidden=(7,), dropout=0.3)
+    other = loop.Group(wider, "adam", False, 10, (lane,))
+    keeper = Keeper(tmp_path)
+    keeper.save(Progress(small, loop.LoopState(1, loop.start(other, CPU))))
+    with caplog.at_level(logging.WARNING):
+        assert keeper.restore(trials, CPU) == []
+    assert "another shape" in caplog.text
+    assert not any(tmp_path.glob("*/*"))
+    at = loop.LoopState(1, loop.start(group_of([small[0].config]), CPU))
+    keeper.save(Progress([small[0]._replace(point={"learning_rate": 7.0})], at))
+    assert keeper.restore(trials, CPU) == []
+
+
+def test_when_to_keep():
+    times = iter([0.0, 4.9, 5.0, 59.9, 60.0, 60.0, 64.9])
+    keeper = Keeper(Path("nowhere"), clock=lambda: next(times))
+    assert [keeper.due(), keeper.due()] == [False, True]
+    assert [keeper.overdue(), keeper.overdue()] == [False, True]
+    keeper.save(Progress([]))  # nothing to keep, but it was asked
+    assert not keeper.due()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_signals_wait_while_somebody_asks(number, error):
+    def asked_and_sent(stop, times):
+        with stop.released():
+            assert not stop.asked()
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+                assert stop.asked()
+
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with Stop() as stop:
+        with pytest.raises(error):
+            os.kill(os.getpid(), number)
+        with pytest.raises(error):
+            asked_and_sent(stop, 1)
+        assert not stop.requested
+        with pytest.raises(error):  # the second does not wait
+            asked_and_sent(stop, 2)
+        with pytest.raises(error):
+            os.kill(os.getpid(), number)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_ends_soon_and_goes_on_where_it_was(tmp_path, number, status):
+    command = [
+        sys.executable, "-m", "fmnist.study", "--epochs", "2", "--set", "batch_size=1000",
+        "--set", "learning_rate=0.01,0.001", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        until = time.monotonic() + 120
+        while "epoch 1/2" not in (tmp_path / "log").read_text() and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(number)
+        began = time.monotonic()
+        assert process.wait(60) == status
+        assert time.monotonic() - began < 5
+    assert "the same command continues" in (tmp_path / "log").read_text()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert re.findall(r"epoch (\d)/2", done.stdout) == ["2"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
