@@ -95,7 +95,8 @@ def load_model(path: Path) -> tuple[Params, State]:
         if header > MAX_HEADER:
             raise CheckpointError(f"{path}: cannot be read as parameters (its header is too long)")
         leaves = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    # ValueError: a NUL in the path.
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as parameters ({error})") from error
     params: Params = {}
     state: State = {}

@@ -105,8 +105,11 @@ def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[s
     return point
 
 
-def _requeue_lost(study: optuna.Study) -> None:
+def _requeue_lost(study: optuna.Study, diverged: bool) -> None:
     """Queue again what failed without diverging: something outside ended it.
+
+    What diverged is queued again only when that is asked for; it will do so again, unless what
+    made it diverge is gone.
 
     GridSampler counts a failed point as visited, so the new trial carries its grid id, as
     optuna.storages.RetryHeartbeatStaleTrialCallback does.
@@ -116,7 +119,7 @@ def _requeue_lost(study: optuna.Study) -> None:
         by_point.setdefault(trial.system_attrs.get("grid_id"), []).append(trial)
     for trials in by_point.values():
         last = trials[-1]
-        if last.state == TrialState.FAIL and REASON not in last.user_attrs:
+        if last.state == TrialState.FAIL and (diverged or REASON not in last.user_attrs):
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
@@ -127,13 +130,15 @@ def _requeue_lost(study: optuna.Study) -> None:
             )
 
 
-def pending(study: optuna.Study, config: StudyConfig) -> list[Trial]:
+def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = False) -> list[Trial]:
     """The trials still to train: those a killed run left, then the rest of the grid.
+
+    Points whose trial diverged are tried again, as new trials, if ``retry_failed``.
 
     A trial that is RUNNING when nobody else works on the study was interrupted; it is taken up
     under its own number, from its beginning, as if it had not been interrupted.
     """
-    _requeue_lost(study)
+    _requeue_lost(study, retry_failed)
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.RUNNING and "grid_id" not in trial.system_attrs:
             study.sampler.before_trial(study, trial)  # killed before it was given its point
@@ -150,6 +155,11 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[Trial]:
         reported = frozenset(study.trials[handle.number].intermediate_values)
         trials.append(Trial(handle.number, point, config.trial(point), handle, reported))
     return trials
+
+
+def unfinished(study: optuna.Study) -> bool:
+    """Whether a trial waits or was interrupted."""
+    return any(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def report(trial: Trial, value: float, step: int) -> None:

@@ -80,6 +80,7 @@ RESULT_COLUMNS = (
     "test_accuracy",
     "epochs",
     "seconds",
+    "reason",
 )
 
 
@@ -93,6 +94,7 @@ def results_csv(results: Sequence[TrialResult], keys: Sequence[str]) -> str:
             *map(_number, (*r.last, r.test_loss, r.test_accuracy)),
             len(r.history),
             f"{r.seconds:.1f}",
+            r.reason,
         )
         for r in results
     )

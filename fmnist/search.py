@@ -101,6 +101,7 @@ def run(
     max_lanes: int | None,
     keeper: Keeper | None = None,
     stop: Stop | None = None,
+    retry_failed: bool = False,
 ) -> Iterator[Event]:
     """Train every trial of the grid that is not finished, and tell Optuna of each.
 
@@ -109,11 +110,12 @@ def run(
         max_lanes: at once, at most; by default as many as memory allows.
         keeper: keeps where the groups are, and knows where they were.
         stop: asked often; when it is requested, that is kept, and it raises what it raises.
+        retry_failed: try again the points whose trial diverged.
 
     Yields:
         Events, each before its consequence is told to Optuna.
     """
-    trials = grid.pending(study, config)
+    trials = grid.pending(study, config, retry_failed=retry_failed)
     device = splits.training.images.device
     groups = keeper.restore(trials, device) if keeper else []
     known = {trial.number for progress in groups for trial in progress.trials}

@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
         metavar="N|auto",
         help="train at most this many configurations at once (default: as memory allows)",
     )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="train again the trials that diverged"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
     process.prepare()
@@ -58,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
             data=args.data,
             device=args.device,
             max_lanes=args.max_lanes,
+            retry_failed=args.retry_failed,
             command=cli.command(PROG, argv),
             progress=progress,
         )
@@ -126,6 +130,7 @@ def run_study(
     dataset: Dataset | None = None,
     device: str = "auto",
     max_lanes: int | None = None,
+    retry_failed: bool = False,
     command: str = "fmnist.run_study",
     progress: Progress | None = None,
 ) -> list[TrialResult]:
@@ -139,6 +144,7 @@ def run_study(
         dataset: use this one instead of loading.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         max_lanes: how many configurations train at once, at most; by default as memory allows.
+        retry_failed: train again the trials that diverged.
         command: what the report gives as the command that made it.
         progress: told of what happens; nobody by default.
 
@@ -162,14 +168,19 @@ def run_study(
         _claim(out, config)
         study = grid.open_study(config, storage or f"sqlite:///{out / 'study.db'}")
         done = grid.results(study, config)
-        if len(done) == config.size and (out / "report.md").exists():
+        failed = sum(result.state != "COMPLETE" for result in done)
+        retry = retry_failed and failed > 0
+        whole = len(done) == config.size and not grid.unfinished(study)
+        if whole and (out / "report.md").exists() and not retry:
             progress.message(f"study {config.name} in {out} is complete: nothing to train")
+            if failed:
+                progress.message(f"{failed} trials failed; --retry-failed trains them again")
             return done
         phases = Phases(study.user_attrs.get(PHASES))
         with phases("reading the data"):
             dataset = dataset or sources.load(data)
         facts = provenance.facts(command, where, 0.0, dataset.source)
-        _train(study, config, dataset, out, where, max_lanes, progress, facts, phases, stop)
+        _train(study, config, dataset, out, where, max_lanes, progress, facts, phases, stop, retry)
         results = grid.results(study, config)
         wall = phases.seconds.get(TRAINING, 0.0)
         facts = provenance.facts(command, where, wall, dataset.source)
@@ -196,6 +207,7 @@ def _train(
     facts: Mapping[str, str],
     phases: Phases,
     stop: Stop,
+    retry_failed: bool,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
     from fmnist import checkpoint, grid, loop, search
@@ -208,7 +220,15 @@ def _train(
     progress.message(f"device {device}")
     said = ""
     keeper = Keeper(out / "checkpoints")
-    events = search.run(study, config, examples, max_lanes=max_lanes, keeper=keeper, stop=stop)
+    events = search.run(
+        study,
+        config,
+        examples,
+        max_lanes=max_lanes,
+        keeper=keeper,
+        stop=stop,
+        retry_failed=retry_failed,
+    )
     board = DashboardMirror(
         study,
         config,

@@ -126,6 +126,10 @@ def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
     assert math.isnan(by_rate[1e30].test_accuracy)
     assert [by_rate[r].state for r in (0.01, 0.001)] == ["COMPLETE"] * 2
     assert finish(study, config) == []  # it diverged for good: nothing is tried again
+    events = list(search.run(study, config, SPLITS, max_lanes=None, retry_failed=True))
+    assert [e.result.number for e in events if isinstance(e, search.TrialFinished)] == [3]
+    assert [r.number for r in grid.results(study, config) if r.state == "FAIL"] == [3]
+    assert not grid.unfinished(study)
     calm = replace(CONFIG, grid={"learning_rate": (0.01, 0.002, 0.001)})
     other = grid.open_study(calm, f"sqlite:///{tmp_path}/calm.db")
     finish(other, calm)

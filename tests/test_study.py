@@ -84,6 +84,7 @@ def test_every_file_is_there_and_says_the_same(run):
     assert list(table[0]) == [
         "number", "learning_rate", "batch_size", "state", "train_loss", "train_accuracy",
         "validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "epochs", "seconds",
+        "reason",
     ]  # fmt: skip
     for row, result in zip(table, results, strict=True):
         assert float(row["test_accuracy"]) == result.test_accuracy
