@@ -22,10 +22,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[threads] = "1"  # a process that is forked must have no others
 
 from fmnist import process
 
@@ -33,7 +37,6 @@ process.prepare()
 
 import optuna
 import safetensors.torch
-import torch
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -73,6 +76,9 @@ STEPS = [
     (publish, "_write_best"),
 ]
 """Where a run can be killed: before this function's n-th call, or after it."""
+
+MOST_HITS = 8
+"""How often one study is killed, at most, before it may end."""
 
 
 class Kill(NamedTuple):
@@ -237,18 +243,14 @@ def differences(found: dict[str, object], expected: dict[str, object]) -> list[s
     return wrong
 
 
-def kills(count: int, seed: int, seconds: float) -> list[Kill]:
-    """Half of them at random times, half at steps."""
+def kills(seed: int, seconds: float) -> Iterator[Kill]:
+    """Without end: now at a random time, now at the next of the steps, in a random order."""
     chance = random.Random(seed)
-    chosen: list[Kill] = []
-    for i in range(count):
-        if i % 2:
-            chosen.append(Kill(chance.uniform(0, seconds)))
-        else:
-            step = STEPS[(i // 2) % len(STEPS)] if count > len(STEPS) else chance.choice(STEPS)
+    while True:
+        for step in chance.sample(STEPS, len(STEPS)):
+            yield Kill(chance.uniform(0, seconds))
             call = 1 if chance.random() < 0.4 else chance.randint(1, 12)
-            chosen.append(Kill(None, step, call, chance.random() < 0.5))
-    return chosen
+            yield Kill(None, step, call, chance.random() < 0.5)
 
 
 def survive(folder: Path, count: int, seed: int, say=print) -> dict[str, int]:
@@ -265,14 +267,14 @@ def survive(folder: Path, count: int, seed: int, say=print) -> dict[str, int]:
     seconds = time.monotonic() - began
     assert status == 0, whole.with_suffix(".log").read_text(encoding="utf-8")
     expected = outcome(whole)
-    tally = collections.Counter()
-    pending = kills(count, seed, seconds)
-    while pending:
+    tally = collections.Counter(kills=0)
+    pending = kills(seed, seconds)
+    while tally["kills"] < count:
         out = folder / f"study{tally['studies']:03}"
         hits = 0
         status = 1
-        while pending and hits < 8:
-            kill = pending.pop()
+        while tally["kills"] < count and hits < MOST_HITS:
+            kill = next(pending)
             status = attempt(out, images, kill)
             assert status in (0, -signal.SIGKILL), f"{kill}: ended with {status}, see {out}.log"
             if status == 0:
@@ -297,7 +299,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
         print(survive(Path(folder), args.kills, args.seed))
     return 0

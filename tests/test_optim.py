@@ -60,7 +60,9 @@ def test_the_fused_update_is_the_definition(drawn, shapes, seed, scale):
         assert same((grads, ours, params), kept)
         expected, theirs = plain.update(grads, theirs, params)
         assert same(after, theirs)
-        close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-9, equal_nan=True)
+        # AdamW's two parts may cancel, and leave the rounding of parts of this size.
+        atol = 1e-6 * numbers["learning_rate"]
+        close = partial(torch.testing.assert_close, rtol=1e-6, atol=atol, equal_nan=True)
         optree.tree_map(close, updates, expected)
         params, ours = optim.apply_updates(params, updates), after
 
