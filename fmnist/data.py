@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 
 from fmnist import process
-from fmnist.errors import UserError
+from fmnist.errors import UserError, printable
 from fmnist.functional.types import Split as Split
 
 CLASSES: tuple[str, ...] = (
@@ -42,6 +42,7 @@ CLASSES: tuple[str, ...] = (
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
 _HOLDOUT_SEED = 20170825  # a constant: every trial of every study holds out the same images
 _CONNECT_SECONDS = 10.0  # how long a silent server is waited for
+_MOST_PARTS = 10_000  # of a .gz file; the usual is one
 _APT_SECONDS = 300.0  # how long one apt command may take
 
 _log = logging.getLogger("fmnist")
@@ -78,6 +79,13 @@ class Dataset(NamedTuple):
 
 class DataError(UserError):
     """The data cannot be had; the message says which file or source, why, and what to do."""
+
+
+class _NowhereError(DataError):
+    """No source works: a line on each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
 
 
 class _AbsentError(DataError):
@@ -119,7 +127,7 @@ def load(root: str | Path | None = None) -> Dataset:
                 _log.log(level, "data: %s: %s; trying the next source", name, reason)
     first = "Fashion-MNIST could not be had from any source:"
     last = "Put the four IDX files into a folder and name it with --data or FMNIST_DATA."
-    raise DataError("\n".join([first, *reasons, last]))
+    raise _NowhereError(first, *reasons, last)
 
 
 def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
@@ -246,9 +254,16 @@ def _read(folder: Path, file: _File) -> bytes:
         lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
         raise _AbsentError(f"{folder} {lack}")
     limit = max(known.size for known in _FILES)  # a bomb is not unpacked beyond this
+    packed = path.suffix == ".gz"
+    with path.open("rb") as stream:  # what cannot be packed is a little larger as .gz
+        content = stream.read(limit + packed * (limit // 100 + 1000) + 1)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read(limit + 1)
+        if packed:
+            # Each part takes microseconds, also an empty one, and there may be millions.
+            if content.count(b"\x1f\x8b\x08") > _MOST_PARTS:
+                raise DataError(f"{path} is damaged: it has more than {_MOST_PARTS:,} parts")
+            with gzip.open(io.BytesIO(content)) as unpacked:
+                content = unpacked.read(limit + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is truncated or damaged: {error}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -301,9 +316,12 @@ def _to_tensors(contents: dict[str, bytes], source: str) -> Dataset:
     tensors = []
     for file in _FILES:
         content, header = contents[file.name], 4 + 4 * len(file.shape)
-        kind, *shape = struct.unpack(f">{1 + len(file.shape)}I", content[:header])
+        begin = content[:header].ljust(header, b"\0")
+        kind, *shape = struct.unpack(f">{1 + len(file.shape)}I", begin)
         if (kind, *shape) != (0x800 + len(file.shape), *file.shape):  # 8: bytes
             raise DataError(f"{file.name} has the shape {tuple(shape)}, not {file.shape}")
+        if len(content) != file.size:
+            raise DataError(f"{file.name} has {len(content):,} bytes, not {file.size:,}")
         flat = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header)
         tensor = flat.view(file.shape)
         if len(file.shape) == 1 and int(tensor.max()) >= len(CLASSES):

@@ -28,6 +28,15 @@ MAX_BYTES = 100_000_000
 MAX_PIXELS = 64_000_000
 """More than a telephone's camera has, and less than a gigabyte of memory while it is read."""
 
+MAX_SIDE = 65_535
+"""That of JPEG and GIF; scaling a thread of millions of pixels would take gigabytes."""
+
+MAX_READS = 1_000_000
+"""A file of millions of tiny pieces, each of which Pillow reads by itself, would take minutes."""
+
+MAX_SCANS = 30
+"""Each scan of a progressive JPEG passes over all pixels; the usual are ten."""
+
 _LIGHT = 127  # a pixel above this is light
 _LIGHT_SHARE = 0.6  # in no image of the data set are so many pixels of the border light
 _TOLERANCE = 13  # so near to the background, a pixel belongs to it: 5 %, as the data set's makers
@@ -91,28 +100,57 @@ def _content(path: Path) -> bytes:
 
 def _decoded(content: bytes) -> Image.Image:
     """The picture upright, grey (mode L) and without transparency."""
-    too_large = PictureError(f"is too large: at most {MAX_PIXELS:,} pixels are read")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about metadata that is damaged
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Pillow reads the header here; pixels are decoded in load().
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise too_large
+            with Image.open(_Bytes(content), formats=FORMATS) as image:
+                _check_cost(image, content)
                 image.load()
                 grey = _on_ground(*_grey_and_alpha(image))
                 return _upright(grey, _orientation(image))
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_large from error
+        raise _too_large(MAX_PIXELS) from error
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise PictureError(f"is not a picture that can be read ({formats})") from error
     except Exception as error:  # what Pillow raises for damaged files is no closed list
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise PictureError(f"is damaged or cut short ({reason})") from error
+
+
+class _Bytes(io.BytesIO):
+    """The bytes of a file, to be read in a limited number of pieces."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise PictureError("is damaged: it is in too many pieces")
+        return super().read(size)
+
+
+def _check_cost(image: Image.Image, content: bytes) -> None:
+    """Refuse, before they are decoded, pixels that would take too much time or memory."""
+    pixels = image.width * image.height
+    # Of WebP, Pillow holds several copies while it decodes.
+    most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
+    if pixels > most:
+        raise _too_large(most)
+    if max(image.size) > MAX_SIDE:
+        raise PictureError(f"is too long: at most {MAX_SIDE:,} pixels a side are read")
+    if image.format == "JPEG" and content.count(b"\xff\xda") * pixels > MAX_SCANS * MAX_PIXELS:
+        raise PictureError("is too large: it has too many scans")
+
+
+def _too_large(most: int) -> PictureError:
+    return PictureError(f"is too large: at most {most:,} pixels are read")
 
 
 def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -123,7 +161,7 @@ def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
         clear = image.info.get("transparency")
         if clear is None:
             return grey, None
-        return grey, Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8))
+        return grey, Image.fromarray((deep != clear).astype(np.uint8) * np.uint8(255))
     if image.has_transparency_data:
         grey, alpha = image.convert("RGBA").convert("LA").split()
         return grey, alpha

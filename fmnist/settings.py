@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from fmnist.errors import UserError
+from fmnist.errors import UserError, printable
 from fmnist.results import Value
 
 NOTHING = object()
@@ -55,9 +55,7 @@ class ConfigError(UserError):
 
 def one_line(text: str, limit: int) -> str:
     """The text with everything unprintable escaped, cut to about `limit` characters."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    # An allow list: besides newlines this catches terminal escapes, bidi marks and surrogates.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 class _Shown(reprlib.Repr):

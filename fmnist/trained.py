@@ -23,6 +23,8 @@ from fmnist.results import label
 from fmnist.settings import SETTINGS, one_line, unknown
 
 BATCH = 1000
+MAX_ABOUT, MAX_TABLE = 1_000_000, 64_000_000
+"""How many bytes are read of config.json and of results.csv; the largest study needs fewer."""
 
 
 class Trial(NamedTuple):
@@ -42,7 +44,7 @@ def best_trial(run: Path) -> Trial:
     """
     path = run / "best" / "config.json"
     try:
-        about = json.loads(_text(path, run))
+        about = json.loads(_text(path, run, MAX_ABOUT))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({_line(error)})") from error
     number = about.get("number") if isinstance(about, dict) else None
@@ -60,11 +62,13 @@ def complete_trials(run: Path) -> list[Trial]:
         UserError: when the folder holds no finished run or no complete trial, or a damaged one.
     """
     path = run / "results.csv"
-    rows = csv.DictReader(io.StringIO(_text(path, run)))
+    rows = csv.DictReader(io.StringIO(_text(path, run, MAX_TABLE)))
     study = configs.load(run / "study.toml")
     trials = []
     try:
-        for row in rows:
+        for count, row in enumerate(rows, 1):
+            if count > study.size:
+                raise UserError(f"there are more trials than the {study.size} of the study")
             if row["state"] == "COMPLETE":
                 values = {key: SETTINGS[key].parse(row[key] or "") for key in study.grid}
                 point = {key: SETTINGS[key].scalar(value) for key, value in values.items()}
@@ -111,7 +115,9 @@ def load(trial: Trial) -> tuple[Params, State]:
         UserError: when they cannot be read, or are not of the model that the trial is.
     """
     params, state = checkpoint.load_model(trial.path)
-    there, wanted = _leaves(params, state), _leaves(*model.init(0, trial.model))
+    with torch.device("meta"):  # shapes alone: the settings may claim a network of gigabytes
+        wanted = _leaves(*model.init(0, trial.model))
+    there = _leaves(params, state)
     wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
     if wrong:
         first = wrong[0]
@@ -150,19 +156,24 @@ def _model(about: Mapping[str, object], source: Path) -> ModelConfig:
         raise
 
 
-def _text(path: Path, run: Path) -> str:
-    """A text file of the run."""
+def _text(path: Path, run: Path, limit: int) -> str:
+    """A text file of the run, which has at most so many bytes."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"{path}: is too large: at most {limit:,} bytes are read")
+        return content.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{run}: holds no finished run ({path.relative_to(run)} is missing); "
             "name the folder of one, or make one with python -m fmnist.study"
         ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
 def _line(text: object) -> str:

@@ -1,0 +1,341 @@
+"""The kinds of input that ``fuzz.py`` tries, and what is done with an input of each."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import random
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import bad_input
+import torch
+from bad_input import Input, damaged
+
+from fmnist import checkpoint, config, data, lock, pictures, predict, trained
+from fmnist.errors import UserError
+from fmnist.generations import Generations
+
+
+class Place:
+    """The folder that inputs may write to, deep in one that is watched; it is the current one.
+
+    Args:
+        around: watched; what is in it before belongs there.
+
+    Attributes:
+        before: what belongs there.
+        resident: the resident memory when freed memory was last given back.
+    """
+
+    def __init__(self, around: Path) -> None:
+        self.around, self.scratch = around, around / "a" / "b"
+        self.scratch.mkdir(parents=True)
+        self.run = self.scratch / "run"
+        self.files = bad_input.run_files()
+        self.files["best/params.safetensors"] = bad_input.parameters()
+        for number in (0, 1):
+            self.files[f"parameters/{number}.safetensors"] = bad_input.parameters()
+        for name, content in self.files.items():
+            self.write(self.run / name, content)
+        self.picture = self.write(self.scratch / "x.png", bad_input.pictures()[0])
+        self.before = self.outside()
+        self.resident = 0
+
+    def outside(self) -> set[str]:
+        """What is around the folder."""
+        return {str(path) for folder in self.scratch.parents[:2] for path in folder.iterdir()}
+
+    @staticmethod
+    def write(path: Path, content: bytes) -> Path:
+        """A file with this content."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+
+# What is done with an input of each kind; it is then taken, unless it raises
+
+
+def study_file(content: bytes, place: Place, chance: random.Random) -> None:
+    """Read a study file, and begin its run as the command does."""
+    begin(config.load(place.write(place.scratch / "study.toml", content)))
+
+
+def overrides(content: bytes, place: Place, chance: random.Random) -> None:
+    """``--set``, once for each line."""
+    begin(config.load(overrides=content.decode("utf-8", "surrogateescape").split("\n")))
+
+
+def begin(study: config.StudyConfig) -> None:
+    """Claim the folder that a study names, and read back what is there."""
+    out = Path("runs") / study.name
+    with lock.holding(out):
+        checkpoint.write_text(out / "study.toml", study.to_toml())
+        assert not config.differences(config.load(out / "study.toml"), study)
+        study.trial(next(study.points()))
+    assert out.resolve().parent == Path("runs").resolve(), f"the study is in {out.resolve()}"
+    shutil.rmtree("runs")
+
+
+def idx(content: bytes, place: Place, chance: random.Random) -> None:
+    """A data set with this in the place of a file, which it may say at its beginning.
+
+    Half the time its checksum is right, so that its header is read. Else what is taken is whole.
+    """
+    name = next((n for n in IDX if content.startswith(n.encode())), "")
+    content, name = content[len(name) :], name or chance.choice(list(IDX))
+    packed = content[:3] == b"\x1f\x8b\x08"
+    believed = not packed and chance.random() < 0.5
+    known = IDX | {name: content} if believed else IDX
+    table = [
+        data._File(each, shape_of(whole), hashlib.sha256(known[each]).hexdigest())
+        for each, whole in IDX.items()
+    ]
+    folder = place.scratch / "data"
+    for each, whole in IDX.items():
+        if each != name:
+            place.write(folder / each, whole)
+    place.write(folder / (f"{name}.gz" if packed else name), content)
+    cache = {"XDG_CACHE_HOME": str(place.scratch / "cache")}
+    try:
+        with mock.patch.object(data, "_FILES", tuple(table)), mock.patch.dict(os.environ, cache):
+            found = data.load(folder)
+    finally:
+        shutil.rmtree(folder)
+    assert (len(found.train.images), len(found.test.labels)) == (40, 20)
+    train = IDX["train-images-idx3-ubyte"][16:]
+    assert believed or found.train.images.numpy().tobytes() == train
+
+
+def shape_of(content: bytes) -> tuple[int, ...]:
+    """What an IDX file says of its shape."""
+    return struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
+
+
+def picture(content: bytes, place: Place, chance: random.Random) -> None:
+    """Read a picture."""
+    path = place.write(place.scratch / "picture", content)
+    found = pictures.read(path, chance.choice(["yes", "no", "auto"]))
+    assert found.pixels.shape == (28, 28)
+
+
+def parameters(content: bytes, place: Place, chance: random.Random) -> None:
+    """Predict with these parameters."""
+    with replaced(place, "best/params.safetensors", content):
+        checkpoint.load_model(place.run / "best" / "params.safetensors")
+        command([str(place.run), str(place.picture)])
+
+
+def run(content: bytes, place: Place, chance: random.Random) -> None:
+    """Predict with one of the other files of a run as this; it may say which at its beginning."""
+    names = list(bad_input.run_files())
+    name = next((n for n in names if content.startswith(n.encode())), "")
+    content = content[len(name) :]
+    with replaced(place, name or chance.choice(names), content):
+        trained.best_trial(place.run)
+        command([str(place.run), str(place.picture), "--ensemble"])
+
+
+def path(content: bytes, place: Place, chance: random.Random) -> None:
+    """A name of this, wherever a file or a folder is named."""
+    name = content.decode("utf-8", "surrogateescape")
+    folder = Path(name)
+    readers: list[Callable[[], object]] = [
+        lambda: config.load(name),
+        lambda: pictures.read(folder),
+        lambda: trained.best_trial(folder),
+        lambda: trained.complete_trials(folder),
+        lambda: checkpoint.load_model(folder),
+        lambda: data.load(folder),
+        lambda: command([str(place.run), f"./{name}" if name.startswith("-") else name]),
+    ]
+    chance.choice(readers)()
+
+
+def generation(content: bytes, place: Place, chance: random.Random) -> None:
+    """Two snapshots, of which a file or two are damaged: one that is whole is found, if any is."""
+    folder = place.scratch / "generations"
+    hit = chance.sample(range(4), chance.choice([1, 1, 2, 3]))
+    for i, (name, whole) in enumerate(SNAPSHOTS.items()):
+        own = content if i == hit[0] else damaged(whole, [content], chance)
+        place.write(folder / name, own if i in hit else whole)
+    if chance.random() < 0.3:
+        place.write(folder / chance.choice(STRAYS), content)
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("fmnist.generations")
+    logger.addHandler(handler)
+    try:
+        found = Generations(folder).load()
+    finally:
+        logger.removeHandler(handler)
+        shutil.rmtree(folder)
+    assert all(line.isprintable() for line in said.getvalue().removesuffix("\n").split("\n"))
+    about = {i: {"epoch": i} for i in (0, 1)}
+    if found is None:
+        assert {0, 1} & set(hit), "the older one is whole"
+        raise UserError("there is none")
+    assert found.about in about.values(), "what was found was never kept"
+    if found.about == about[0]:
+        assert {2, 3} & set(hit), "the newer one is whole"
+    assert sorted(found.tensors) == sorted(bad_input.SNAPSHOT)
+    for key, tensor in bad_input.SNAPSHOT.items():
+        assert torch.equal(found.tensors[key], tensor)
+
+
+def forged(content: bytes, place: Place, chance: random.Random) -> None:
+    """A snapshot with right checksums, whatever is in it: it may be taken, and nothing else."""
+    folder = place.scratch / "generations"
+    half = chance.random() < 0.5
+    about = {"about": content.decode("latin-1"), "sha256": hashlib.sha256(content).hexdigest()}
+    check = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    place.write(folder / "00000000.safetensors", content)
+    text = json.dumps(about | {"check": check}).encode() if half else content
+    place.write(folder / "00000000.json", text)
+    try:
+        if Generations(folder).load() is None:
+            raise UserError("there is none")
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def replaced(place: Place, name: str, content: bytes) -> Iterator[None]:
+    """The run with another file in the place of one."""
+    place.write(place.run / name, content)
+    try:
+        yield
+    finally:
+        place.write(place.run / name, place.files[name])
+
+
+def command(argv: list[str]) -> None:
+    """``fmnist.predict``: its errors are lines, too."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = predict.main(argv)
+    for text in (out.getvalue(), err.getvalue()):
+        assert all(line.isprintable() for line in text.removesuffix("\n").split("\n")), text[:300]
+    assert (status, bool(err.getvalue())) in ((0, False), (2, True))
+    if status:
+        raise UserError(err.getvalue().removesuffix("\n"))
+
+
+# The kinds: what is tried at first, and what is made at random
+
+
+def snapshots() -> dict[str, bytes]:
+    """The four files of two generations."""
+    with tempfile.TemporaryDirectory() as name:
+        kept = Generations(Path(name))
+        for epoch in (0, 1):
+            kept.save(bad_input.SNAPSHOT, {"epoch": epoch})
+        return {path.name: path.read_bytes() for path in sorted(Path(name).iterdir())}
+
+
+STRAYS = [
+    "00000002.json",
+    "x.json",
+    "٣.json",
+    "²x.json",
+    f"{'9' * 200}.json",
+    ".00000001.json.part",
+]
+"""Names of files that stand beside the snapshots and are none."""
+IDX = bad_input.idx_files()
+SNAPSHOTS = snapshots()
+PARAMETERS = bad_input.parameters()
+
+
+def names(place: Place) -> list[str]:
+    """Names that lead elsewhere."""
+    return [
+        *bad_input.NAMES,
+        str(place.around / "absolute"),
+        "../" * 9 + str(place.around)[1:] + "/x",
+    ]
+
+
+class Kind(NamedTuple):
+    """What is tried with an input, valid ones, the attacks, and what makes one at random."""
+
+    test: Callable[[bytes, Place, random.Random], None]
+    valid: list[bytes]
+    attacks: Callable[[], Iterator[Input]]
+    make: Callable[[list[bytes], random.Random], bytes]
+
+
+def kinds(place: Place) -> dict[str, Kind]:
+    """All kinds of input, by name."""
+
+    def damage(make: Callable[[bytes, random.Random], bytes] | None = None) -> Callable:
+        def made(valid: list[bytes], chance: random.Random) -> bytes:
+            content = damaged(chance.choice(valid), valid, chance)
+            return make(content, chance) if make else content
+
+        return made
+
+    def some(make: Callable[[random.Random], bytes]) -> Callable:
+        def made(valid: list[bytes], chance: random.Random) -> bytes:
+            content = make(chance) if chance.random() < 0.5 else chance.choice(valid)
+            return content if chance.random() < 0.4 else damaged(content, valid, chance)
+
+        return made
+
+    def mend(content: bytes, chance: random.Random) -> bytes:
+        is_png = content[:4] == b"\x89PNG" and chance.random() < 0.7
+        return bad_input.mended(content) if is_png else content
+
+    def relabel(content: bytes, chance: random.Random) -> bytes:
+        return bad_input.relabelled(content) if chance.random() < 0.5 else content
+
+    def nothing() -> Iterator[Input]:
+        return iter(())
+
+    def small() -> Iterator[Input]:
+        # Half a million tensors under a right checksum are no damage.
+        return (attack for attack in bad_input.parameter_attacks() if len(attack[1]) < 10**6)
+
+    b = bad_input
+    words = [name.encode("utf-8", "surrogateescape") for name in names(place)]
+    words += [
+        b"run",
+        b"x.png",
+        b"/dev/zero",
+        b"/dev/null",
+        b"run/best/params.safetensors",
+        b"/proc",
+    ]
+    files = [name.encode() + content for name, content in b.run_files().items()]
+    idx_files = [name.encode() + content for name, content in IDX.items()]
+    idx_files += [name.encode() + gzip.compress(content, mtime=0) for name, content in IDX.items()]
+    whole = [*SNAPSHOTS.values(), PARAMETERS]
+    studies = some(lambda chance: b.study_file(chance, names(place)))
+    sets = [
+        b"seed=0,1",
+        b"channels=12-24,6",
+        b"epochs=3\nhidden=none",
+        b"algorithm=sgd\nmomentum=.9",
+    ]
+    return {
+        "study": Kind(study_file, b.study_files(), b.study_attacks, studies),
+        "--set": Kind(overrides, sets, b.override_attacks, some(b.override)),
+        "IDX": Kind(idx, idx_files, b.idx_attacks, damage()),
+        "picture": Kind(picture, b.pictures(), b.picture_attacks, damage(mend)),
+        "parameters": Kind(parameters, [PARAMETERS], b.parameter_attacks, damage(relabel)),
+        "run": Kind(run, files, b.run_attacks, damage()),
+        "path": Kind(path, words, nothing, some(lambda chance: chance.choice(words))),
+        "generation": Kind(generation, list(SNAPSHOTS.values()), b.parameter_attacks, damage()),
+        "forged": Kind(forged, whole, small, damage(relabel)),
+    }
