@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fmnist import study_file
 from fmnist.functional.types import Hyperparams, ModelConfig
 from fmnist.results import Point, Value
 from fmnist.settings import (
-    AXES,
     DYNAMIC_KEYS,
     IMAGES,
     SETTINGS,
@@ -23,11 +21,8 @@ from fmnist.settings import (
     TABLES,
     ConfigError,
     given_twice,
-    nearest,
-    one_line,
     read_axis,
     shown,
-    unknown,
 )
 
 __all__ = [
@@ -47,12 +42,6 @@ BASELINE_GRID: Mapping[str, tuple[Value, ...]] = {
     "batch_size": (100, 500, 1000),
 }
 MAX_POINTS = 100_000
-MAX_BYTES = 1_000_000
-# tomllib takes time by the square of a key's parts: a minute for 100 KB of a.a.a.a. A part is
-# a word or in quotes. The search begins where a key can begin only, for it to be quick.
-_LONG_KEY = re.compile(
-    rb"""(?<![\w."'\\-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){8}"""
-)
 
 
 @dataclass(frozen=True)
@@ -198,7 +187,7 @@ class StudyConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
         """The inverse of :meth:`to_dict`; as in a file, no grid means one trial."""
-        return _build(*_sort(data))
+        return _build(*study_file.sort(data))
 
     def to_toml(self) -> str:
         """The study file that says the same, every setting written out."""
@@ -270,10 +259,10 @@ def load(
     sources: dict[str, str] = {}
     try:
         if path is not None:
-            given, axes = _sort(_read(Path(path)))
+            given, axes = study_file.sort(study_file.read(Path(path)))
             sources = dict.fromkeys((*given, *axes), origin)
         for text in overrides:
-            key, values = _override(text)
+            key, values = study_file.override(text)
             if sources.get(key) == "--set":
                 raise ConfigError("given twice; which one counts?", key, source="--set")
             sources[key] = "--set"
@@ -335,61 +324,3 @@ def _fits(channels: tuple[int, ...], kernel: int) -> bool:
     for _ in channels:
         side = (side - kernel + 1) // 2  # a convolution without padding, then max pool 2
     return side >= 1
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or one_line(str(error), 120)
-        raise ConfigError(f"cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"is no study file: it has more than {MAX_BYTES} bytes")
-    if _LONG_KEY.search(content):
-        raise ConfigError("must be valid TOML with keys of at most 8 parts")
-    try:
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"must be UTF-8 text; byte {error.start} is not") from None
-    # Besides TOML's own errors: an integer of too many digits, brackets nested too deep.
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"must be valid TOML: {one_line(str(error), 120)}") from None
-
-
-def _sort(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tables of a file, flattened to what is set and what is an axis."""
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"must be tables {', '.join(TABLES)}", value=data)
-    given: dict[str, Any] = {}
-    axes: dict[str, Any] = {}
-    for table, entries in data.items():
-        if table not in TABLES:
-            raise unknown("table", table, entries, TABLES)
-        if not isinstance(entries, Mapping):
-            raise ConfigError(f"must be a table: [{table}] and lines below it", table, entries)
-        names = AXES if table == "grid" else [k for k in SETTINGS if SETTINGS[k].table == table]
-        for key, value in entries.items():
-            if key not in names:
-                raise unknown(f"setting of [{table}]", key, value, names)
-            (axes if table == "grid" else given)[key] = value
-    for key in given:
-        if key in axes:
-            raise given_twice(key, given[key])
-    return given, axes
-
-
-def _override(text: str) -> tuple[str, list[object]]:
-    """The key and the values of a ``--set key=v1,v2``."""
-    key, equals, rest = text.partition("=")
-    key = key.strip()
-    if not equals:
-        reason = "must be KEY=VALUE or KEY=VALUE,VALUE,..."
-        raise ConfigError(reason + nearest(key, SETTINGS), text, source="--set")
-    if key not in SETTINGS:
-        raise unknown("setting", key, rest, SETTINGS, source="--set")
-    values = [SETTINGS[key].parse(word) for word in rest.split(",")]
-    if len(values) > 1 and key not in AXES:
-        reason = "must be one value, it cannot be an axis of the grid"
-        raise ConfigError(reason, key, rest, source="--set")
-    return key, values
