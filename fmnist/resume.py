@@ -180,33 +180,26 @@ def restored(kept: Snapshot, pending: Mapping[int, Trial], device: torch.device)
     ]
     if not chosen:
         return None
-    trials = [pending[about["trials"][position][0]] for position in chosen]
-    alone = loop.start(group_of([trials[0].config]), device)
+    some = pending[about["trials"][chosen[0]][0]]
+    alone = loop.start(group_of([some.config]), device)
     total = loop.nothing(1, device) if about["examples"] else None
     paths, leaves, treespec = optree.tree_flatten_with_path((alone, total))
     names = [_name(path) for path in paths]
     if sorted(names) != sorted(kept.tensors):
         raise ValueError("its tensors are not those of such a network and optimizer")
-    index = torch.tensor(chosen, dtype=torch.int64, device=device)
-    found = []
-    for name, leaf in zip(names, leaves, strict=True):
-        tensor = kept.tensors[name].to(device)
+    found = [kept.tensors[name].to(device) for name in names]
+    for name, tensor, leaf in zip(names, found, leaves, strict=True):
         if tensor.shape != (len(points), *leaf.shape[1:]) or tensor.dtype != leaf.dtype:
             raise ValueError(f"its {name} has another shape or type")
-        found.append(tensor[index])
     state, total = optree.tree_unflatten(treespec, found)
-    numbers = {trial.number for trial in trials}
-    return Progress(
-        trials,
+    whole = Progress(
+        [pending.get(number, some) for number, _ in about["trials"]],  # those told are not taken
         loop.LoopState(about["epoch"], state, total, about["examples"]),
-        {
-            int(number): [EpochMetrics(*metrics) for metrics in past]
-            for number, past in about["histories"].items()
-            if int(number) in numbers
-        },
-        {int(number): why for number, why in about["failed"].items() if int(number) in numbers},
-        about["seconds"] * len(trials) / len(points),
+        {int(n): [EpochMetrics(*row) for row in past] for n, past in about["histories"].items()},
+        {int(n): why for n, why in about["failed"].items()},
+        about["seconds"],
     )
+    return whole.take(chosen)
 
 
 def group_of(configs: Sequence[TrialConfig]) -> loop.Group:
