@@ -6,12 +6,20 @@ Imports nothing heavy: ``--help`` answers before torch is loaded.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from fmnist.errors import UserError
+from fmnist.passwords import starred
 from fmnist.signals import Terminated
+
+BUG = """
+This is a mistake in fmnist, not yours; what was trained is kept. Please report it, with these
+lines, your command and the study file."""
 
 
 def positive(text: str) -> int:
@@ -57,7 +65,10 @@ def command(prog: str, argv: Sequence[str]) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when stopped."""
+    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when stopped.
+
+    A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
+    """
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -66,4 +77,14 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     except (KeyboardInterrupt, Terminated) as stopped:
         print("\nstopped; the same command continues where it was", file=sys.stderr)
         status = 130 if isinstance(stopped, KeyboardInterrupt) else 143
+    except BrokenPipeError:  # "| head": nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails again at the exit
+        status = 128 + signal.SIGPIPE
+    except MemoryError:
+        print("error: there is not enough memory", file=sys.stderr)
+        status = 2
+    except Exception:
+        print(starred(traceback.format_exc()), end="", file=sys.stderr)
+        print(BUG, file=sys.stderr)
+        status = 70
     sys.exit(status)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 from torch import Tensor
 
-from fmnist import checkpoint
+from fmnist import files
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ class Generations:
         data = safetensors.torch.save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         )
-        checkpoint.write_bytes(self._path(number, "safetensors"), data)
+        files.write_bytes(self._path(number, "safetensors"), data)
         content = {"about": dict(about), "sha256": hashlib.sha256(data).hexdigest()}
         text = json.dumps(content | {"check": _digest(content)})
-        checkpoint.write_text(self._path(number, "json"), text)
+        files.write_text(self._path(number, "json"), text)
         for old in self._numbers():
             if old <= number - KEPT:
                 self._remove(old)

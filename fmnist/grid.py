@@ -17,6 +17,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist import trouble
 from fmnist.config import StudyConfig, TrialConfig, differences
 from fmnist.errors import UserError
 from fmnist.results import EpochMetrics, Point, TrialResult, Value
@@ -71,9 +72,7 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
             load_if_exists=True,
         )
     except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
-        told = error.__cause__ or error  # Optuna says no more than that something went wrong
-        reason = " ".join(str(told).split()).split(" [SQL")[0][:300]
-        raise UserError(f"--storage cannot be used: {reason}") from error
+        raise UserError(trouble.words(error, storage)) from error
     stored = study.user_attrs.get(CONFIG)
     if stored is None:
         if study.get_trials(deepcopy=False):

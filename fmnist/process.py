@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import resource
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
@@ -42,17 +43,25 @@ def same_products_everywhere() -> None:
 
 
 def keep_freed_buffers() -> bool:
-    """Keep glibc from handing large buffers back to the system; False where there is no glibc.
+    """Keep glibc from handing large buffers back to the system; False where it does.
 
     A training step frees and asks again for the same tens of megabytes. glibc serves such blocks
     by mmap and returns them at once, and getting them anew costs page
-    faults. The process stays at its high-water mark instead, which a trainer needs anyway.
+    faults. The process stays at its high-water mark instead, which a trainer needs anyway: unless
+    its address space is limited (``ulimit -v``), when libraries have to fit beside the buffers.
     """
+    if address_space_is_limited():
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _LARGE))
+
+
+def address_space_is_limited() -> bool:
+    """Whether ``ulimit -v`` or the like is in force."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fmnist import checkpoint
+from fmnist import checkpoint, checksums, files
 from fmnist.config import StudyConfig
 from fmnist.data import CLASSES, Dataset
 from fmnist.functional import batching, model
@@ -70,8 +70,8 @@ def publish(
         The winner; None when no trial is complete.
     """
     began = time.perf_counter()
-    checkpoint.write_text(out / "results.csv", results_csv(results, list(config.grid)))
-    checkpoint.write_text(out / "history.csv", history_csv(results))
+    files.write_text(out / "results.csv", results_csv(results, list(config.grid)))
+    files.write_text(out / "history.csv", history_csv(results))
     best = winner(results, config.metric)
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
@@ -135,6 +135,7 @@ def publish(
         storage=storage,
         figures={name: str(path.relative_to(out)) for name, path in shown.items()},
     )
+    checksums.write(out)
     return best
 
 
@@ -158,4 +159,4 @@ def _write_best(
         "test_accuracy": best.test_accuracy,
         "classes": list(CLASSES),
     }
-    checkpoint.write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    files.write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import optuna
 import torch
 
-from fmnist import grid, loop, provenance
+from fmnist import grid, loop, memory
 from fmnist.config import StudyConfig, TrialConfig
 from fmnist.errors import UserError
 from fmnist.evaluation import evaluate
@@ -122,12 +123,16 @@ def run(
     fresh = [trial for trial in trials if trial.number not in known]
     most = max_lanes or lanes_that_fit([trial.config for trial in fresh], device)
     groups += [Progress(some) for some in chunks(fresh, lambda trial: trial.config.static, most)]
-    left = [len(progress.trials) * (config.epochs - progress.epoch) for progress in groups]
-    for index, progress in enumerate(groups):
-        yield GroupStarted(
-            index, len(groups), progress.trials, sum(left[index:]), progress.histories
-        )
-        yield from _train(study, config, progress, splits, keeper, stop or Stop())
+    waiting = deque(groups)
+    index = 0
+    while waiting:
+        left = sum(len(some.trials) * (config.epochs - some.epoch) for some in waiting)
+        progress = waiting.popleft()
+        total = index + 1 + len(waiting)
+        yield GroupStarted(index, total, progress.trials, left, progress.histories)
+        halves = yield from _train(study, config, progress, splits, keeper, stop or Stop())
+        waiting.extendleft(reversed(halves))
+        index += not halves
 
 
 def _train(
@@ -137,17 +142,18 @@ def _train(
     splits: Splits,
     keeper: Keeper | None,
     stop: Stop,
-) -> Iterator[Event]:
+) -> Generator[Event, None, list[Progress]]:
     """Train one group to its end and tell each of its lanes as its own trial.
 
-    When memory runs out the lanes go on in two halves from where they were.
+    Returns:
+        When memory runs out, the lanes in two halves, each where it was; else nothing is left.
     """
     try:
         with stop.released():
             yield from _epochs(config, progress, splits, keeper, stop)
         results = _finish(progress, splits.test)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not memory.ran_out(error):
             raise
         if len(progress.trials) == 1:
             what = label(progress.trials[0].point)
@@ -161,16 +167,15 @@ def _train(
             grid.tell(study, trial, result, config)
         if keeper:
             keeper.forget(progress)
-        return
-    _free_memory()
+        return []
+    memory.release()
     yield LanesHalved(len(progress.trials), progress.epoch)
     halves = progress.halves()
     if keeper:
         for half in halves:
             keeper.save(half)
         keeper.forget(progress)
-    for half in halves:
-        yield from _train(study, config, half, splits, keeper, stop)
+    return halves
 
 
 def _epochs(
@@ -246,29 +251,14 @@ def _finish(progress: Progress, test: Split) -> list[TrialResult]:
     return results
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, the CPU's allocator or Python itself had no more memory to give."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "not enough memory" in text or "can't allocate memory" in text
-
-
-def _free_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
     """How many lanes of the largest of these configurations fit in half of the free memory.
 
     Half, because the estimate is one: what does not fit all the same is halved when it shows.
     """
     largest = max((loop.lane_bytes(group_of([config])) for config in configs), default=1)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = provenance.available_memory()
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory.available()
     return max(1, min(MOST_LANES, free // 2 // largest))
 
 

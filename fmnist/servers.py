@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
-from urllib.parse import quote, quote_plus
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from fmnist.passwords import hide
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -111,27 +112,6 @@ def open_storage(url: str) -> BaseStorage:
         reason = " ".join(str(error.__cause__ or error).split()).split(" [SQL")[0]
         raise ServerError(f"the storage cannot be used: {hide(reason, url)[:300]}") from error
     return storage
-
-
-def hide(text: str, url: str) -> str:
-    """The text without the secrets of the URL, and without the URL."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    secrets = [url]
-    try:
-        parsed = make_url(url)
-    except (SQLAlchemyError, ValueError):
-        parsed = None
-    if parsed is not None:
-        secrets.append(parsed.password or "")
-        for key, value in parsed.query.items():
-            if "pass" in key.lower():
-                secrets += [value] if isinstance(value, str) else value
-    for secret in secrets:
-        for written in filter(None, {secret, quote(secret, safe=""), quote_plus(secret)}):
-            text = text.replace(written, "***")
-    return text
 
 
 class _Server(ThreadingMixIn, WSGIServer):

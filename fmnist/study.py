@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist import cli, process
+from fmnist import cli, passwords, process
 from fmnist.errors import UserError
 from fmnist.phases import Phases
 from fmnist.signals import Stop
@@ -42,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
+    passwords.cover_arguments()
     process.prepare()
+    if process.address_space_is_limited():
+        _load_libraries()
 
     from fmnist import config as configs
     from fmnist.views.progress import make_progress
@@ -62,12 +66,26 @@ def main(argv: Sequence[str]) -> int:
             device=args.device,
             max_lanes=args.max_lanes,
             retry_failed=args.retry_failed,
-            command=cli.command(PROG, argv),
+            command=passwords.starred(cli.command(PROG, argv)),
             progress=progress,
         )
     if not args.quiet:
         print_outcome(config, results, out, args.storage)
     return int(any(result.state != "COMPLETE" for result in results))
+
+
+def _load_libraries() -> None:
+    """Load now what else is loaded when it is used, and might not fit in any more then.
+
+    Raises:
+        UserError: when it does not fit in.
+    """
+    try:
+        for name in ("publish", "functional.kernels.cpu_loops", "functional.kernels.adam_loops"):
+            importlib.import_module(f"fmnist.{name}")
+    except (ImportError, OSError, MemoryError) as error:
+        what = "the limit of the address space (ulimit -v) has no room for PyTorch and Numba"
+        raise UserError(what) from error
 
 
 def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> str:
@@ -156,26 +174,29 @@ def run_study(
     """
     import optuna
 
-    from fmnist import checkpoint, grid, lock, provenance
+    from fmnist import checksums, files, grid, lock, provenance, trouble
     from fmnist import data as sources
     from fmnist.views.progress import make_progress
 
     out, progress = Path(out), progress or make_progress(quiet=True)
+    url = storage or f"sqlite:///{out / 'study.db'}"
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with lock.holding(out), _LogTo(progress), Stop() as stop:
-        checkpoint.sweep(out)
+    with lock.holding(out), _LogTo(progress), Stop() as stop, trouble.told(out, url):
+        files.sweep(out)
         _claim(out, config)
-        study = grid.open_study(config, storage or f"sqlite:///{out / 'study.db'}")
+        study = grid.open_study(config, url)
         done = grid.results(study, config)
         failed = sum(result.state != "COMPLETE" for result in done)
         retry = retry_failed and failed > 0
         whole = len(done) == config.size and not grid.unfinished(study)
-        if whole and (out / "report.md").exists() and not retry:
+        if whole and not retry:
             progress.message(f"study {config.name} in {out} is complete: nothing to train")
             if failed:
                 progress.message(f"{failed} trials failed; --retry-failed trains them again")
-            return done
+            if checksums.wrong(out) == []:
+                return done
+            _tell_of_lost(out, config, done, progress)
         phases = Phases(study.user_attrs.get(PHASES))
         with phases("reading the data"):
             dataset = dataset or sources.load(data)
@@ -190,6 +211,34 @@ def run_study(
             publish.publish(out, config, results, dataset, facts, storage, study, phases)
         study.set_user_attr(PHASES, phases.seconds)
         return results
+
+
+def _tell_of_lost(
+    out: Path, config: StudyConfig, results: Sequence[TrialResult], progress: Progress
+) -> None:
+    """Say what of a complete study is made anew, and what cannot be.
+
+    Raises:
+        UserError: when the winner's parameters are not what they were.
+    """
+    from fmnist import checkpoint, checksums
+    from fmnist.results import winner
+
+    lost = checksums.wrong(out)
+    if lost is None:
+        return  # it was killed before all was written
+    models = {
+        str(checkpoint.model_path(out, result.number).relative_to(out)): result
+        for result in results
+    }
+    best = winner(results, config.metric)
+    for name in sorted(set(lost) & set(models)):
+        said = f"{out / name} is missing or damaged, and only training brings it back"
+        if best and models[name].number == best.number:
+            raise UserError(f"{said}: it is the winner's; choose another --out")
+        progress.message(said)
+    if rest := sorted(set(lost) - set(models)):
+        progress.message(f"missing or damaged, and made anew: {', '.join(rest)}")
 
 
 PHASES = "fmnist:seconds_by_phase"
@@ -210,7 +259,7 @@ def _train(
     retry_failed: bool,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
-    from fmnist import checkpoint, grid, loop, search
+    from fmnist import checkpoint, grid, loop, memory, search
     from fmnist.results import label
     from fmnist.resume import Keeper, group_of
     from fmnist.views.dashboard import DashboardMirror
@@ -229,15 +278,18 @@ def _train(
         stop=stop,
         retry_failed=retry_failed,
     )
+    done = grid.results(study, config)
     board = DashboardMirror(
         study,
         config,
         out,
         provenance=facts,
-        done=grid.results(study, config),
+        done=done,
         images=len(examples.training.labels),
     )
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
+        for result in done:
+            mirror.mend(result)
         for event in phases.waiting_for(TRAINING, events):
             match event:
                 case search.GroupStarted(index, total, trials, left, histories):
@@ -270,6 +322,7 @@ def _train(
                         f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"
                     )
     keeper.clear()
+    memory.release()  # drawing loads libraries
 
 
 def _claim(out: Path, config: StudyConfig) -> None:
@@ -278,12 +331,12 @@ def _claim(out: Path, config: StudyConfig) -> None:
     Raises:
         UserError: when it is another's.
     """
-    from fmnist import checkpoint
     from fmnist import config as configs
+    from fmnist import files
 
     path = out / "study.toml"
     if not path.exists():
-        checkpoint.write_text(path, config.to_toml())
+        files.write_text(path, config.to_toml())
         return
     changes = configs.differences(configs.load(path), config)
     if changes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fmnist import cli
+from fmnist import cli, passwords
 from fmnist.errors import UserError
 
 PROG = "fmnist.view"
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
             f"--port-{name}", type=port, default=0, metavar="N", help="default: a free one"
         )
     args = parser.parse_args(argv)
+    passwords.cover_arguments()
     folder = Path(args.run)
     storage = storage_of(folder, args.storage)
     if find_spec("optuna_dashboard") is None:

@@ -22,7 +22,7 @@ import bad_input
 import torch
 from bad_input import Input, damaged
 
-from fmnist import checkpoint, config, data, lock, pictures, predict, trained
+from fmnist import checkpoint, config, data, files, lock, pictures, predict, trained
 from fmnist.errors import UserError
 from fmnist.generations import Generations
 
@@ -81,7 +81,7 @@ def begin(study: config.StudyConfig) -> None:
     """Claim the folder that a study names, and read back what is there."""
     out = Path("runs") / study.name
     with lock.holding(out):
-        checkpoint.write_text(out / "study.toml", study.to_toml())
+        files.write_text(out / "study.toml", study.to_toml())
         assert not config.differences(config.load(out / "study.toml"), study)
         study.trial(next(study.points()))
     assert out.resolve().parent == Path("runs").resolve(), f"the study is in {out.resolve()}"

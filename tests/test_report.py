@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from fmnist.config import StudyConfig
+from fmnist.passwords import starred
 from fmnist.results import EpochMetrics, TrialResult, winner
 from fmnist.views import report, sentences
 from fmnist.views.progress import LiveProgress, PlainProgress, make_progress, spark
@@ -124,7 +125,7 @@ def test_confusion_sentences_are_computed():
 def test_passwords_are_not_shown(tmp_path):
     url = "mysql://me:se/cr@et@host/db"
     assert report.view_commands(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
-    assert report.without_password("sqlite:///a:b@c/study.db") == "sqlite:///a:b@c/study.db"
+    assert starred("sqlite:///a:b@c/study.db") == "sqlite:///a:b@c/study.db"
     assert "cr@et" not in written(tmp_path, provenance={"Command": f"x --storage {url}"})
 
 

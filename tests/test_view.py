@@ -22,7 +22,7 @@ from made_up import results_of
 
 from fmnist import grid
 from fmnist.config import StudyConfig
-from fmnist.servers import hide
+from fmnist.passwords import hide
 from fmnist.views.tensorboard import TensorBoardMirror
 
 STUDY = StudyConfig(name="seen", epochs=2, grid={"seed": (0, 1)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
+from fmnist.files import replacing
 from fmnist.views.words import one_line
 
 DPI = 110
@@ -67,16 +67,12 @@ def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> 
         yield figure
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with Image.open(drawn) as picture:
+    with Image.open(drawn) as picture, replacing(Path(path)) as scratch:
         # 256 colours are plenty for a diagram and make a third of the file.
         small = picture.convert("RGB").quantize(
             256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
         )
         small.save(scratch, format="png", optimize=True)
-    scratch.replace(path)
 
 
 def show(axes: Axes, picture: NDArray[np.float64]) -> None:

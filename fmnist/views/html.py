@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmnist.files import write_text
+from fmnist.passwords import starred
 from fmnist.views import words
-from fmnist.views.report import caption, view_commands, without_password, write_whole
+from fmnist.views.report import caption, view_commands
 from fmnist.views.sentences import protocol_sentences, winner_sentence
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def write_html(
         "seeds": html_tables.seeds_table(study, results),
         "time": html_tables.time_table(study, results, training_images, phases),
         "facts": {
-            words.one_line(name): words.one_line(without_password(value))
+            words.one_line(name): words.one_line(starred(value))
             for name, value in provenance.items()
             if value
         },
@@ -96,7 +98,9 @@ def write_html(
         },
         **parts,
     }
-    return write_whole(out / "report.html", render(page))
+    path = out / "report.html"
+    write_text(path, render(page))
+    return path
 
 
 def render(page: Mapping[str, Any]) -> str:

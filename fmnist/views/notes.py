@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fmnist.views.report import caption, escape, table_header, table_row, without_password
+from fmnist.passwords import starred
+from fmnist.views.report import caption, escape, table_header, table_row
 from fmnist.views.sentences import protocol_sentences, winner_sentence
 from fmnist.views.words import TEST_WAS_SEEN, decimals, metric_name, score
 
@@ -153,11 +154,7 @@ def _markdown(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
-    facts = [
-        [escape(name), escape(_without_secrets(value))]
-        for name, value in provenance.items()
-        if value
-    ]
+    facts = [[escape(name), escape(starred(value))] for name, value in provenance.items() if value]
     text = study.to_toml().rstrip()
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return [
@@ -166,11 +163,6 @@ def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str)
         f"{fence}toml\n{text}\n{fence}",
         _markdown({"from": "---", "": "---"}, facts) if facts else "",
     ]
-
-
-def _without_secrets(text: str) -> str:
-    """Without the passwords of URLs, be they before the host or in the query."""
-    return re.sub(r"(?i)([?&][\w-]*pass\w*=)[^&\s'\"]*", r"\1***", without_password(text))
 
 
 def _mark(study: StudyConfig) -> str:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fmnist.files import write_text
+from fmnist.passwords import starred
 from fmnist.results import winner as pick_winner
 from fmnist.views.sentences import confusion_sentences, protocol_sentences, winner_sentence
 from fmnist.views.words import (
@@ -82,15 +84,7 @@ def write_report(
         _fenced("\n".join(commands), "sh") if commands else "",
     ]
     path = Path(out) / "report.md"
-    return write_whole(path, "\n\n".join(part for part in parts if part) + "\n")
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 
@@ -163,7 +157,7 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
     out = Path(out)
     commands: list[list[str]] = []
     board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
-    where = [] if storage is None else ["--storage", without_password(storage)]
+    where = [] if storage is None else ["--storage", starred(storage)]
     url = f"sqlite:///{database}" if storage is None and database.exists() else storage
     if board.is_dir():
         if url is not None:
@@ -171,13 +165,8 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
         commands.append(["tensorboard", "--logdir", str(board)])
     if url is not None:
         served = ["--artifact-dir", str(artifacts)] if artifacts.is_dir() else []
-        commands.append(["optuna-dashboard", without_password(url), *served])
+        commands.append(["optuna-dashboard", starred(url), *served])
     return [shlex.join(command) for command in commands]
-
-
-def without_password(text: str) -> str:
-    """The text with the passwords of its URLs starred."""
-    return re.sub(r"(://[^:/@\s]*):[^\s]*@", r"\1:***@", text)
 
 
 def escape(text: object) -> str:
@@ -248,7 +237,7 @@ def _markdown_table(
 
 def _facts(provenance: Mapping[str, str]) -> str:
     rows = [
-        f"| {escape(name)} | {escape(without_password(value))} |"
+        f"| {escape(name)} | {escape(starred(value))} |"
         for name, value in provenance.items()
         if value
     ]

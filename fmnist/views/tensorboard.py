@@ -6,6 +6,7 @@ timestamped sub-runs would clutter the run list.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -18,11 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.tensorflow_stub import errors
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
@@ -99,6 +103,11 @@ class TensorBoardMirror:
             Event(summary=_hparams_summary(metadata.SESSION_END_INFO_TAG, data)),
         )
 
+    def mend(self, result: TrialResult) -> None:
+        """Write the run of a trial that ended anew, unless it is whole."""
+        if not _is_whole(self.root / run_name(result.point)):
+            self.finish(result)
+
     def close(self) -> None:
         """Forget the trials still running; TensorBoard goes on showing them as such."""
         self._running.clear()
@@ -166,8 +175,25 @@ class _EventFile:
         for event in events:
             event.wall_time = now
             records.write(event.SerializeToString())
-        with self._path.open("ab", buffering=0) as file:
-            file.write(buffer.getvalue())
+        content = buffer.getvalue()
+        # All at once; and a disk with room for a part of it is an error, which a raw write is not.
+        with self._path.open("ab", buffering=len(content) + 1) as file:
+            file.write(content)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the events in ``folder`` can all be read, and the trial's end is among them."""
+    tags: set[str] = set()
+    for path in folder.glob("*tfevents*"):
+        try:
+            reader = PyRecordReader_New(str(path))
+            with contextlib.suppress(errors.OutOfRangeError):  # which is the end
+                while True:
+                    reader.GetNext()
+                    tags.update(v.tag for v in Event.FromString(reader.record()).summary.value)
+        except (errors.OpError, DecodeError):
+            return False
+    return metadata.SESSION_END_INFO_TAG in tags
 
 
 def _remove_events(folder: Path) -> None:

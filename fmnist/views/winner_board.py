@@ -6,7 +6,6 @@ hyperparameters, so that it is no row of the HParams table.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fmnist import files
 from fmnist.views import sentences, words
 from fmnist.views.confusion import integers
 
@@ -84,8 +84,7 @@ def write_winner(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     # TensorBoard would show a half-written run if it were made below the root.
-    with tempfile.TemporaryDirectory(prefix=".winner-", dir=root.parent) as folder:
-        scratch = Path(folder)
+    with files.scratch_folder(root.parent) as scratch:
         # purge_step: a TensorBoard that is watching forgets what it has read of the old run.
         with closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
             _write_sentences(writer, study, winner)

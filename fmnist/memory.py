@@ -1,0 +1,98 @@
+"""How much memory a process may still take, whether it ran out, and how what is free is given back.
+
+Of a GPU torch knows all that; this is the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+_OUT_OF_MEMORY = (
+    "not enough memory",  # torch's allocator on a CPU
+    "can't allocate memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",  # ENOMEM in words
+    "failed to map segment",  # the loader, of a library
+    "can't start new thread",  # its stack is memory
+)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether a device, the CPU's allocator, the loader or Python itself had no more to give."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    expected = isinstance(error, RuntimeError | OSError | ImportError)
+    return expected and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def release() -> None:
+    """Give back to the system what this process has freed; it asks again when it needs it.
+
+    Needed where something else is to have it: another program on the GPU, or, under a limit of
+    the address space, a library that is loaded.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def available(root: Path = Path("/")) -> int:
+    """Bytes that this process could still take without others being swapped out.
+
+    The least of what the machine has, what this process's limit of address space leaves it
+    (``ulimit -v``), and what its control groups leave it (a container's or a job's limit).
+
+    Args:
+        root: where ``proc`` and ``sys`` are mounted.
+    """
+    bounds = [_machine(root), *_control_groups(root)]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        pages = int(_read(root / "proc/self/statm").split()[0] or 0)
+        bounds.append(max(limit - pages * os.sysconf("SC_PAGE_SIZE"), 0))
+    return min(bounds)
+
+
+def _machine(root: Path) -> int:
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _control_groups(root: Path) -> list[int]:
+    """What each of the control groups (version 2) around this process leaves it.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    """
+    own = [line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line[:3] == "0::"]
+    mount = root / "sys/fs/cgroup"
+    found = []
+    for name in own:
+        group = mount / name.strip("/")
+        for folder in (group, *group.parents):
+            limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
+            if limit.strip().isdecimal() and used.strip().isdecimal():
+                # What is cached of files is used, but given up when somebody needs it.
+                cached = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
+                taken = int(used) - int(cached.get("inactive_file", 0))
+                found.append(max(int(limit) - taken, 0))
+            if folder == mount:
+                break
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
