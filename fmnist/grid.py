@@ -148,11 +148,12 @@ def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = Fa
     waiting = sum(trial.state == TrialState.WAITING for trial in known)
     visited = {trial.system_attrs.get("grid_id") for trial in known} - {None}
     handles += [study.ask() for _ in range(waiting + config.size - len(visited))]
+    reported = {trial.number: frozenset(trial.intermediate_values) for trial in known}
     trials = []
     for handle in sorted(handles, key=lambda handle: handle.number):
         point = suggest(handle, config.grid)
-        reported = frozenset(study.trials[handle.number].intermediate_values)
-        trials.append(Trial(handle.number, point, config.trial(point), handle, reported))
+        before = reported.get(handle.number, frozenset())
+        trials.append(Trial(handle.number, point, config.trial(point), handle, before))
     return trials
 
 
