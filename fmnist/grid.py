@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import optuna
+import sqlalchemy
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,6 +29,11 @@ from fmnist.results import EpochMetrics, Point, TrialResult, Value
 CONFIG = "fmnist:config"
 HISTORY = "fmnist:history"
 REASON = "fmnist:reason"
+CHECK = "fmnist:sha256"
+
+_DAMAGED = (
+    "the study in the storage is damaged: restore it, or move it away and the study begins again"
+)
 
 
 class StudyMismatchError(UserError):
@@ -64,16 +73,19 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
         {key: list(values) for key, values in config.grid.items()}, seed=config.seed
     )
     try:
-        study = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            sampler=sampler,
-            direction=config.direction,
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+        with _sound():
+            _check_sqlite(storage)
+            study = optuna.create_study(
+                study_name=config.name,
+                storage=storage,
+                sampler=sampler,
+                direction=config.direction,
+                load_if_exists=True,
+            )
+            stored = study.user_attrs.get(CONFIG)
+    # RuntimeError: tables of another version of Optuna.
+    except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
         raise UserError(trouble.words(error, storage)) from error
-    stored = study.user_attrs.get(CONFIG)
     if stored is None:
         if study.get_trials(deepcopy=False):
             raise StudyMismatchError(f"study {config.name!r} in the storage is not one of fmnist's")
@@ -86,6 +98,30 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
             f"study {config.name!r} is already there and differs: {'; '.join(changes)}"
         )
     return study
+
+
+@contextlib.contextmanager
+def _sound() -> Iterator[None]:
+    """Reading what the storage holds; what cannot be understood was damaged."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{_DAMAGED} ({error})") from error
+
+
+def _check_sqlite(storage: str) -> None:
+    """Have SQLite look for damage, which it otherwise tells when it comes across it."""
+    url = sqlalchemy.make_url(storage)
+    if url.get_backend_name() != "sqlite":
+        return
+    engine = sqlalchemy.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    finally:
+        engine.dispose()
+    if said != "ok":
+        raise UserError(f"{_DAMAGED} ({said})")
 
 
 def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[str, Value]:
@@ -177,6 +213,7 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     # Not a user attribute: those are shown, and this one is longer than any page is wide.
     history = [list(metrics) for metrics in result.history]
     study._storage.set_trial_system_attr(trial.handle._trial_id, HISTORY, history)
+    study._storage.set_trial_system_attr(trial.handle._trial_id, CHECK, _digest(result))
     trial.handle.set_user_attr("seconds", result.seconds)
     if result.state == "FAIL":
         trial.handle.set_user_attr(REASON, result.reason)
@@ -197,18 +234,42 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
 def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
     """Every finished grid point, by number; of a point tried twice, the last."""
     by_point: dict[object, TrialResult] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished() or HISTORY not in trial.system_attrs:
-            continue
-        attrs = trial.user_attrs
-        by_point[trial.system_attrs.get("grid_id")] = TrialResult(
-            number=trial.number,
-            point={key: trial.params[key] for key in config.grid},
-            state="COMPLETE" if trial.state == TrialState.COMPLETE else "FAIL",
-            history=tuple(EpochMetrics(*row) for row in trial.system_attrs[HISTORY]),
-            test_loss=attrs.get("test_loss", math.nan),
-            test_accuracy=attrs.get("test_accuracy", math.nan),
-            seconds=attrs["seconds"],
-            reason=attrs.get(REASON, ""),
-        )
+    with _sound():
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and HISTORY in trial.system_attrs:
+                by_point[trial.system_attrs.get("grid_id")] = _result(trial, config)
     return sorted(by_point.values(), key=lambda result: result.number)
+
+
+def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
+    """How a trial ended.
+
+    Raises:
+        ValueError: when that is not what was told.
+    """
+    attrs = trial.user_attrs
+    result = TrialResult(
+        number=trial.number,
+        point={key: trial.params[key] for key in config.grid},
+        state="COMPLETE" if trial.state == TrialState.COMPLETE else "FAIL",
+        history=tuple(EpochMetrics(*row) for row in trial.system_attrs[HISTORY]),
+        test_loss=attrs.get("test_loss", math.nan),
+        test_accuracy=attrs.get("test_accuracy", math.nan),
+        seconds=attrs["seconds"],
+        reason=attrs.get(REASON, ""),
+    )
+    if trial.system_attrs.get(CHECK, _digest(result)) != _digest(result):
+        raise ValueError(f"trial {trial.number} is not as it was written")
+    return result
+
+
+def _digest(result: TrialResult) -> str:
+    told = (
+        result.number,
+        sorted(result.point.items()),
+        result.state,
+        [tuple(metrics) for metrics in result.history],
+        (result.test_loss, result.test_accuracy, result.seconds, result.reason),
+    )
+    # By repr: floats as they are, NaN included, and any text.
+    return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()

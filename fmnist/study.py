@@ -181,7 +181,7 @@ def run_study(
     out, progress = Path(out), progress or make_progress(quiet=True)
     url = storage or f"sqlite:///{out / 'study.db'}"
     where = find_device(device)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with lock.holding(out), _LogTo(progress), Stop() as stop, trouble.told(out, url):
         files.sweep(out)
         _claim(out, config)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import (
 )
 
 from fmnist.errors import UserError
-from fmnist.passwords import hide
+from fmnist.passwords import hide, starred
 
 _OF_THE_SYSTEM = {
     getattr(errno, name)
@@ -61,7 +61,7 @@ def told(out: Path, storage: str) -> Iterator[None]:
 def words(error: Exception, storage: str) -> str:
     """What a storage says, without what is secret."""
     reason = " ".join(str(_cause(error)).split()).split(" [SQL")[0]
-    return f"--storage cannot be used: {hide(reason, storage)[:300]}"
+    return f"storage {starred(storage)} cannot be used: {hide(reason, storage)[:300]}"
 
 
 def _cause(error: Exception) -> BaseException:
