@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,12 +38,14 @@ process.prepare()
 
 import optuna
 import safetensors.torch
+import torch._dynamo  # what every child would load anew
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fmnist import checkpoint, generations, grid, loop, publish, resume, study
+from fmnist import checkpoint, checksums, generations, grid, loop, publish, resume, study
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset
+from fmnist.errors import UserError
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.views import dashboard, figures, html, report, tensorboard, winner_board
 
@@ -65,6 +68,7 @@ STEPS = [
     (optuna.Study, "ask"),
     (optuna.Study, "tell"),
     (checkpoint, "save_model"),
+    (checksums, "write"),
     (tensorboard.TensorBoardMirror, "epoch"),
     (tensorboard.TensorBoardMirror, "finish"),
     (dashboard.DashboardMirror, "finish"),
@@ -122,9 +126,10 @@ def start(out: Path, images: Dataset, kill: Kill | None = None) -> int:
             trap(kill)
         results = study.run_study(CONFIG, out, dataset=images)
         status = int(any(result.state != "COMPLETE" for result in results))
+    except UserError as error:
+        print(f"error: {error}")
+        status = 2
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
