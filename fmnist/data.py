@@ -1,8 +1,9 @@
 """Fashion-MNIST from wherever it can be had, as tensors whose content has been verified.
 
 :func:`load` tries its sources in order: a folder that the user names (then only that one), the
-user's cache, Debian's package, the official mirror, Debian's archive. Whatever the source, the
-*decompressed* files must have the SHA-256 sums below; then they are cached for the next time.
+user's cache, Debian's package, the official mirror, Debian's archive. What is downloaded must have
+a known SHA-256 before it is unpacked, in memory. Whatever the source, the *decompressed* files must
+have the sums below; then they are cached for the next time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import tarfile
 import tempfile
 import threading
 import time
@@ -52,6 +54,7 @@ class _File(NamedTuple):
     name: str
     shape: tuple[int, ...]
     sha256: str
+    packed_sha256: str  # of the official .gz
 
     @property
     def size(self) -> int:
@@ -65,8 +68,16 @@ _SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+_PACKED_SHA256 = (
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+)
+_PACKAGE_SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
+"""Of Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1, the only version there is."""
 _SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
-_FILES = tuple(_File(name, _SHAPES[i], _SHA256[name]) for i, name in enumerate(_SHA256))
+_FILES = tuple(map(_File, _SHA256, _SHAPES, _SHA256.values(), _PACKED_SHA256))
 
 
 class Dataset(NamedTuple):
@@ -174,21 +185,34 @@ def _sources(folder: str | Path | None) -> list[tuple[str, Callable[[Path], Path
 
 
 def _from_mirror(scratch: Path) -> Path:
-    """Have torchvision download the files."""
+    """Have torchvision download the files, not unpack them."""
     from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
 
-    url = FashionMNIST.mirrors[0] + FashionMNIST.resources[0][0]
-    if not _answers(url):
-        raise _AbsentError(f"no answer from {url}")
+    urls = [f"{FashionMNIST.mirrors[0]}{file.name}.gz" for file in _FILES]
+    if not _answers(urls[0]):
+        raise _AbsentError(f"no answer from {urls[0]}")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets none and would wait for ever
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-            return Path(FashionMNIST(scratch, download=True).raw_folder)
+            for url in urls:
+                download_url(url, str(scratch))
     except Exception as error:  # what a network and a foreign parser may raise is no closed list
         raise _AbsentError(f"download failed: {error}") from error
     finally:
         socket.setdefaulttimeout(before)
+    for file in _FILES:
+        _check_download(scratch / f"{file.name}.gz", file.packed_sha256)
+    return scratch
+
+
+def _check_download(path: Path, sha256: str) -> None:
+    """Refuse what came over the network before anything looks into it."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != sha256:
+        raise DataError(f"{path.name} came with SHA-256 {digest[:12]}..., not {sha256[:12]}...")
 
 
 def _answers(url: str) -> bool:
@@ -223,19 +247,31 @@ def _from_archive(scratch: Path) -> Path:
     package = next(scratch.glob("*.deb"), None)
     if package is None:
         raise _AbsentError("; ".join(filter(None, (failure, complaint))))
-    failure = _run(["dpkg-deb", "-x", package.name, "files"], scratch)
-    files = scratch / "files/usr/share/datasets/fashion-mnist"
-    if not files.is_dir():
+    _check_download(package, _PACKAGE_SHA256)
+    failure = _run(["dpkg-deb", "--fsys-tarfile", package.name], scratch, scratch / "files.tar")
+    if failure:
         raise DataError(f"cannot unpack {package.name}: {failure}")
-    return files
+    wanted = {f"{file.name}.gz" for file in _FILES}
+    with tarfile.open(scratch / "files.tar") as archive:
+        for member in archive:
+            name = Path(member.name).name
+            if name in wanted and (stream := archive.extractfile(member)) is not None:
+                (scratch / name).write_bytes(stream.read())
+    return scratch
 
 
-def _run(command: list[str], folder: Path) -> str:
+def _run(command: list[str], folder: Path, output: Path | None = None) -> str:
     """Run a command in a folder; the first line of its complaint, empty if it had none."""
     try:
-        result = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=_APT_SECONDS
-        )
+        with (output or Path(os.devnull)).open("wb") as stdout:
+            result = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                timeout=_APT_SECONDS,
+            )
     except FileNotFoundError:
         return f"this machine has no {command[0]}"
     except subprocess.TimeoutExpired:

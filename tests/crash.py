@@ -38,7 +38,7 @@ process.prepare()
 
 import optuna
 import safetensors.torch
-import torch._dynamo  # what every child would load anew
+import torch._dynamo  # noqa: F401  # what every child would load anew
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 

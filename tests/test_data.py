@@ -54,7 +54,8 @@ def table(contents):
     for name, content in contents.items():
         dimensions = content[3]
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
-        files.append(data._File(name, shape, hashlib.sha256(content).hexdigest()))
+        sums = [hashlib.sha256(c).hexdigest() for c in (content, gzip.compress(content, mtime=0))]
+        files.append(data._File(name, shape, *sums))
     return tuple(files)
 
 
@@ -62,7 +63,7 @@ def put(folder, contents, packed=False):
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         path = folder / (f"{name}.gz" if packed else name)
-        path.write_bytes(gzip.compress(content) if packed else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return folder
 
 
@@ -388,7 +389,7 @@ def unreachable(scratch):
     raise data.DataError("not in this test")
 
 shared, rounds = Path(sys.argv[1]), int(sys.argv[2])
-data._FILES = tuple(data._File(n, tuple(s), h) for n, s, h in json.loads(sys.argv[3]))
+data._FILES = tuple(data._File(n, tuple(s), *h) for n, s, *h in json.loads(sys.argv[3]))
 data.DEBIAN_FOLDER = shared / "debian"
 data._from_mirror = data._from_archive = unreachable
 logging.basicConfig(level=logging.WARNING)
@@ -443,16 +444,11 @@ def mirror(tiny, tmp_path, monkeypatch):
     from torchvision.datasets import FashionMNIST
 
     folder = put(tmp_path / "served", tiny, packed=True)
-    sums = [
-        (path, hashlib.md5((folder / path).read_bytes()).hexdigest())
-        for path in (f"{name}.gz" for name in tiny)
-    ]
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
     )
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(FashionMNIST, "resources", sums)
     monkeypatch.setattr(data, "_from_mirror", FROM_MIRROR)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -472,9 +468,18 @@ def test_mirror(mirror, capfd):
 
 def test_mirror_with_a_wrong_file(mirror, cache):
     (mirror / f"{TEST_LABELS}.gz").write_bytes(b"<html>Please log in</html>")
-    with pytest.raises(data.DataError, match=r"torchvision: download failed: .*corrupted"):
+    with pytest.raises(data.DataError, match=r"t10k-labels.*gz came with SHA-256"):
         data.load()
     assert not cache.exists()
+
+
+def test_nothing_of_another_sum_is_unpacked(mirror, monkeypatch):
+    """The same content packed again would pass the last check, and is refused by the first."""
+    path = mirror / f"{TEST_LABELS}.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), mtime=1))
+    monkeypatch.setattr(data.gzip, "open", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(data.DataError, match="came with SHA-256"):
+        data.load()
 
 
 def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
