@@ -17,9 +17,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends well.
 
     The bytes are on the disk before the name is, so a reader, or a machine that lost power,
-    finds the old file or the new one. When the block raises, nothing is left behind.
+    finds the old file or the new one. When the block raises, nothing is left behind. The folder is
+    made where needed; the one that it lies in must be there: else a disk that was unmounted
+    would seem to be there still.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     temporary = Path(name)
     os.close(descriptor)

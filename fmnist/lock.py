@@ -10,6 +10,8 @@ from pathlib import Path
 
 from fmnist.errors import UserError
 
+NAME = ".lock"
+
 
 @contextlib.contextmanager
 def holding(folder: Path) -> Iterator[None]:
@@ -20,7 +22,7 @@ def holding(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be used ({error.strerror})") from error
     try:

@@ -107,6 +107,7 @@ class Keeper:
     def save(self, progress: Progress) -> None:
         """Keep where these lanes are; nothing where they have not begun."""
         if progress.at is not None:
+            self.folder.mkdir(exist_ok=True)  # not what it lies in: that may be lost
             self._of(progress).save(*snapshot(progress))
         self._last = self._clock()
 

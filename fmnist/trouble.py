@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from fmnist import lock
 from fmnist.errors import UserError
 from fmnist.passwords import hide, starred
 
@@ -30,11 +32,11 @@ _OF_THE_SYSTEM = {
 """What no program can help."""
 
 _LOST = {errno.ENOENT, errno.ENOTDIR}
-_GO_ON = "when that is mended, the same command goes on"
+_GO_ON = "when that is mended, give the same command again"
 
 
 @contextlib.contextmanager
-def told(out: Path, storage: str) -> Iterator[None]:
+def told(out: Path, storage: str = "") -> Iterator[None]:
     """Tell of what goes wrong outside of the program while the block works in ``out``.
 
     Raises:
@@ -44,8 +46,7 @@ def told(out: Path, storage: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or out
-        lost = error.errno in _LOST and not Path(out).is_dir()
-        if lost:
+        if error.errno in _LOST and not (Path(out) / lock.NAME).exists():
             raise UserError(f"--out {out} is gone; {_GO_ON}") from error
         if error.errno in _OF_THE_SYSTEM:
             raise UserError(f"{where}: {error.strerror}; {_GO_ON}") from error
@@ -60,7 +61,8 @@ def told(out: Path, storage: str) -> Iterator[None]:
 
 def words(error: Exception, storage: str) -> str:
     """What a storage says, without what is secret."""
-    reason = " ".join(str(_cause(error)).split()).split(" [SQL")[0]
+    reason = " ".join(str(_cause(error)).split())
+    reason = re.split(r" \[SQL| \(Background on", reason)[0]
     return f"storage {starred(storage)} cannot be used: {hide(reason, storage)[:300]}"
 
 

@@ -110,12 +110,12 @@ def data() -> Dataset:
     )
 
 
-def start(out: Path, images: Dataset, kill: Kill | None = None) -> int:
+def start(out: Path, images: Dataset, kill: Kill | None = None, log: Path | None = None) -> int:
     """Run the study, or go on with it, in a process of its own; its number."""
     child = os.fork()
     if child:
         return child
-    log = os.open(out.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    log = os.open(log or out.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     status = 70

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "files": set(),
     "passwords": set(),
     "checksums": {"files"},
-    "trouble": {"errors", "passwords"},
+    "trouble": {"errors", "lock", "passwords"},
     "phases": set(),
     "provenance": set(),
     "settings": {"errors", "results"},

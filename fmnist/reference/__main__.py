@@ -28,14 +28,14 @@ def main(argv: Sequence[str]) -> int:
 
     from fmnist import config as configs
     from fmnist import data as sources
-    from fmnist import lock, provenance, publish
+    from fmnist import lock, provenance, publish, trouble
     from fmnist.study import find_device, splits
     from fmnist.views.report import print_outcome
 
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
-    with lock.holding(out):
+    with lock.holding(out), trouble.told(out):
         dataset = sources.load(args.data)
         on_device = splits(config, dataset, device)
         began = time.perf_counter()

@@ -227,7 +227,7 @@ def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:
     from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
     folder = artifact_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     store = FileSystemArtifactStore(folder)
     known = _ids(owner).get(path.name)
     if known is None:

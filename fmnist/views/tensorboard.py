@@ -63,7 +63,7 @@ class TensorBoardMirror:
         self.root = Path(root)
         self._domains = {key: _one_type(values) for key, values in study.grid.items()}
         self._running: dict[int, _EventFile] = {}
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(exist_ok=True)
         self._describe(study)
 
     def start(self, number: int, point: Point, history: Sequence[EpochMetrics] = ()) -> None:
@@ -158,7 +158,7 @@ class _EventFile:
     """A new event file in ``folder``; each append is written in one piece and closed."""
 
     def __init__(self, folder: Path, suffix: str = "") -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names: time first. The
         # process and a serial number tell apart what the clock does not.
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_serial):06d}"

@@ -6,9 +6,10 @@ hyperparameters, so that it is no row of the HParams table.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +83,11 @@ def write_winner(
     chances = probabilities.detach().cpu().double().numpy()
     names = [words.one_line(name) for name in classes]
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(exist_ok=True)
     # TensorBoard would show a half-written run if it were made below the root.
     with files.scratch_folder(root.parent) as scratch:
         # purge_step: a TensorBoard that is watching forgets what it has read of the old run.
-        with closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
+        with _told_once(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
             _write_sentences(writer, study, winner)
             drawn = _draw(scratch, study, images, labels, chances, names)
             for tag, path in {**drawn, "confusion matrix": Path(confusion)}.items():
@@ -163,6 +164,22 @@ def mistakes(
             axes.text(0.5, -0.05, answer, transform=axes.transAxes, ha="center", va="top",
                       size=8.5, color=ACCENT, linespacing=1.15)  # fmt: skip
     return path
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Without a traceback from the writer's thread: its errors are raised again in ours."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _draw(

@@ -1,0 +1,132 @@
+"""A disk that fills up, is read-only or goes away while a small real study runs on it.
+
+    unshare --mount --map-root-user python tests/disk.py [--times 20] [--seed 0]
+
+Each time the study ends with one clear line and status 2, and after the disk is mended it ends as
+an undisturbed one, bit for bit. The disks are memory, mounted where no other process sees them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import crash
+
+from fmnist.data import Dataset
+
+ROOM = "100m"
+
+
+def mount(*words: object) -> None:
+    """Mount something; what that says is an error of this script."""
+    subprocess.run(["mount", *map(str, words)], check=True)
+
+
+def refused(place: Path, log: Path, images: Dataset) -> str:
+    """Run the study on the disk: its one line."""
+    said = len(log.read_text(encoding="utf-8")) if log.exists() else 0
+    status = crash.end(crash.start(place / "study", images, log=log))
+    return check(status, log.read_text(encoding="utf-8")[said:])
+
+
+def check(status: int, text: str) -> str:
+    """That a study ended as bad luck should: its one line."""
+    assert status == 2, f"ended with {status}: {text}"
+    (line, *more) = [line for line in text.splitlines() if line.strip()]
+    assert not more, text
+    assert line.startswith("error: "), line
+    return line
+
+
+def full(place: Path, log: Path, images: Dataset, kilobytes: int) -> str:
+    """A disk with too little room, which is then given more."""
+    mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place)
+    line = refused(place, log, images)
+    mount("-o", f"remount,size={ROOM}", place)
+    return f"{kilobytes} KiB: {line}"
+
+
+def read_only(place: Path, log: Path, images: Dataset) -> str:
+    """A disk that cannot be written to from the beginning."""
+    mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
+    mount("-o", "remount,ro", place)
+    line = refused(place, log, images)
+    mount("-o", "remount,rw", place)
+    return line
+
+
+def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
+    """A disk that becomes read-only, or is gone, when the first trial is done."""
+    mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
+    keep = place.with_name("keep")
+    keep.mkdir(exist_ok=True)
+    mount("--bind", place, keep)
+    child = crash.start(place / "study", images, log=log)
+    until = time.monotonic() + 60
+    while not list(place.glob("study/parameters/*.safetensors")) and time.monotonic() < until:
+        time.sleep(0.01)
+    if lost:
+        subprocess.run(["umount", "--lazy", place], check=True)
+    else:
+        mount("--bind", "-o", "ro", keep, place)  # over it; what is open stays open
+    line = check(crash.end(child), log.read_text(encoding="utf-8"))
+    if not lost:
+        subprocess.run(["umount", "--lazy", place], check=True)
+    else:
+        assert not list(place.iterdir()), "it wrote to where the disk had been"
+        mount("--bind", keep, place)
+    return line
+
+
+def survive(times: int, seed: int) -> None:
+    """Once read-only, once read-only and once lost midway, and so many times full."""
+    chance = random.Random(seed)
+    folder = Path(tempfile.mkdtemp())
+    images = crash.data()
+    whole = folder / "undisturbed"
+    assert crash.end(crash.start(whole, images)) == 0
+    expected = crash.outcome(whole)
+    used = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file()) // 1024
+    place, log = folder / "disk", folder / "log"
+    sizes = [chance.randint(4, int(used * 0.9)) for _ in range(times)]
+    tries = [
+        functools.partial(read_only, place, log, images),
+        functools.partial(midway, place, log, images, lost=False),
+        functools.partial(midway, place, log, images, lost=True),
+        *[functools.partial(full, place, log, images, size) for size in sizes],
+    ]
+    for attempt in tries:
+        place.mkdir()
+        log.unlink(missing_ok=True)
+        print(attempt(), flush=True)
+        assert crash.end(crash.start(place / "study", images, log=log)) == 0, log.read_text()
+        wrong = crash.differences(crash.outcome(place / "study"), expected)
+        assert not wrong, f"differs from the undisturbed study in {wrong}"
+        subprocess.run(["umount", "--lazy", place], check=True)
+        if place.with_name("keep").is_mount():
+            subprocess.run(["umount", "--lazy", place.with_name("keep")], check=True)
+        place.rmdir()
+    shutil.rmtree(folder)
+    print(f"survived {len(tries)}")
+
+
+def main() -> int:
+    """The long run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    survive(args.times, args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

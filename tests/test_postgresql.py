@@ -1,0 +1,157 @@
+"""A study in a real PostgreSQL: killed, the server killed, and a password that nobody sees."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+PASSWORD = "hush-3f7a"
+PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path())
+
+pytestmark = pytest.mark.skipif(
+    not (PROGRAMS / "initdb").exists(), reason="Debian's package postgresql is not here"
+)
+
+
+class Server:
+    """A PostgreSQL of its own on this machine, with a password."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        secret = folder / "secret"
+        secret.write_text(PASSWORD)
+        if os.getuid() == 0:  # as whom PostgreSQL does not run
+            shutil.chown(folder, "postgres")
+            shutil.chown(secret, "postgres")
+            for above in folder.parents[:3]:
+                above.chmod(above.stat().st_mode | 0o011)
+        data = ["-D", str(folder / "data")]
+        self.run("initdb", *data, "-A", "scram-sha-256", "-U", "me", f"--pwfile={secret}")
+        self.address = f"me:{PASSWORD}@127.0.0.1:{self.port}/postgres"
+        self.url = f"postgresql+psycopg://{self.address}"
+
+    def run(self, program: str, *args: str) -> None:
+        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        with (self.folder.parent / "postgresql.log").open("a") as log:
+            command = [*user, str(PROGRAMS / program), *args]
+            subprocess.run(command, check=True, stdout=log, stderr=log, cwd="/")
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -c fsync=off"
+        data = ["-D", str(self.folder / "data"), "-l", str(self.folder / "log")]
+        self.run("pg_ctl", *data, "-w", "-o", options, "start")
+
+    def kill(self) -> None:
+        self.run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
+
+    def dump(self) -> bytes:
+        """All that the database holds."""
+        command = [PROGRAMS / "pg_dump", f"postgresql://{self.address}"]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("postgresql") / "server"
+    folder.mkdir()
+    made = Server(folder)
+    made.start()
+    yield made
+    made.kill()
+
+
+def command(server, out, name):
+    return [
+        sys.executable, "-m", "fmnist.study", "--storage", server.url, "--out", str(out),
+        "--epochs", "2", "--set", f"name={name}", "--set", "holdout=50000",
+        "--set", "batch_size=500,1000", "--set", "learning_rate=0.01,0.001",
+    ]  # fmt: skip
+
+
+def results(out):
+    with (out / "results.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def states(server, name):
+    storage = optuna.storages.RDBStorage(server.url)
+    try:
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+        return [trial.state.name for trial in trials]
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def begun(child, out):
+    """Wait until a trial is done, so that the rest is under way."""
+    until = time.monotonic() + 120
+    while not list(out.glob("parameters/*.safetensors")):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_killed_study_goes_on_and_nobody_sees_the_password(server, tmp_path):
+    out = tmp_path / "run"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(server, out, "killed"), **pipes) as child:
+        begun(child, out)
+        title = Path(f"/proc/{child.pid}/cmdline").read_bytes()
+        child.send_signal(signal.SIGKILL)
+        said = b"".join(child.communicate())
+    done = subprocess.run(command(server, out, "killed"), capture_output=True, timeout=300)
+    said += done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert f"postgresql+psycopg://me:***@127.0.0.1:{server.port}".encode() in said
+    assert states(server, "killed") == ["COMPLETE"] * 4
+    alone = command(server, tmp_path / "alone", "killed")
+    subprocess.run([*alone[:3], *alone[5:]], check=True, capture_output=True, timeout=300)
+    assert results(out) == results(tmp_path / "alone")
+
+    assert b"--storage" in title
+    assert b"*" * len(PASSWORD) in title
+    for text in (title, said, server.dump()):
+        assert PASSWORD.encode() not in text
+    left = [path for path in out.rglob("*") if path.is_file()]
+    assert len(left) > 20
+    assert [path for path in left if PASSWORD.encode() in path.read_bytes()] == []
+
+
+def test_a_server_that_dies_is_one_line_and_the_study_goes_on(server, tmp_path):
+    out = tmp_path / "run"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(server, out, "died"), **pipes) as child:
+        begun(child, out)
+        server.kill()
+        _, said = child.communicate(timeout=120)
+    server.start()
+    assert child.returncode == 2, said
+    assert said.startswith("error: storage postgresql+psycopg://me:***@")
+    assert len(said.splitlines()) == 1
+    done = subprocess.run(command(server, out, "died"), capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert states(server, "died") == ["COMPLETE"] * 4
+
+
+def test_a_wrong_password_is_one_line_without_it(server, tmp_path):
+    given = command(server, tmp_path / "run", "wrong")
+    wrong = [arg.replace(PASSWORD, "not-that-one") for arg in given]
+    done = subprocess.run(wrong, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "password authentication failed" in done.stderr
+    assert "not-that-one" not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
