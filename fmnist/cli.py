@@ -71,6 +71,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     """
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()  # while what that may raise is still handled
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

@@ -162,9 +162,15 @@ def test_files_can_be_held_in_the_head():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
+PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
 def test_no_pickle():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}
-        assert not any(name.split(".")[0] == "pickle" for name in imports(path))
+            if isinstance(node, ast.keyword):
+                assert (node.arg, ast.unparse(node.value)) != ("allow_pickle", "True"), path
+        assert not {name.split(".")[0] for name in imports(path)} & PICKLES, path
+        assert not {"torch.load", "torch.save"} & imports(path), path

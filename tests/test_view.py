@@ -207,6 +207,30 @@ def test_ports_can_be_chosen(run):
         viewer.terminate()
 
 
+def listening(processes):
+    """The addresses, in hexadecimal, on which these processes wait for connections."""
+    mine = set()
+    for process in processes:
+        for link in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                mine.update(re.findall(r"socket:\[(\d+)\]", str(link.readlink())))
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in mine]
+
+
+def test_servers_are_on_this_machine_alone(run):
+    with viewing(run) as (viewer, addresses):
+        assert len(addresses) == 2
+        found = listening(below(viewer.pid))  # TensorBoard has one for its data, too
+        assert len(found) >= 2
+        assert set(found) == {"0100007F"}  # 127.0.0.1
+        viewer.terminate()
+
+
 def test_a_storage_elsewhere_is_shown_and_its_url_stands_in_no_command_line(run, tmp_path):
     elsewhere = tmp_path / "hush-hush.db"
     shutil.copy(run / "study.db", elsewhere)

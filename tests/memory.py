@@ -1,0 +1,83 @@
+"""The memory of a process that trains many trials of a tiny grid, one after the other.
+
+    python tests/memory.py [--trials 300] [--lanes 1]
+
+Prints the resident memory as trials end, and how much it has grown since the first twentieth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fmnist import process
+
+process.prepare()
+
+from slice_study import dataset
+
+from fmnist import study
+from fmnist.config import StudyConfig
+from fmnist.data import Dataset
+from fmnist.functional.types import ModelConfig, Split
+from fmnist.results import TrialResult
+from fmnist.views.progress import Progress
+
+
+def resident() -> float:
+    """MiB of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096 / 2**20
+
+
+class Curve(Progress):
+    """Notes the memory at each trial's end."""
+
+    def __init__(self) -> None:
+        self.points: list[float] = []
+
+    def trial(self, result: TrialResult) -> None:
+        self.points.append(resident())
+
+
+def curve(trials: int, lanes: int) -> list[float]:
+    """MiB after each trial, all its views included."""
+    whole = dataset()
+    small = Dataset(
+        Split(whole.train.images[:400], whole.train.labels[:400]),
+        Split(whole.test.images[:100], whole.test.labels[:100]),
+        "a slice",
+    )
+    config = StudyConfig(
+        name="memory",
+        epochs=1,
+        holdout=100,
+        model=ModelConfig(channels=(3, 4), hidden=(8,)),
+        grid={"seed": tuple(range(trials))},
+    )
+    seen = Curve()
+    with tempfile.TemporaryDirectory() as folder:
+        study.run_study(config, folder, dataset=small, max_lanes=lanes, progress=seen)
+    return seen.points
+
+
+def main() -> int:
+    """The long run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--lanes", type=int, default=1)
+    args = parser.parse_args()
+    points = curve(args.trials, args.lanes)
+    warm = max(len(points) // 20, 1)
+    for number in range(warm, len(points) + 1, warm):
+        print(f"{number:4} trials {points[number - 1]:8.1f} MiB")
+    print(f"grown by {max(points[warm:]) / points[warm - 1] - 1:.2%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

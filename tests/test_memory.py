@@ -1,0 +1,136 @@
+"""Memory: flat over many trials, minded where it is limited, and what happens when it runs out."""
+
+from __future__ import annotations
+
+import csv
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmnist import memory
+
+HERE = Path(__file__).parent
+MIB = 2**20
+
+
+def test_memory_is_flat():
+    """The short form of memory.py."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "memory.py"), "--trials", "80", "--lanes", "2"],
+        capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    (grown,) = re.findall(r"grown by (-?[\d.]+)%", done.stdout)
+    assert float(grown) < 5, done.stdout
+
+
+NEEDED = """
+from fmnist import process
+process.prepare()
+from fmnist import data, study
+study._load_libraries()
+data.load()
+print(int(open("/proc/self/statm").read().split()[0]) * 4096)
+"""
+
+
+def history(out):
+    with (out / "history.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_under_a_limit_the_lanes_are_halved_and_nothing_changes(tmp_path):
+    """``ulimit -v``: what the libraries take, and then less than eight lanes need."""
+    probe = [sys.executable, "-c", NEEDED]
+    taken = int(subprocess.run(probe, capture_output=True, check=True).stdout)
+    limit = taken + 450 * MIB
+    command = [
+        sys.executable, "-m", "fmnist.study", "--epochs", "1", "--set", "holdout=50000",
+        "--set", "batch_size=1000", "--set", "learning_rate=0.001",
+        "--set", f"seed={','.join(map(str, range(8)))}", "--out",
+    ]  # fmt: skip
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    def run(name, *more, **options):
+        done = subprocess.run(
+            [*command, str(tmp_path / name), *more],
+            capture_output=True, text=True, timeout=300, check=False, **options,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "memory ran out" not in run("free", "--max-lanes", "8")
+    assert "memory ran out: 8 lanes" in run("forced", "--max-lanes", "8", preexec_fn=limited)
+    said = run("chosen", preexec_fn=limited)  # by itself it begins with fewer
+    assert "8 trials, 1 epochs" not in said
+    assert history(tmp_path / "free") == history(tmp_path / "forced")
+    assert history(tmp_path / "free") == history(tmp_path / "chosen")
+
+
+def test_a_limit_without_room_for_the_libraries_is_one_line(tmp_path):
+    script = (
+        "import sys; from fmnist import cli, study; sys.argv[1:] = []\n"
+        "def starved(name): raise ImportError('failed to map segment from shared object')\n"
+        "study.importlib.import_module = starved\n"
+        "study.process.address_space_is_limited = lambda: True\n"
+        "cli.run(study.main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: the limit of the address space (ulimit -v) has no room for PyTorch and Numba\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (ImportError("x.so: failed to map segment from shared object"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("not enough memory"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_what_counts_as_running_out(error, ran_out):
+    assert memory.ran_out(error) is ran_out
+
+
+def machine(root, *, free, groups):
+    """A made-up /proc and /sys: kilobytes free, and each group's limit, use and file cache."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {free} kB\n")
+    (root / "proc/self/cgroup").write_text(f"0::/{'/'.join(groups)}\n")
+    folder = root / "sys/fs/cgroup"
+    for name, (limit, used, cached) in groups.items():
+        folder = folder / name
+        folder.mkdir(parents=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\n")
+    return root
+
+
+def test_the_narrowest_bound_counts(tmp_path):
+    only = machine(tmp_path / "a", free=1000, groups={})
+    assert memory.available(only) == 1000 * 1024
+    groups = {"job": (900_000, 500_000, 100_000), "step": ("max", 400_000, 0)}
+    assert memory.available(machine(tmp_path / "b", free=1000, groups=groups)) == 500_000
+    full = {"job": (900_000, 950_000, 0)}
+    assert memory.available(machine(tmp_path / "c", free=1000, groups=full)) == 0
+
+
+def test_here_there_is_some():
+    assert 10 * MIB < memory.available() < 2**50
