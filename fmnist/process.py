@@ -9,8 +9,8 @@ import os
 import resource
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-_LARGE = 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
+_SMALL, _LARGE = 1 << 17, 1 << 30
 
 
 def prepare() -> None:
@@ -48,13 +48,16 @@ def keep_freed_buffers() -> bool:
     A training step frees and asks again for the same tens of megabytes. glibc serves such blocks
     by mmap and returns them at once, and getting them anew costs page
     faults. The process stays at its high-water mark instead, which a trainer needs anyway: unless
-    its address space is limited (``ulimit -v``), when libraries have to fit beside the buffers.
+    its address space is limited (``ulimit -v``). Then all buffers are returned at once, as gaps
+    between kept ones would use it up.
     """
-    if address_space_is_limited():
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
+        return False
+    if address_space_is_limited():
+        mallopt(_M_MMAP_THRESHOLD, _SMALL)
+        mallopt(_M_ARENA_MAX, 1)  # each further one sets 64 MiB aside
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _LARGE))
 

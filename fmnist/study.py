@@ -205,6 +205,10 @@ def run_study(
         results = grid.results(study, config)
         wall = phases.seconds.get(TRAINING, 0.0)
         facts = provenance.facts(command, where, wall, dataset.source)
+        if whole and not retry:  # what is only drawn again is of the day it was trained
+            facts = study.user_attrs.get(FACTS, facts)
+        else:
+            study.set_user_attr(FACTS, facts)
         with phases("drawing the views"):
             from fmnist import publish  # seaborn costs a second of start-up
 
@@ -241,6 +245,7 @@ def _tell_of_lost(
         progress.message(f"missing or damaged, and made anew: {', '.join(rest)}")
 
 
+FACTS = "fmnist:provenance"
 PHASES = "fmnist:seconds_by_phase"
 TRAINING = "training and evaluation"
 

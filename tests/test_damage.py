@@ -130,6 +130,14 @@ def test_what_can_be_made_anew_is(run, whole, small, lost, how):
     assert checksums.wrong(run) == []
 
 
+def test_a_report_that_is_made_anew_says_who_trained_it(run, small, monkeypatch):
+    before = (run / "report.md").read_text()
+    monkeypatch.setattr("fmnist.provenance.commit", lambda: "of another day")
+    (run / "report.md").unlink()
+    again(run, small)
+    assert (run / "report.md").read_text() == before
+
+
 def test_events_that_are_torn_or_lost_are_written_again(run, whole, small):
     folders = sorted(path for path in (run / "tensorboard").iterdir() if path.name[:4] == "seed")
     assert len(folders) == 3

@@ -27,6 +27,12 @@ def test_the_study_file_is_a_study(tmp_path):
     assert config.load(path).size == 36
 
 
+def test_the_tests_that_are_named_are_there():
+    for page in (README, README.parent / "docs" / "reliability.md"):
+        for name in re.findall(r"\btests/\w+\.py", page.read_text(encoding="utf-8")):
+            assert (README.parent / name).exists(), f"{page.name}: {name}"
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text(encoding="utf-8")):
         assert (README.parent / target).exists(), target

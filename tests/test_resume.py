@@ -72,7 +72,7 @@ def equal(ours, theirs):
 
 
 def test_the_newest_snapshot_counts_and_two_are_kept(tmp_path):
-    kept = Generations(tmp_path / "of" / "it")
+    kept = Generations(tmp_path / "it")
     assert kept.load() is None
     for epoch in range(4):
         kept.save(TENSORS | {"epoch": torch.tensor(epoch)}, {"epoch": epoch, "loss": [0.1]})
