@@ -183,8 +183,8 @@ def run_study(
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with lock.holding(out), _LogTo(progress), Stop() as stop, trouble.told(out, url):
-        files.sweep(out)
         _claim(out, config)
+        files.sweep(out)  # not before it is known to be ours
         study = grid.open_study(config, url)
         done = grid.results(study, config)
         failed = sum(result.state != "COMPLETE" for result in done)
