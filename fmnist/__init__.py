@@ -27,7 +27,7 @@ _ROOMS = {
     "fit": "fmnist.loop",
     "load": "fmnist.data",
     "load_study": "fmnist.config",
-    "run_study": "fmnist.study",
+    "run_study": "fmnist.run",
 }
 
 __all__ = sorted(_ROOMS)

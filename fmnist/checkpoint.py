@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,15 +29,26 @@ def model_path(out: Path, number: int) -> Path:
     return out / "parameters" / f"{number}.safetensors"
 
 
-def save_model(path: Path, params: Params, state: State) -> None:
-    """Write one model: parameters and running statistics, by the twin's state_dict names."""
+def best_path(out: Path) -> Path:
+    """Where the winner's are once more."""
+    return out / "best" / "params.safetensors"
+
+
+def save_model(path: Path, params: Params, state: State) -> str:
+    """Write one model: parameters and running statistics, by the twin's state_dict names.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     leaves = {
         f"{layer}.{leaf}": tensor.detach().cpu().contiguous()
         for tree in (params, state)
         for layer, leaves in tree.items()
         for leaf, tensor in leaves.items()
     }
-    write_bytes(path, safetensors.torch.save(leaves))
+    content = safetensors.torch.save(leaves)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_model(path: Path) -> tuple[Params, State]:

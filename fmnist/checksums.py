@@ -6,43 +6,40 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fmnist import files
 
 NAME = "checksums.sha256"
-KEPT = (
-    "*.csv",
-    "*.md",
-    "*.html",
-    "*.toml",
-    "best/*",
-    "figures/*",
-    "parameters/*",
-    "tensorboard/**/*",
-)
-"""Not the database, which changes when a person writes a note, nor its artifacts."""
+_HEAD = "# fmnist, files: "  # a comment to sha256sum; how many, so that it shows when it is cut
 
 
-def write(out: Path) -> None:
-    """Note what is there."""
-    found = {path for pattern in KEPT for path in out.glob(pattern) if path.is_file()}
-    lines = [f"{_digest(path)}  {path.relative_to(out)}\n" for path in sorted(found)]
-    files.write_text(out / NAME, "".join(lines))
+def of(path: Path) -> str:
+    """A file's SHA-256; empty when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
+    """Note the sums of these files as they are, and of others as they are known to be right."""
+    sums = {path.relative_to(out).as_posix(): of(path) for path in paths}
+    sums |= {path.relative_to(out).as_posix(): digest for path, digest in known.items()}
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+    files.write_text(out / NAME, "".join([f"{_HEAD}{len(lines)}\n", *lines]))
 
 
 def wrong(out: Path) -> list[str] | None:
     """The files that are not there any more, or not as they were; None when nothing was noted."""
     try:
-        lines = (out / NAME).read_text(encoding="utf-8").splitlines()
-        noted = [line.split("  ", 1) for line in lines]
-        return [name for digest, name in noted if _digest(out / name) != digest]
-    except (OSError, ValueError):
+        head, *lines = (out / NAME).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):  # ValueError: it is empty, or no text
         return None
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
+    noted = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines]
+    if head != f"{_HEAD}{len(lines)}" or not all(noted):
+        return None
+    return [found[2] for found in noted if found and of(out / found[2]) != found[1]]

@@ -6,15 +6,16 @@ Imports nothing heavy: ``--help`` answers before torch is loaded.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from fmnist.errors import UserError
-from fmnist.passwords import starred
+from fmnist import passwords
+from fmnist.errors import UserError, of_the_system
 from fmnist.signals import Terminated
 
 BUG = """
@@ -59,7 +60,7 @@ def study_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def command(prog: str, argv: Sequence[str]) -> str:
+def command(prog: str, argv: Iterable[str]) -> str:
     """The command line as it could be typed again."""
     return shlex.join(["python", "-m", prog, *argv])
 
@@ -69,23 +70,62 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
     """
+    said, failed = "", None
     try:
         status = main(sys.argv[1:])
-        sys.stdout.flush()  # while what that may raise is still handled
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except (KeyboardInterrupt, Terminated) as stopped:
-        print("\nstopped; the same command continues where it was", file=sys.stderr)
-        status = 130 if isinstance(stopped, KeyboardInterrupt) else 143
-    except BrokenPipeError:  # "| head": nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails again at the exit
-        status = 128 + signal.SIGPIPE
-    except MemoryError:
-        print("error: there is not enough memory", file=sys.stderr)
-        status = 2
-    except Exception:
-        print(starred(traceback.format_exc()), end="", file=sys.stderr)
-        print(BUG, file=sys.stderr)
-        status = 70
+    except BaseException as error:
+        status, said = _ending(error)
+        failed = error
+    unwritten = _unwritten()
+    if unwritten is not None and (failed is None or _is_the_same(unwritten, failed)):
+        status, said = _ending(unwritten, "standard output")
+    with contextlib.suppress(OSError):  # a full disk, perhaps
+        print(said, end="", file=sys.stderr)
     sys.exit(status)
+
+
+def _ending(error: BaseException, place: str = "") -> tuple[int, str]:
+    """The exit status for an error, and what is said of it."""
+    match error:
+        case UserError():
+            return 2, f"error: {error}\n"
+        case SystemExit():  # argparse has said why
+            return error.code if isinstance(error.code, int) else 2, ""
+        case KeyboardInterrupt() | Terminated():
+            status = 130 if isinstance(error, KeyboardInterrupt) else 143
+            return status, "\nstopped; the same command continues where it was\n"
+        case BrokenPipeError():  # "| head": nobody reads on
+            return 128 + signal.SIGPIPE, ""
+        case OSError() if reason := of_the_system(error):
+            where = error.filename or place
+            return 2, f"error: {f'{where}: ' if where else ''}{reason}\n"
+    if _memory_ran_out(error):
+        return 2, "error: there is not enough memory\n"
+    lines = "".join(traceback.format_exception(error))
+    arguments = passwords.of_arguments(sys.argv)
+    return 70, f"{passwords.starred_text(passwords.hide(lines, *arguments))}{BUG}\n"
+
+
+def _unwritten() -> OSError | None:
+    """Why what was printed did not reach its place; then it goes nowhere, quietly."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails again at the exit
+        return error
+    return None
+
+
+def _is_the_same(unwritten: OSError, failed: BaseException) -> bool:
+    cause = failed.__cause__ if isinstance(failed, UserError) else failed
+    return isinstance(cause, OSError) and (cause.errno, cause.filename) == (unwritten.errno, None)
+
+
+def _memory_ran_out(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from fmnist import memory
+
+    return memory.ran_out(error)

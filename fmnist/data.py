@@ -1,9 +1,8 @@
 """Fashion-MNIST from wherever it can be had, as tensors whose content has been verified.
 
 :func:`load` tries its sources in order: a folder that the user names (then only that one), the
-user's cache, Debian's package, the official mirror, Debian's archive. What is downloaded must have
-a known SHA-256 before it is unpacked, in memory. Whatever the source, the *decompressed* files must
-have the sums below; then they are cached for the next time.
+user's cache, Debian's package, the official mirror, Debian's archive. Whatever the source, the
+*decompressed* files must have the sums below; then they are cached for the next time.
 """
 
 from __future__ import annotations
@@ -16,24 +15,19 @@ import logging
 import math
 import os
 import shutil
-import socket
 import struct
-import subprocess
-import tarfile
 import tempfile
-import threading
 import time
-import urllib.request
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from fmnist import process
-from fmnist.errors import UserError, printable
+from fmnist import process, sources
 from fmnist.functional.types import Split as Split
+from fmnist.sources import AbsentError
+from fmnist.sources import DataError as DataError
 
 CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -41,11 +35,8 @@ CLASSES: tuple[str, ...] = (
 )  # fmt: skip
 """The name of each label."""
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
 _HOLDOUT_SEED = 20170825  # a constant: every trial of every study holds out the same images
-_CONNECT_SECONDS = 10.0  # how long a silent server is waited for
 _MOST_PARTS = 10_000  # of a .gz file; the usual is one
-_APT_SECONDS = 300.0  # how long one apt command may take
 
 _log = logging.getLogger("fmnist")
 
@@ -54,7 +45,6 @@ class _File(NamedTuple):
     name: str
     shape: tuple[int, ...]
     sha256: str
-    packed_sha256: str  # of the official .gz
 
     @property
     def size(self) -> int:
@@ -68,16 +58,8 @@ _SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-_PACKED_SHA256 = (
-    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-)
-_PACKAGE_SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
-"""Of Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1, the only version there is."""
 _SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
-_FILES = tuple(map(_File, _SHA256, _SHAPES, _SHA256.values(), _PACKED_SHA256))
+_FILES = tuple(map(_File, _SHA256, _SHAPES, _SHA256.values()))
 
 
 class Dataset(NamedTuple):
@@ -86,21 +68,6 @@ class Dataset(NamedTuple):
     train: Split
     test: Split
     source: str
-
-
-class DataError(UserError):
-    """The data cannot be had; the message says which file or source, why, and what to do."""
-
-
-class _NowhereError(DataError):
-    """No source works: a line on each."""
-
-    def __str__(self) -> str:
-        return "\n".join(map(printable, self.args))
-
-
-class _AbsentError(DataError):
-    """A source has nothing to offer here, which is no fault of its files."""
 
 
 def load(root: str | Path | None = None) -> Dataset:
@@ -118,27 +85,26 @@ def load(root: str | Path | None = None) -> Dataset:
     """
     folder = root if root is not None else os.environ.get("FMNIST_DATA") or None
     reasons = []
-    with tempfile.TemporaryDirectory(prefix="fmnist-") as scratch:
-        for name, fetch in _sources(folder):
-            _log.info("data: trying %s", name)
-            try:
-                found = fetch(Path(scratch))
+    for name, source in sources.in_order(folder):
+        _log.info("data: trying %s", name)
+        try:
+            with source() as found:
                 contents = {file.name: _read(found, file) for file in _FILES}
-                dataset = _to_tensors(contents, name)
-                _keep(contents)
-                _log.info("data: using %s", name)
-                return dataset
-            except (DataError, OSError, RuntimeError) as error:
-                reason = " ".join(str(error).split())  # on one line
-                if folder is not None:
-                    advice = "correct that, or leave out --data and FMNIST_DATA to have it fetched"
-                    raise DataError(f"{reason}; {advice}") from error
-                reasons.append(f"  {name}: {reason}")
-                level = logging.INFO if isinstance(error, _AbsentError) else logging.WARNING
-                _log.log(level, "data: %s: %s; trying the next source", name, reason)
+            dataset = _to_tensors(contents, name)
+            _keep(contents)
+            _log.info("data: using %s", name)
+            return dataset
+        except (DataError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())  # on one line
+            if folder is not None:
+                advice = "correct that, or leave out --data and FMNIST_DATA to have it fetched"
+                raise DataError(f"{reason}; {advice}") from error
+            reasons.append(f"  {name}: {reason}")
+            level = logging.INFO if isinstance(error, AbsentError) else logging.WARNING
+            _log.log(level, "data: %s: %s; trying the next source", name, reason)
     first = "Fashion-MNIST could not be had from any source:"
     last = "Put the four IDX files into a folder and name it with --data or FMNIST_DATA."
-    raise _NowhereError(first, *reasons, last)
+    raise sources.NowhereError(first, *reasons, last)
 
 
 def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
@@ -172,113 +138,6 @@ def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
     return kept, back
 
 
-def _sources(folder: str | Path | None) -> list[tuple[str, Callable[[Path], Path]]]:
-    """The sources in order: a name, and what brings the files into the folder that it returns."""
-    if folder is not None:
-        return [(f"folder {folder}", lambda _: Path(folder))]
-    return [
-        ("cache", lambda _: process.cache_folder()),
-        ("Debian package", lambda _: DEBIAN_FOLDER),
-        ("official mirror through torchvision", _from_mirror),
-        ("Debian archive through apt", _from_archive),
-    ]
-
-
-def _from_mirror(scratch: Path) -> Path:
-    """Have torchvision download the files, not unpack them."""
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.utils import download_url
-
-    urls = [f"{FashionMNIST.mirrors[0]}{file.name}.gz" for file in _FILES]
-    if not _answers(urls[0]):
-        raise _AbsentError(f"no answer from {urls[0]}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets none and would wait for ever
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-            for url in urls:
-                download_url(url, str(scratch))
-    except Exception as error:  # what a network and a foreign parser may raise is no closed list
-        raise _AbsentError(f"download failed: {error}") from error
-    finally:
-        socket.setdefaulttimeout(before)
-    for file in _FILES:
-        _check_download(scratch / f"{file.name}.gz", file.packed_sha256)
-    return scratch
-
-
-def _check_download(path: Path, sha256: str) -> None:
-    """Refuse what came over the network before anything looks into it."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != sha256:
-        raise DataError(f"{path.name} came with SHA-256 {digest[:12]}..., not {sha256[:12]}...")
-
-
-def _answers(url: str) -> bool:
-    """Whether a server answers in time; in a thread, as a look-up of its name may hang longer."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(Exception):
-            urllib.request.urlopen(url, timeout=_CONNECT_SECONDS).close()
-            answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_CONNECT_SECONDS)
-    return answered.is_set()
-
-
-def _from_archive(scratch: Path) -> Path:
-    """Download and unpack Debian's package with private apt folders, as any user may."""
-    (scratch / "lists" / "partial").mkdir(parents=True)
-    apt = [
-        "apt-get",
-        f"-oDir::State::Lists={scratch}/lists",
-        f"-oDir::Cache={scratch}/cache",
-        "-oAPT::Sandbox::User=root",  # else root's apt drops to a user who may not write here
-        "-oAcquire::Languages=none",
-        "-oAcquire::Retries=1",
-        f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # and so of https
-    ]
-    complaint = _run([*apt, "update"], scratch)  # one dead repository of several does not matter
-    failure = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
-    package = next(scratch.glob("*.deb"), None)
-    if package is None:
-        raise _AbsentError("; ".join(filter(None, (failure, complaint))))
-    _check_download(package, _PACKAGE_SHA256)
-    failure = _run(["dpkg-deb", "--fsys-tarfile", package.name], scratch, scratch / "files.tar")
-    if failure:
-        raise DataError(f"cannot unpack {package.name}: {failure}")
-    wanted = {f"{file.name}.gz" for file in _FILES}
-    with tarfile.open(scratch / "files.tar") as archive:
-        for member in archive:
-            name = Path(member.name).name
-            if name in wanted and (stream := archive.extractfile(member)) is not None:
-                (scratch / name).write_bytes(stream.read())
-    return scratch
-
-
-def _run(command: list[str], folder: Path, output: Path | None = None) -> str:
-    """Run a command in a folder; the first line of its complaint, empty if it had none."""
-    try:
-        with (output or Path(os.devnull)).open("wb") as stdout:
-            result = subprocess.run(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                timeout=_APT_SECONDS,
-            )
-    except FileNotFoundError:
-        return f"this machine has no {command[0]}"
-    except subprocess.TimeoutExpired:
-        return f"{command[0]} took more than {_APT_SECONDS:g} s"
-    return result.stderr.decode(errors="replace").strip().partition("\n")[0]
-
-
 def _read(folder: Path, file: _File) -> bytes:
     """The decompressed content of ``file``, which may lie there plain or as .gz."""
     candidates = [folder / file.name, folder / f"{file.name}.gz"]
@@ -288,7 +147,7 @@ def _read(folder: Path, file: _File) -> bytes:
             if other.exists() and not other.is_file():  # another process may just have put it there
                 raise DataError(f"{other} is not a regular file")
         lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
-        raise _AbsentError(f"{folder} {lack}")
+        raise AbsentError(f"{folder} {lack}")
     limit = max(known.size for known in _FILES)  # a bomb is not unpacked beyond this
     packed = path.suffix == ".gz"
     with path.open("rb") as stream:  # what cannot be packed is a little larger as .gz

@@ -1,5 +1,16 @@
 """The errors that are the user's to mend: shown as one clear line, with exit status 2."""
 
+import errno
+
+_OF_THE_SYSTEM = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE",
+        "ENOTCONN", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
 
 class UserError(Exception):
     """Something outside the program is wrong; ``str()`` says what, where and what to do.
@@ -9,6 +20,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+def of_the_system(error: OSError) -> str:
+    """What no program can help, such as a full disk, in words; empty for anything else."""
+    if (error.strerror or "").startswith("No usable temporary directory"):
+        return "there is no folder for temporary files; name one in the environment as TMPDIR"
+    return error.strerror or "" if error.errno in _OF_THE_SYSTEM else ""
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-TEMPORARY = ".part"
+TEMPORARY = ".fmnist-part"
+"""How the names end of what is not in its place yet: like no file of anybody else's."""
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist import trouble
+from fmnist import passwords, trouble
 from fmnist.config import StudyConfig, TrialConfig, differences
 from fmnist.errors import UserError
 from fmnist.results import EpochMetrics, Point, TrialResult, Value
@@ -30,6 +30,7 @@ CONFIG = "fmnist:config"
 HISTORY = "fmnist:history"
 REASON = "fmnist:reason"
 CHECK = "fmnist:sha256"
+PARAMETERS = "fmnist:parameters_sha256"
 
 _DAMAGED = (
     "the study in the storage is damaged: restore it, or move it away and the study begins again"
@@ -72,9 +73,11 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
     sampler = optuna.samplers.GridSampler(
         {key: list(values) for key, values in config.grid.items()}, seed=config.seed
     )
+    url = _parsed(storage)
     try:
-        with _sound():
-            _check_sqlite(storage)
+        url.get_dialect()
+        with _sound(storage):
+            _check_sqlite(url)
             study = optuna.create_study(
                 study_name=config.name,
                 storage=storage,
@@ -100,18 +103,27 @@ def open_study(config: StudyConfig, storage: str) -> optuna.Study:
     return study
 
 
+def _parsed(storage: str) -> sqlalchemy.URL:
+    try:
+        storage.format(SCHEMA_VERSION=0)  # as Optuna does
+        return sqlalchemy.make_url(storage)
+    except (SQLAlchemyError, ValueError, LookupError):  # which may quote a password
+        what = "is no URL of a database, such as postgresql://user:password@host:5432/name"
+        hint = "in a user's name or password %, /, :, ?, @, { and } are written as %25, %2F and so"
+        raise UserError(f"--storage {what}; {hint} on") from None
+
+
 @contextlib.contextmanager
-def _sound() -> Iterator[None]:
+def _sound(storage: str = "") -> Iterator[None]:
     """Reading what the storage holds; what cannot be understood was damaged."""
     try:
         yield
     except (ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{_DAMAGED} ({error})") from error
+        raise UserError(f"{_DAMAGED} ({passwords.hide(str(error), storage)})") from error
 
 
-def _check_sqlite(storage: str) -> None:
+def _check_sqlite(url: sqlalchemy.URL) -> None:
     """Have SQLite look for damage, which it otherwise tells when it comes across it."""
-    url = sqlalchemy.make_url(storage)
     if url.get_backend_name() != "sqlite":
         return
     engine = sqlalchemy.create_engine(url)
@@ -231,14 +243,40 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
             raise
 
 
+def note_parameters(study: optuna.Study, number: int, sha256: str) -> None:
+    """Store what the file of a trial's parameters must be, before the trial is told."""
+    key = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    study._storage.set_trial_system_attr(key, PARAMETERS, sha256)
+
+
+def parameter_sums(study: optuna.Study) -> dict[int, str]:
+    """The SHA-256 of every finished trial's file of parameters, by trial number."""
+    return {
+        trial.number: trial.system_attrs[PARAMETERS]
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished() and PARAMETERS in trial.system_attrs
+    }
+
+
 def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
-    """Every finished grid point, by number; of a point tried twice, the last."""
-    by_point: dict[object, TrialResult] = {}
+    """Every finished grid point, by number; of a point tried twice, the last.
+
+    Raises:
+        UserError: when one is not as it was told.
+    """
+    by_point: dict[str, TrialResult] = {}
     with _sound():
         for trial in study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and HISTORY in trial.system_attrs:
-                by_point[trial.system_attrs.get("grid_id")] = _result(trial, config)
+            if trial.state.is_finished() and not _was_lost(trial):
+                result = _result(trial, config)
+                by_point[repr(result.point)] = result
     return sorted(by_point.values(), key=lambda result: result.number)
+
+
+def _was_lost(trial: FrozenTrial) -> bool:
+    """Whether something outside ended the trial: it failed without being told how it went."""
+    told = {HISTORY, CHECK, REASON} & (trial.system_attrs.keys() | trial.user_attrs.keys())
+    return trial.state == TrialState.FAIL and not told
 
 
 def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
@@ -247,6 +285,8 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
     Raises:
         ValueError: when that is not what was told.
     """
+    if HISTORY not in trial.system_attrs:
+        raise ValueError(f"trial {trial.number} has lost its history")
     attrs = trial.user_attrs
     result = TrialResult(
         number=trial.number,

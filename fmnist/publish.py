@@ -20,7 +20,7 @@ from fmnist.functional.types import Params, Split, State
 from fmnist.phases import Phases
 from fmnist.reference import to_module
 from fmnist.results import TrialResult, history_csv, results_csv, winner
-from fmnist.views import dashboard, figures, html, report, winner_board
+from fmnist.views import dashboard, figures, html, report, tensorboard, winner_board
 from fmnist.views.confusion import confusion_matrix
 
 EVAL_BATCH = 1000
@@ -53,6 +53,7 @@ def publish(
     storage: str | None = None,
     study: optuna.Study | None = None,
     phases: Phases | None = None,
+    sums: Mapping[int, str] | None = None,
 ) -> TrialResult | None:
     """Write every file that is made of the whole study.
 
@@ -65,13 +66,15 @@ def publish(
         storage: Optuna's storage URL where it is not the run's own file.
         study: the study in Optuna, if it is there, for what optuna-dashboard shows.
         phases: what the time went to so far; what this takes is added where it is shown.
+        sums: the SHA-256 of each trial's parameters when they were written, by trial number.
 
     Returns:
         The winner; None when no trial is complete.
     """
     began = time.perf_counter()
-    files.write_text(out / "results.csv", results_csv(results, list(config.grid)))
-    files.write_text(out / "history.csv", history_csv(results))
+    tables = out / "results.csv", out / "history.csv"
+    files.write_text(tables[0], results_csv(results, list(config.grid)))
+    files.write_text(tables[1], history_csv(results))
     best = winner(results, config.metric)
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
@@ -80,10 +83,11 @@ def publish(
         "curves": figures.curves(results, config, folder / "curves.png"),
         "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
     }
+    chosen: list[Path] = []
     matrix = probabilities = None
     if best is not None:
         params, state = checkpoint.load_model(checkpoint.model_path(out, best.number))
-        _write_best(out / "best", config, best, params, state)
+        chosen += _write_best(out, config, best, params, state)
         test = dataset.test
         compute = model.compute_dtype(config.trial(best.point).model)
         probabilities, seen = outputs(params, state, test, compute)
@@ -96,7 +100,7 @@ def publish(
         shown["confused pairs"] = figures.confused_pairs(
             *test, predicted, CLASSES, folder / "confused_pairs.png", config
         )
-        winner_board.write_winner(
+        board = winner_board.write_winner(
             out / "tensorboard",
             study=config,
             winner=best,
@@ -107,11 +111,12 @@ def publish(
             twin=to_module(params, state, config.trial(best.point).model).eval(),
             confusion=shown["confusion"],
         )
+        chosen += [path for path in board.rglob("*") if path.is_file()]
     if study is not None:
         dashboard.publish(study, config, results, out, provenance)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
-    html.write_html(
+    page = html.write_html(
         out,
         study=config,
         results=results,
@@ -124,7 +129,7 @@ def publish(
         training_images=len(dataset.train.labels) - config.holdout,
         phases=spent.seconds,
     )
-    report.write_report(
+    text = report.write_report(
         out,
         study=config,
         results=results,
@@ -135,14 +140,21 @@ def publish(
         storage=storage,
         figures={name: str(path.relative_to(out)) for name, path in shown.items()},
     )
-    checksums.write(out)
+    board = out / "tensorboard"
+    events = [*board.glob("*tfevents*")]
+    for result in results:
+        events += (board / tensorboard.run_name(result.point)).glob("*tfevents*")
+    known = {checkpoint.model_path(out, number): digest for number, digest in (sums or {}).items()}
+    made = [*tables, *shown.values(), *chosen, *events, page, text, out / "study.toml"]
+    checksums.write(out, made, known)
     return best
 
 
 def _write_best(
-    folder: Path, config: StudyConfig, best: TrialResult, params: Params, state: State
-) -> None:
-    checkpoint.save_model(folder / "params.safetensors", params, state)
+    out: Path, config: StudyConfig, best: TrialResult, params: Params, state: State
+) -> tuple[Path, Path]:
+    path = checkpoint.best_path(out)
+    checkpoint.save_model(path, params, state)
     trial = config.trial(best.point)
     about = {
         "study": config.name,
@@ -159,4 +171,6 @@ def _write_best(
         "test_accuracy": best.test_accuracy,
         "classes": list(CLASSES),
     }
-    files.write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    described = path.with_name("config.json")
+    files.write_text(described, json.dumps(about, indent=2) + "\n")
+    return path, described

@@ -52,7 +52,7 @@ def best_trial(run: Path) -> Trial:
         raise UserError(f"{path}: does not describe a trial: it has no number")
     point = about.get("point")
     name = label(point) if isinstance(point, dict) else ""
-    return Trial(number, name, _model(about, path), run / "best" / "params.safetensors")
+    return Trial(number, name, _model(about, path), checkpoint.best_path(run))
 
 
 def complete_trials(run: Path) -> list[Trial]:

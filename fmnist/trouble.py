@@ -9,29 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from fmnist import lock
-from fmnist.errors import UserError
+from fmnist.errors import UserError, of_the_system
 from fmnist.passwords import hide, starred
 
-_OF_THE_SYSTEM = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE",
-        "ENOTCONN", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
-    )
-    if hasattr(errno, name)
-}  # fmt: skip
-"""What no program can help."""
-
 _LOST = {errno.ENOENT, errno.ENOTDIR}
+_DELETED = "Record does not exist"  # optuna.storages._rdb.models.NOT_FOUND_MSG
 _GO_ON = "when that is mended, give the same command again"
 
 
@@ -48,12 +33,16 @@ def told(out: Path, storage: str = "") -> Iterator[None]:
         where = error.filename or out
         if error.errno in _LOST and not (Path(out) / lock.NAME).exists():
             raise UserError(f"--out {out} is gone; {_GO_ON}") from error
-        if error.errno in _OF_THE_SYSTEM:
-            raise UserError(f"{where}: {error.strerror}; {_GO_ON}") from error
+        if reason := of_the_system(error):
+            raise UserError(f"{where}: {reason}; {_GO_ON}") from error
         raise
+    except KeyError as error:
+        if _DELETED not in str(error):
+            raise
+        raise UserError(f"the study was deleted from the storage; {_GO_ON}") from error
     except (SQLAlchemyError, StorageInternalError) as error:
         if not isinstance(_cause(error), DBAPIError) or isinstance(
-            _cause(error), DataError | IntegrityError | ProgrammingError
+            _cause(error), DataError | IntegrityError
         ):
             raise
         raise UserError(f"{words(error, storage)}; {_GO_ON}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fmnist import cli, passwords
+from fmnist import cli, passwords, storage_url
 from fmnist.errors import UserError
 
 PROG = "fmnist.view"
@@ -111,7 +111,7 @@ def storage_of(folder: Path, storage: str | None) -> str:
     file = folder / "study.db"
     if storage is None and not file.is_file():
         raise UserError(f"{folder}: has no study.db; say --storage URL, as when it was run")
-    return storage or f"sqlite:///{file}"
+    return storage or storage_url.of_run(folder)
 
 
 class Server:

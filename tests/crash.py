@@ -42,11 +42,12 @@ import torch._dynamo  # noqa: F401  # what every child would load anew
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fmnist import checkpoint, checksums, generations, grid, loop, publish, resume, study
+from fmnist import checkpoint, checksums, generations, grid, loop, publish, resume
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset
 from fmnist.errors import UserError
 from fmnist.functional.types import ModelConfig, Split
+from fmnist.run import run_study
 from fmnist.views import dashboard, figures, html, report, tensorboard, winner_board
 
 CONFIG = StudyConfig(
@@ -124,7 +125,7 @@ def start(out: Path, images: Dataset, kill: Kill | None = None, log: Path | None
         loop._stride = lambda group, device: 3
         if kill is not None and kill.step is not None:
             trap(kill)
-        results = study.run_study(CONFIG, out, dataset=images)
+        results = run_study(CONFIG, out, dataset=images)
         status = int(any(result.state != "COMPLETE" for result in results))
     except UserError as error:
         print(f"error: {error}")

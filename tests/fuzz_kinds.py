@@ -99,7 +99,7 @@ def idx(content: bytes, place: Place, chance: random.Random) -> None:
     believed = not packed and chance.random() < 0.5
     known = IDX | {name: content} if believed else IDX
     table = [
-        data._File(each, shape_of(whole), hashlib.sha256(known[each]).hexdigest(), "")
+        data._File(each, shape_of(whole), hashlib.sha256(known[each]).hexdigest())
         for each, whole in IDX.items()
     ]
     folder = place.scratch / "data"

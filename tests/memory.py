@@ -20,11 +20,11 @@ process.prepare()
 
 from slice_study import dataset
 
-from fmnist import study
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.results import TrialResult
+from fmnist.run import run_study
 from fmnist.views.progress import Progress
 
 
@@ -61,7 +61,7 @@ def curve(trials: int, lanes: int) -> list[float]:
     )
     seen = Curve()
     with tempfile.TemporaryDirectory() as folder:
-        study.run_study(config, folder, dataset=small, max_lanes=lanes, progress=seen)
+        run_study(config, folder, dataset=small, max_lanes=lanes, progress=seen)
     return seen.points
 
 

@@ -7,7 +7,7 @@ import sys
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset, load
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.study import run_study
+from fmnist.run import run_study
 
 CONFIG = StudyConfig(
     name="slice",

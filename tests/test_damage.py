@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fmnist import checksums, files, grid, study, trouble
+from fmnist import checksums, files, grid, trouble
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset
 from fmnist.errors import UserError
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.results import winner
+from fmnist.run import run_study
 from fmnist.views.progress import Progress
 
 CONFIG = StudyConfig(
@@ -57,7 +58,7 @@ def small():
 def whole(small, tmp_path_factory):
     """A finished study that nobody touches."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    study.run_study(CONFIG, out, dataset=small)
+    run_study(CONFIG, out, dataset=small)
     return out
 
 
@@ -70,7 +71,7 @@ def run(whole, tmp_path):
 def again(out, small):
     """The same study again: what it said, and its results."""
     said = Said()
-    return study.run_study(CONFIG, out, dataset=small, progress=said), "\n".join(said.lines)
+    return run_study(CONFIG, out, dataset=small, progress=said), "\n".join(said.lines)
 
 
 def points(folder):
@@ -226,13 +227,13 @@ def test_a_result_that_was_changed_in_the_database_is_refused(run, small):
 def test_leftovers_of_a_kill_are_swept(tmp_path):
     with files.scratch_folder(tmp_path) as folder:
         (folder / "picture.png").write_bytes(b"half")
-        kept = shutil.copytree(folder, tmp_path / ".killed.part")
+        kept = shutil.copytree(folder, tmp_path / ".killed.fmnist-part")
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / ".curves.png.x.part").touch()
-    (tmp_path / ".theirs").touch()
+    (tmp_path / "figures" / ".curves.png.x.fmnist-part").touch()
+    (tmp_path / ".theirs.part").touch()
     files.sweep(tmp_path)
     assert not kept.exists()
-    assert sorted(p.name for p in tmp_path.rglob("*")) == [".theirs", "figures"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".theirs.part", "figures"]
 
 
 def test_a_lost_folder_is_not_made_again(tmp_path):

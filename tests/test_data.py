@@ -27,9 +27,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist import data
+from fmnist import data, sources
 
-REAL_FILES, FROM_MIRROR, FROM_ARCHIVE = data._FILES, data._from_mirror, data._from_archive
+REAL_FILES, FROM_MIRROR, FROM_ARCHIVE = data._FILES, sources._from_mirror, sources._from_archive
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (file.name for file in REAL_FILES)
 
 
@@ -54,8 +54,7 @@ def table(contents):
     for name, content in contents.items():
         dimensions = content[3]
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
-        sums = [hashlib.sha256(c).hexdigest() for c in (content, gzip.compress(content, mtime=0))]
-        files.append(data._File(name, shape, *sums))
+        files.append(data._File(name, shape, hashlib.sha256(content).hexdigest()))
     return tuple(files)
 
 
@@ -85,18 +84,21 @@ def alone(monkeypatch, tmp_path):
     """No source of this machine takes part: an empty cache, no package, no network."""
 
     def unreachable(scratch):
-        raise data._AbsentError("not in this test")
+        raise sources.AbsentError("not in this test")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("FMNIST_DATA", raising=False)
-    monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(data, "_from_mirror", unreachable)
-    monkeypatch.setattr(data, "_from_archive", unreachable)
+    monkeypatch.setattr(sources, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(sources, "_from_mirror", unreachable)
+    monkeypatch.setattr(sources, "_from_archive", unreachable)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(data, "_FILES", TINY_FILES)
+    packed = {n: gzip.compress(content, mtime=0) for n, content in TINY.items()}
+    sums = {n: hashlib.sha256(content).hexdigest() for n, content in packed.items()}
+    monkeypatch.setattr(sources, "PACKED_SHA256", sums)
     return dict(TINY)
 
 
@@ -382,16 +384,16 @@ def test_a_user_without_a_home(tiny, tmp_path, monkeypatch):
 RACER = """
 import json, logging, os, sys, time
 from pathlib import Path
-from fmnist import data
+from fmnist import data, sources
 import torchvision.datasets.mnist
 
 def unreachable(scratch):
     raise data.DataError("not in this test")
 
 shared, rounds = Path(sys.argv[1]), int(sys.argv[2])
-data._FILES = tuple(data._File(n, tuple(s), *h) for n, s, *h in json.loads(sys.argv[3]))
-data.DEBIAN_FOLDER = shared / "debian"
-data._from_mirror = data._from_archive = unreachable
+data._FILES = tuple(data._File(n, tuple(s), h) for n, s, h in json.loads(sys.argv[3]))
+sources.DEBIAN_FOLDER = shared / "debian"
+sources._from_mirror = sources._from_archive = unreachable
 logging.basicConfig(level=logging.WARNING)
 for i in range(rounds):
     os.environ["XDG_CACHE_HOME"] = str(shared / f"home{i}")
@@ -449,7 +451,7 @@ def mirror(tiny, tmp_path, monkeypatch):
     )
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(data, "_from_mirror", FROM_MIRROR)
+    monkeypatch.setattr(sources, "_from_mirror", FROM_MIRROR)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield folder
@@ -486,8 +488,8 @@ def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
     from torchvision.datasets import FashionMNIST
 
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(data, "_from_mirror", FROM_MIRROR)
-    monkeypatch.setattr(data, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "_from_mirror", FROM_MIRROR)
+    monkeypatch.setattr(sources, "_CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(FashionMNIST, "mirrors", [url])
@@ -495,7 +497,9 @@ def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
         with pytest.raises(data.DataError, match=f"no answer from {url}"):
             data.load()
         assert time.monotonic() - start < 2
-        monkeypatch.setattr(data, "_answers", lambda url: True)  # and one that falls silent later
+        monkeypatch.setattr(
+            sources, "_answers", lambda url: True
+        )  # and one that falls silent later
         with pytest.raises(data.DataError, match=r"download failed: .*timed out"):
             data.load()
     assert socket.getdefaulttimeout() is None
@@ -507,11 +511,11 @@ def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="this machine has no apt-get")
 def test_archive_through_apt(tmp_path):
     try:
-        folder = FROM_ARCHIVE(tmp_path)
-    except data._AbsentError as error:
+        FROM_ARCHIVE(tmp_path)
+    except sources.AbsentError as error:
         pytest.skip(f"apt cannot reach an archive with the package: {error}")
     for file in REAL_FILES:
-        assert len(data._read(folder, file)) == file.size
+        assert len(data._read(tmp_path, file)) == file.size
 
 
 def test_machine_without_apt(tmp_path, monkeypatch):
@@ -534,7 +538,7 @@ def test_apt_that_fails_or_hangs(tmp_path, monkeypatch):
         str(caught.value)
         == "E: no luck with download dataset-fashion-mnist; E: no luck with update"
     )
-    monkeypatch.setattr(data, "_APT_SECONDS", 0.1)
+    monkeypatch.setattr(sources, "_APT_SECONDS", 0.1)
     tool.write_text("#!/bin/sh\nexec sleep 5")
     with pytest.raises(data.DataError, match=r"apt-get took more than 0.1 s"):
         FROM_ARCHIVE(tmp_path / "second")

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from slice_study import CONFIG, dataset
 
-from fmnist import checkpoint, predict, publish, study, trained
+from fmnist import checkpoint, predict, publish, trained
 from fmnist.data import CLASSES, Dataset
 from fmnist.errors import UserError
 from fmnist.functional import model
 from fmnist.functional.types import ModelConfig, Split
+from fmnist.run import run_study
 
 TINY = replace(
     CONFIG,
@@ -44,7 +45,7 @@ def real():
 def run(real, tmp_path_factory):
     """A finished study of four trials, two of them in bfloat16."""
     out = tmp_path_factory.mktemp("tiny")
-    study.run_study(TINY, out, dataset=real)
+    run_study(TINY, out, dataset=real)
     return out
 
 

@@ -17,12 +17,13 @@ from PIL import Image
 from slice_study import CONFIG, dataset
 from strategies import random_split
 
-from fmnist import checkpoint, study
+from fmnist import checkpoint, device
 from fmnist.data import Dataset, holdout_split
 from fmnist.errors import UserError
 from fmnist.functional import losses
 from fmnist.reference import fit_reference
 from fmnist.results import winner
+from fmnist.run import run_study
 
 HERE = Path(__file__).parent
 
@@ -36,7 +37,7 @@ def real():
 def run(real, tmp_path_factory):
     """One finished study: its folder and its results."""
     out = tmp_path_factory.mktemp("run")
-    return out, study.run_study(CONFIG, out, dataset=real)
+    return out, run_study(CONFIG, out, dataset=real)
 
 
 def rows(path):
@@ -125,7 +126,7 @@ def test_a_complete_study_trains_nothing(run, real, monkeypatch):
     out, results = run
     monkeypatch.setattr("fmnist.loop.fit", lambda *_, **__: pytest.fail("it trained"))
     before = (out / "results.csv").stat().st_mtime_ns
-    assert study.run_study(CONFIG, out, dataset=real) == results
+    assert run_study(CONFIG, out, dataset=real) == results
     assert (out / "results.csv").stat().st_mtime_ns == before
 
 
@@ -135,7 +136,7 @@ def test_another_study_is_refused_and_nothing_changes(run, real):
     out, _ = run
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != ".lock"}
     with pytest.raises(UserError, match=r"another study.*epochs"):
-        study.run_study(replace(CONFIG, epochs=3), out, dataset=real)
+        run_study(replace(CONFIG, epochs=3), out, dataset=real)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != ".lock"} == before
 
 
@@ -174,7 +175,7 @@ def test_without_a_holdout_the_test_set_is_marked_as_seen(tmp_path):
 
     tiny = Dataset(random_split(60), random_split(30, 1), "noise")
     config = replace(CONFIG, holdout=0, grid={"batch_size": (30,)}, epochs=1)
-    (result,) = study.run_study(config, tmp_path, dataset=tiny)
+    (result,) = run_study(config, tmp_path, dataset=tiny)
     assert result.last.validation_accuracy == result.test_accuracy
     assert "holdout = 0" in (tmp_path / "report.md").read_text()
 
@@ -232,7 +233,7 @@ def test_the_commands_run_on_the_whole_data(tmp_path):
 
 
 def test_find_device():
-    assert study.find_device("cpu") == torch.device("cpu")
+    assert device.find_device("cpu") == torch.device("cpu")
     for name in ("cuda:99", "cuda:x", "cuda:", "gpu", ""):
         with pytest.raises(UserError):
-            study.find_device(name)
+            device.find_device(name)

@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
     from fmnist import config as configs
     from fmnist import data as sources
     from fmnist import lock, provenance, publish, trouble
-    from fmnist.study import find_device, splits
+    from fmnist.device import find_device
+    from fmnist.run import splits
     from fmnist.views.report import print_outcome
 
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fmnist import files
 from fmnist.results import winner
 from fmnist.views import notes
 from fmnist.views.time_plot import TimePlot
@@ -116,8 +116,8 @@ class DashboardMirror:
         if winner(rivals, self._config.metric) is not result:
             return
         self._best = result
-        with tempfile.TemporaryDirectory() as folder:
-            for path in self._files(result, parameters, Path(folder)):
+        with files.scratch_folder(self._out) as folder:
+            for path in self._files(result, parameters, folder):
                 _upload(trial, path, self._out)
         if installed():
             links = _trial_links(trial, result.number)
@@ -161,9 +161,9 @@ def publish(
         out: the run's folder; the note shows :data:`FIGURES` that are in its ``figures/``.
         provenance: what the note says of where this comes from.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with files.scratch_folder(Path(out)) as folder:
         for name in FIGURES:
-            drawn, copy = Path(out) / "figures" / f"{name}.png", Path(folder) / _figure(name)
+            drawn, copy = Path(out) / "figures" / f"{name}.png", folder / _figure(name)
             if drawn.exists():
                 shutil.copyfile(drawn, copy)
                 _upload(study, copy, out)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist.files import write_text
-from fmnist.passwords import starred
+from fmnist.passwords import starred_text
 from fmnist.views import words
 from fmnist.views.report import caption, view_commands
 from fmnist.views.sentences import protocol_sentences, winner_sentence
@@ -86,7 +86,7 @@ def write_html(
         "seeds": html_tables.seeds_table(study, results),
         "time": html_tables.time_table(study, results, training_images, phases),
         "facts": {
-            words.one_line(name): words.one_line(starred(value))
+            words.one_line(name): words.one_line(starred_text(value))
             for name, value in provenance.items()
             if value
         },

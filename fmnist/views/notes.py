@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fmnist.passwords import starred
+from fmnist.passwords import starred_text
 from fmnist.views.report import caption, escape, table_header, table_row
 from fmnist.views.sentences import protocol_sentences, winner_sentence
 from fmnist.views.words import TEST_WAS_SEEN, decimals, metric_name, score
@@ -154,7 +154,9 @@ def _markdown(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
-    facts = [[escape(name), escape(starred(value))] for name, value in provenance.items() if value]
+    facts = [
+        [escape(name), escape(starred_text(value))] for name, value in provenance.items() if value
+    ]
     text = study.to_toml().rstrip()
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return [

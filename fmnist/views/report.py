@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fmnist import storage_url
 from fmnist.files import write_text
-from fmnist.passwords import starred
+from fmnist.passwords import starred, starred_text
 from fmnist.results import winner as pick_winner
 from fmnist.views.sentences import confusion_sentences, protocol_sentences, winner_sentence
 from fmnist.views.words import (
@@ -158,7 +159,7 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
     commands: list[list[str]] = []
     board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
     where = [] if storage is None else ["--storage", starred(storage)]
-    url = f"sqlite:///{database}" if storage is None and database.exists() else storage
+    url = storage_url.of_run(out) if storage is None and database.exists() else storage
     if board.is_dir():
         if url is not None:
             commands.append(["python", "-m", "fmnist.view", str(out), *where])
@@ -237,7 +238,7 @@ def _markdown_table(
 
 def _facts(provenance: Mapping[str, str]) -> str:
     rows = [
-        f"| {escape(name)} | {escape(starred(value))} |"
+        f"| {escape(name)} | {escape(starred_text(value))} |"
         for name, value in provenance.items()
         if value
     ]

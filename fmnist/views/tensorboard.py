@@ -105,7 +105,7 @@ class TensorBoardMirror:
 
     def mend(self, result: TrialResult) -> None:
         """Write the run of a trial that ended anew, unless it is whole."""
-        if not _is_whole(self.root / run_name(result.point)):
+        if metadata.SESSION_END_INFO_TAG not in _tags(self.root / run_name(result.point)):
             self.finish(result)
 
     def close(self) -> None:
@@ -128,9 +128,10 @@ class TensorBoardMirror:
         experiment, layout = _experiment(study, self._domains), _layout(study)
         parts = (part.SerializeToString(deterministic=True) for part in (experiment, layout))
         digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-        # The name tells what is inside, so opening a root again need not read it.
+        # The name tells what is inside, if it is whole.
         suffix = f".experiment-{digest}"
-        if any(self.root.glob(f"*tfevents*{suffix}")):
+        known = any(self.root.glob(f"*tfevents*{suffix}"))
+        if known and metadata.EXPERIMENT_TAG in _tags(self.root):
             return
         _remove_events(self.root)
         experiment.time_created_secs = time.time()
@@ -181,8 +182,8 @@ class _EventFile:
             file.write(content)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the events in ``folder`` can all be read, and the trial's end is among them."""
+def _tags(folder: Path) -> set[str]:
+    """The tags of the events in ``folder``; none when one of its files is torn or damaged."""
     tags: set[str] = set()
     for path in folder.glob("*tfevents*"):
         try:
@@ -192,8 +193,8 @@ def _is_whole(folder: Path) -> bool:
                     reader.GetNext()
                     tags.update(v.tag for v in Event.FromString(reader.record()).summary.value)
         except (errors.OpError, DecodeError):
-            return False
-    return metadata.SESSION_END_INFO_TAG in tags
+            return set()
+    return tags
 
 
 def _remove_events(folder: Path) -> None:

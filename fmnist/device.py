@@ -1,0 +1,31 @@
+"""Where to train: the device that a command line names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fmnist.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        UserError: when there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (":" in name and not (index.isascii() and index.isdigit())):
+        raise UserError(f"--device {name!r}: allowed are auto, cpu, cuda and cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise UserError(f"--device {name!r}: this machine has {count} CUDA devices that torch sees")
+    return torch.device(name)

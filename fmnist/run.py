@@ -1,0 +1,276 @@
+"""A study from beginning to end: wires data, search, storage and views together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist import process
+from fmnist.device import find_device
+from fmnist.errors import UserError
+from fmnist.phases import Phases
+from fmnist.signals import Stop
+
+if TYPE_CHECKING:
+    import optuna
+    import torch
+
+    from fmnist.config import StudyConfig
+    from fmnist.data import Dataset
+    from fmnist.results import TrialResult
+    from fmnist.search import Splits
+    from fmnist.views.progress import Progress
+
+
+def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
+    """Training, validation and test examples on the device; the last two are one if holdout = 0."""
+    from fmnist.data import holdout_split
+    from fmnist.functional.types import Split
+    from fmnist.search import Splits
+
+    training, validation = holdout_split(dataset.train, config.holdout)
+    training, validation, test = (
+        Split(split.images.to(device), split.labels.to(device))
+        for split in (training, validation, dataset.test)
+    )
+    return Splits(training, test if config.validation_is_test else validation, test)
+
+
+def run_study(
+    config: StudyConfig,
+    out: str | Path,
+    *,
+    storage: str | None = None,
+    data: str | Path | None = None,
+    dataset: Dataset | None = None,
+    device: str = "auto",
+    max_lanes: int | None = None,
+    retry_failed: bool = False,
+    command: str = "fmnist.run_study",
+    progress: Progress | None = None,
+) -> list[TrialResult]:
+    """Run a study, or go on with one that was stopped, and write what it found.
+
+    Args:
+        config: the study.
+        out: the folder of this run; made where needed.
+        storage: an Optuna storage URL; SQLite in ``out`` by default.
+        data: a folder with the four IDX files; found or fetched by default.
+        dataset: use this one instead of loading.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        max_lanes: how many configurations train at once, at most; by default as memory allows.
+        retry_failed: train again the trials that diverged.
+        command: what the report gives as the command that made it.
+        progress: told of what happens; nobody by default.
+
+    Returns:
+        The results of every grid point, by trial number.
+
+    Raises:
+        UserError: when the study, the data or the folder cannot be used.
+    """
+    import optuna
+
+    from fmnist import data as sources
+    from fmnist import files, grid, intact, lock, memory, provenance, storage_url, trouble
+    from fmnist.resume import Keeper
+    from fmnist.views.progress import make_progress
+
+    out, progress = Path(out), progress or make_progress(quiet=True)
+    url = storage or storage_url.of_run(out)
+    where = find_device(device)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with lock.holding(out), _LogTo(progress), Stop() as stop, trouble.told(out, url):
+        _claim(out, config)
+        files.sweep(out)  # not before it is known to be ours
+        study = grid.open_study(config, url)
+        done = grid.results(study, config)
+        failed = sum(result.state != "COMPLETE" for result in done)
+        retry = retry_failed and failed > 0
+        trains = retry or len(done) < config.size or grid.unfinished(study)
+        lost = intact.lost_parameters(out, grid.parameter_sums(study))
+        if not trains:
+            progress.message(f"study {config.name} in {out} is complete: nothing to train")
+            if failed:
+                progress.message(f"{failed} trials failed; --retry-failed trains them again")
+            intact.check_winner(out, done, config.metric, lost)
+            damaged = intact.damaged(out)
+            if damaged == [] or _is_of_an_older_version(study, out):
+                return done
+            if damaged:
+                progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
+        phases = Phases(study.user_attrs.get(PHASES))
+        with phases("reading the data"):
+            dataset = dataset or sources.load(data)
+        _mend_events(out, config, done)
+        facts = study.user_attrs.get(FACTS)
+        if trains or facts is None:  # what is only drawn again is of the day it was trained
+            facts = provenance.facts(command, where, 0.0, dataset.source)
+            study.set_user_attr(FACTS, facts)
+        if trains:
+            _train(
+                study, config, dataset, out, where, max_lanes, progress, facts, phases, stop, retry
+            )
+        Keeper(out / "checkpoints").clear()
+        memory.release()  # drawing loads libraries
+        results = grid.results(study, config)
+        intact.check_winner(out, results, config.metric, lost)
+        wall = f"{phases.seconds.get(TRAINING, 0.0):.0f} s"
+        with phases("drawing the views"):
+            from fmnist import publish  # seaborn costs a second of start-up
+
+            publish.publish(
+                out,
+                config,
+                results,
+                dataset,
+                facts | {"Wall time": wall},
+                storage,
+                study,
+                phases,
+                grid.parameter_sums(study),
+            )
+        study.set_user_attr(PHASES, phases.seconds)
+        return results
+
+
+def _is_of_an_older_version(study: optuna.Study, out: Path) -> bool:
+    """Whether the run was finished by a version that kept no sums: nothing is known to be lost.
+
+    Drawn again it would seem to be trained by this version.
+    """
+    return FACTS not in study.user_attrs and (out / "report.md").exists()
+
+
+def _mend_events(out: Path, config: StudyConfig, done: Sequence[TrialResult]) -> None:
+    from fmnist.views.tensorboard import TensorBoardMirror
+
+    with TensorBoardMirror(out / "tensorboard", config) as mirror:
+        for result in done:
+            mirror.mend(result)
+
+
+FACTS = "fmnist:provenance"
+PHASES = "fmnist:seconds_by_phase"
+TRAINING = "training and evaluation"
+
+
+def _train(
+    study: optuna.Study,
+    config: StudyConfig,
+    dataset: Dataset,
+    out: Path,
+    device: torch.device,
+    max_lanes: int | None,
+    progress: Progress,
+    facts: Mapping[str, str],
+    phases: Phases,
+    stop: Stop,
+    retry_failed: bool,
+) -> None:
+    """Train what is pending and mirror every event before Optuna hears of it."""
+    from fmnist import checkpoint, grid, loop, search
+    from fmnist.results import label
+    from fmnist.resume import Keeper, group_of
+    from fmnist.views.dashboard import DashboardMirror
+    from fmnist.views.tensorboard import TensorBoardMirror
+
+    examples = splits(config, dataset, device)
+    progress.message(f"device {device}")
+    said = ""
+    keeper = Keeper(out / "checkpoints")
+    events = search.run(
+        study,
+        config,
+        examples,
+        max_lanes=max_lanes,
+        keeper=keeper,
+        stop=stop,
+        retry_failed=retry_failed,
+    )
+    done = grid.results(study, config)
+    board = DashboardMirror(
+        study,
+        config,
+        out,
+        provenance=facts,
+        done=done,
+        images=len(examples.training.labels),
+    )
+    with TensorBoardMirror(out / "tensorboard", config) as mirror:
+        for event in phases.waiting_for(TRAINING, events):
+            match event:
+                case search.GroupStarted(index, total, trials, left, histories):
+                    for trial in trials:
+                        past = histories.get(trial.number, ())
+                        mirror.start(trial.number, trial.point, past)
+                    labels = {trial.number: label(trial.point) for trial in trials}
+                    images = len(examples.training.labels) * len(trials)
+                    progress.group(index, total, labels, config.epochs, images, left)
+                    group = group_of([trial.config for trial in trials])
+                    how = loop.convolution(group, device)
+                    if how != said:
+                        progress.message(f"convolutions of lanes: {how}")
+                    if how == "blocks" and not said and not process.kernels_are_compiled():
+                        progress.message("compiling the kernels, once: about half a minute")
+                    said = how
+                case search.EpochFinished(epoch, metrics, seconds):
+                    for number, values in metrics.items():
+                        mirror.epoch(number, epoch, values)
+                    progress.epoch(epoch, metrics, seconds)
+                case search.TrialFinished(result, params, state):
+                    path = checkpoint.model_path(out, result.number)
+                    digest = checkpoint.save_model(path, params, state)
+                    grid.note_parameters(study, result.number, digest)
+                    mirror.finish(result)
+                    board.finish(result, path)
+                    progress.trial(result)
+                    study.set_user_attr(PHASES, phases.seconds)
+                case search.LanesHalved(lanes, epoch):
+                    progress.message(
+                        f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"
+                    )
+
+
+def _claim(out: Path, config: StudyConfig) -> None:
+    """Mark the folder as this study's.
+
+    Raises:
+        UserError: when it is another's.
+    """
+    from fmnist import config as configs
+    from fmnist import files
+
+    path = out / "study.toml"
+    if not path.exists():
+        files.write_text(path, config.to_toml())
+        return
+    changes = configs.differences(configs.load(path), config)
+    if changes:
+        raise UserError(
+            f"--out {out} holds another study ({'; '.join(changes)}); "
+            "choose another --out, or delete that folder"
+        )
+
+
+class _LogTo(logging.Handler):
+    """While in it, what the package logs goes to the progress display."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+        self._logger = logging.getLogger("fmnist")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.message(record.getMessage())
+
+    def __enter__(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.INFO)
+        self._logger.addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
