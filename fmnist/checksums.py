@@ -36,10 +36,10 @@ def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
 def wrong(out: Path) -> list[str] | None:
     """The files that are not there any more, or not as they were; None when nothing was noted."""
     try:
-        head, *lines = (out / NAME).read_text(encoding="utf-8").splitlines()
+        head, *lines, end = (out / NAME).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError):  # ValueError: it is empty, or no text
         return None
     noted = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines]
-    if head != f"{_HEAD}{len(lines)}" or not all(noted):
+    if head != f"{_HEAD}{len(lines)}" or end or not all(noted):
         return None
     return [found[2] for found in noted if found and of(out / found[2]) != found[1]]

@@ -77,7 +77,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         status, said = _ending(error)
         failed = error
     unwritten = _unwritten()
-    if unwritten is not None and (failed is None or _is_the_same(unwritten, failed)):
+    if unwritten is not None and _explains(unwritten, failed):
         status, said = _ending(unwritten, "standard output")
     with contextlib.suppress(OSError):  # a full disk, perhaps
         print(said, end="", file=sys.stderr)
@@ -96,9 +96,8 @@ def _ending(error: BaseException, place: str = "") -> tuple[int, str]:
             return status, "\nstopped; the same command continues where it was\n"
         case BrokenPipeError():  # "| head": nobody reads on
             return 128 + signal.SIGPIPE, ""
-        case OSError() if reason := of_the_system(error):
-            where = error.filename or place
-            return 2, f"error: {f'{where}: ' if where else ''}{reason}\n"
+        case OSError() if reason := of_the_system(error, place):
+            return 2, f"error: {reason}\n"
     if _memory_ran_out(error):
         return 2, "error: there is not enough memory\n"
     lines = "".join(traceback.format_exception(error))
@@ -116,7 +115,10 @@ def _unwritten() -> OSError | None:
     return None
 
 
-def _is_the_same(unwritten: OSError, failed: BaseException) -> bool:
+def _explains(unwritten: OSError, failed: BaseException | None) -> bool:
+    """Whether a command ended well, or because of just that."""
+    if failed is None or isinstance(failed, SystemExit):
+        return True
     cause = failed.__cause__ if isinstance(failed, UserError) else failed
     return isinstance(cause, OSError) and (cause.errno, cause.filename) == (unwritten.errno, None)
 

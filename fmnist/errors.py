@@ -22,11 +22,19 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
-def of_the_system(error: OSError) -> str:
-    """What no program can help, such as a full disk, in words; empty for anything else."""
+def of_the_system(error: OSError, place: object = "") -> str:
+    """What no program can help, such as a full disk, in words; empty for anything else.
+
+    Args:
+        error: what was raised.
+        place: where, if the error does not say it.
+    """
     if (error.strerror or "").startswith("No usable temporary directory"):
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
-    return error.strerror or "" if error.errno in _OF_THE_SYSTEM else ""
+    if error.errno not in _OF_THE_SYSTEM or not error.strerror:
+        return ""
+    where = error.filename or place
+    return f"{where}: {error.strerror}" if where else error.strerror
 
 
 def printable(text: str) -> str:

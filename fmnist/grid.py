@@ -224,8 +224,10 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     """Store the result and finish the trial; after this Optuna refuses attributes."""
     # Not a user attribute: those are shown, and this one is longer than any page is wide.
     history = [list(metrics) for metrics in result.history]
-    study._storage.set_trial_system_attr(trial.handle._trial_id, HISTORY, history)
-    study._storage.set_trial_system_attr(trial.handle._trial_id, CHECK, _digest(result))
+    storage, key = study._storage, trial.handle._trial_id
+    digest = _digest(result, storage.get_trial_system_attrs(key).get(PARAMETERS))
+    storage.set_trial_system_attr(key, HISTORY, history)
+    storage.set_trial_system_attr(key, CHECK, digest)
     trial.handle.set_user_attr("seconds", result.seconds)
     if result.state == "FAIL":
         trial.handle.set_user_attr(REASON, result.reason)
@@ -285,31 +287,33 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
     Raises:
         ValueError: when that is not what was told.
     """
-    if HISTORY not in trial.system_attrs:
-        raise ValueError(f"trial {trial.number} has lost its history")
-    attrs = trial.user_attrs
+    attrs, more = trial.user_attrs, trial.system_attrs
+    for lost, what in {HISTORY: "history", CHECK: "checksum"}.items():
+        if lost not in more:
+            raise ValueError(f"trial {trial.number} has no {what}")
     result = TrialResult(
         number=trial.number,
         point={key: trial.params[key] for key in config.grid},
         state="COMPLETE" if trial.state == TrialState.COMPLETE else "FAIL",
-        history=tuple(EpochMetrics(*row) for row in trial.system_attrs[HISTORY]),
+        history=tuple(EpochMetrics(*row) for row in more[HISTORY]),
         test_loss=attrs.get("test_loss", math.nan),
         test_accuracy=attrs.get("test_accuracy", math.nan),
         seconds=attrs["seconds"],
         reason=attrs.get(REASON, ""),
     )
-    if trial.system_attrs.get(CHECK, _digest(result)) != _digest(result):
+    if more[CHECK] != _digest(result, more.get(PARAMETERS)):
         raise ValueError(f"trial {trial.number} is not as it was written")
     return result
 
 
-def _digest(result: TrialResult) -> str:
+def _digest(result: TrialResult, parameters: str | None) -> str:
     told = (
         result.number,
         sorted(result.point.items()),
         result.state,
         [tuple(metrics) for metrics in result.history],
         (result.test_loss, result.test_accuracy, result.seconds, result.reason),
+        parameters,
     )
     # By repr: floats as they are, NaN included, and any text.
     return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()

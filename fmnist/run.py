@@ -97,7 +97,7 @@ def run_study(
                 progress.message(f"{failed} trials failed; --retry-failed trains them again")
             intact.check_winner(out, done, config.metric, lost)
             damaged = intact.damaged(out)
-            if damaged == [] or _is_of_an_older_version(study, out):
+            if damaged == []:
                 return done
             if damaged:
                 progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
@@ -106,7 +106,7 @@ def run_study(
             dataset = dataset or sources.load(data)
         _mend_events(out, config, done)
         facts = study.user_attrs.get(FACTS)
-        if trains or facts is None:  # what is only drawn again is of the day it was trained
+        if trains or facts is None:  # what is only drawn again keeps those of its training
             facts = provenance.facts(command, where, 0.0, dataset.source)
             study.set_user_attr(FACTS, facts)
         if trains:
@@ -134,14 +134,6 @@ def run_study(
             )
         study.set_user_attr(PHASES, phases.seconds)
         return results
-
-
-def _is_of_an_older_version(study: optuna.Study, out: Path) -> bool:
-    """Whether the run was finished by a version that kept no sums: nothing is known to be lost.
-
-    Drawn again it would seem to be trained by this version.
-    """
-    return FACTS not in study.user_attrs and (out / "report.md").exists()
 
 
 def _mend_events(out: Path, config: StudyConfig, done: Sequence[TrialResult]) -> None:

@@ -30,11 +30,10 @@ def told(out: Path, storage: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or out
         if error.errno in _LOST and not (Path(out) / lock.NAME).exists():
             raise UserError(f"--out {out} is gone; {_GO_ON}") from error
-        if reason := of_the_system(error):
-            raise UserError(f"{where}: {reason}; {_GO_ON}") from error
+        if reason := of_the_system(error, out):
+            raise UserError(f"{reason}; {_GO_ON}") from error
         raise
     except KeyError as error:
         if _DELETED not in str(error):

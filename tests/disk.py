@@ -9,6 +9,7 @@ an undisturbed one, bit for bit. The disks are memory, mounted where no other pr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import random
 import shutil
@@ -63,6 +64,17 @@ def read_only(place: Path, log: Path, images: Dataset) -> str:
     return line
 
 
+def filled(place: Path, log: Path, images: Dataset) -> str:
+    """A disk on which no byte is left."""
+    mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
+    with contextlib.suppress(OSError), (place / "theirs").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    line = refused(place, log, images)
+    (place / "theirs").unlink()
+    return line
+
+
 def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
     """A disk that becomes read-only, or is gone, when the first trial is done."""
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
@@ -87,7 +99,7 @@ def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
 
 
 def survive(times: int, seed: int) -> None:
-    """Once read-only, once read-only and once lost midway, and so many times full."""
+    """Once read-only, filled, read-only midway and lost midway, and so many times too small."""
     chance = random.Random(seed)
     folder = Path(tempfile.mkdtemp())
     images = crash.data()
@@ -99,6 +111,7 @@ def survive(times: int, seed: int) -> None:
     sizes = [chance.randint(4, int(used * 0.9)) for _ in range(times)]
     tries = [
         functools.partial(read_only, place, log, images),
+        functools.partial(filled, place, log, images),
         functools.partial(midway, place, log, images, lost=False),
         functools.partial(midway, place, log, images, lost=True),
         *[functools.partial(full, place, log, images, size) for size in sizes],

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import optuna
+import pytest
 
 
 def fmnist(*args, cwd):
@@ -74,6 +76,63 @@ def test_our_own_mistake_is_a_traceback_with_a_line_on_it_and_no_password(tmp_pa
     assert "ZeroDivisionError: of postgresql://me:***@host/db" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("your command and the study file.")
     assert "hush" not in done.stderr
+
+
+SMALL = ["--epochs", "1", "--set", "holdout=50000", "--set", "batch_size=2000",
+         "--set", "learning_rate=0.001"]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", [["--dry-run"], ["--help"], [*SMALL, "--out", "run"]])
+def test_output_that_cannot_be_written_is_one_line(tmp_path, args):
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fmnist.study", *args],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False, env=env,
+        )  # fmt: skip
+    assert done.stderr == "error: standard output: No space left on device\n"
+    assert done.returncode == 2
+
+
+NOWHERE = """
+import sys, tempfile
+tempfile._candidate_tempdir_list = list
+tempfile.tempdir = None
+from fmnist import cli, study, view
+cli.run({"study": study.main, "view": view.main}[sys.argv.pop(1)])
+"""
+
+
+def test_without_a_folder_for_temporary_files(tmp_path):
+    """Which torch asks for, and our servers."""
+    fmnist(*SMALL, "--out", "run", cwd=tmp_path)
+    for arguments in (["study", *SMALL, "--out", "other"], ["view", "run"]):
+        done = subprocess.run(
+            [sys.executable, "-c", NOWHERE, *arguments],
+            capture_output=True, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: there is no folder for temporary files; name one in the en")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("MemoryError()", 2, "error: there is not enough memory\n"),
+        ("RuntimeError(\"DefaultCPUAllocator: can't allocate memory\")", 2,
+         "error: there is not enough memory\n"),
+        ("OSError(28, 'No space left on device', 'x.png')", 2,
+         "error: x.png: No space left on device\n"),
+        ("SystemExit(3)", 3, ""),
+    ],
+)  # fmt: skip
+def test_what_is_nobodys_mistake_is_one_line(error, status, said):
+    script = f"import torch; from fmnist import cli\ndef main(argv): raise {error}\ncli.run(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, said)
 
 
 def test_a_reader_that_leaves_is_no_mistake(tmp_path):

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fmnist import checksums, files, grid, trouble
+from fmnist import checkpoint, checksums, files, grid, storage_url, trouble
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset
 from fmnist.errors import UserError
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.results import winner
 from fmnist.run import run_study
+from fmnist.views import tensorboard
 from fmnist.views.progress import Progress
 
 CONFIG = StudyConfig(
@@ -93,7 +95,9 @@ def test_what_was_left_is_noted_in_the_format_of_sha256sum(run):
         cwd=run, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    named = {line.split("  ")[1] for line in (run / checksums.NAME).read_text().splitlines()}
+    head, *lines = (run / checksums.NAME).read_text().splitlines()
+    named = {line.split("  ")[1] for line in lines}
+    assert head == f"# fmnist, files: {len(named)}"
     assert {"results.csv", "report.md", "report.html", "best/params.safetensors"} <= named
     assert {f"parameters/{number}.safetensors" for number in range(3)} <= named
 
@@ -145,28 +149,107 @@ def test_events_that_are_torn_or_lost_are_written_again(run, whole, small):
     (event,) = folders[0].glob("*tfevents*")
     event.write_bytes(event.read_bytes()[:-7])
     shutil.rmtree(folders[1])
+    (described,) = (run / "tensorboard").glob("*tfevents*")
+    described.write_bytes(described.read_bytes()[:-7])
     again(run, small)
+    tags = [tensorboard._tags(root / "tensorboard") for root in (run, whole)]
+    assert tags[0] == tags[1] != set()
     for folder in folders:
         expected = points(whole / "tensorboard" / folder.name)
         assert len(expected) == 2 * 4 + 2
         assert points(folder) == expected
 
 
-def test_a_winner_whose_parameters_are_damaged_is_refused(run, small):
-    best = winner(grid.results(grid.open_study(CONFIG, f"sqlite:///{run}/study.db"), CONFIG),
-                  CONFIG.metric)  # fmt: skip
-    path = run / "parameters" / f"{best.number}.safetensors"
+def torn(path):
+    """Change a bit of a file's last number: it can still be read."""
     content = bytearray(path.read_bytes())
-    content[-3] ^= 1  # a bit of a weight: it can still be read
+    content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"{path.name} is missing or damaged.*another --out"):
-        again(run, small)
-    other = run / "parameters" / f"{(best.number + 1) % 3}.safetensors"
-    path.write_bytes(bytes(content[:-3]) + bytes([content[-3] ^ 1]) + bytes(content[-2:]))
-    other.unlink()
+
+
+def parameters(run):
+    """The winner's file of parameters, and another's."""
+    results = grid.results(grid.open_study(CONFIG, storage_url.of_run(run)), CONFIG)
+    best = winner(results, CONFIG.metric)
+    other = next(result for result in results if result.number != best.number)
+    return [checkpoint.model_path(run, result.number) for result in (best, other)]
+
+
+@pytest.mark.parametrize("how", [torn, Path.unlink])
+def test_the_winners_parameters_come_back_from_best(run, whole, small, how):
+    path, _ = parameters(run)
+    how(path)
     _, said = again(run, small)
-    assert f"{other} is missing or damaged, and only training brings it back" in said
+    assert f"{path} was missing or damaged, and is restored from {run}/best/" in said
     assert "made anew" not in said
+    assert path.read_bytes() == (whole / path.relative_to(run)).read_bytes()
+    assert again(run, small)[1].endswith("nothing to train")
+
+
+def test_a_winner_whose_parameters_are_lost_is_refused(run, small):
+    path, _ = parameters(run)
+    torn(path)
+    torn(run / "best" / "params.safetensors")
+    before = (run / checksums.NAME).read_bytes()
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"{path.name} is missing or damaged.*another --out"):
+            again(run, small)
+    assert (run / checksums.NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("how", [torn, Path.unlink])
+def test_lost_parameters_of_another_are_told_of_every_time(run, small, how):
+    _, path = parameters(run)
+    how(path)
+    for lost in (None, "results.csv", None):
+        if lost:
+            (run / lost).unlink()
+        _, said = again(run, small)
+        assert f"{path} is missing or damaged, and only training brings it back" in said
+        assert ("made anew: results.csv" if lost else "nothing to train") in said
+        assert ("made anew" in said) == (lost is not None)
+    assert checksums.wrong(run) == [f"parameters/{path.name}"]
+
+
+def test_trying_again_does_not_publish_a_winner_that_is_lost(small, tmp_path):
+    config = replace(CONFIG, grid={"learning_rate": (0.001, 1e30)})
+    out = tmp_path / "run"
+    results = run_study(config, out, dataset=small)
+    best = winner(results, CONFIG.metric)
+    assert [result.state for result in results if result.number != best.number] == ["FAIL"]
+    for path in (checkpoint.model_path(out, best.number), out / "best" / "params.safetensors"):
+        torn(path)
+    before = (out / "results.csv").read_bytes()
+    with pytest.raises(UserError, match="is the winner's; choose another --out"):
+        run_study(config, out, dataset=small, retry_failed=True)
+    assert (out / "results.csv").read_bytes() == before
+
+
+def test_sums_that_are_lost_or_cut_are_noted_again(run, whole, small):
+    content = (run / checksums.NAME).read_bytes()
+    lines = content.splitlines(keepends=True)
+    for left in (None, b"", content[:-9], b"".join(lines[:-2]), b"\xff" * 99):
+        if left is None:
+            (run / checksums.NAME).unlink()
+        else:
+            (run / checksums.NAME).write_bytes(left)
+        assert checksums.wrong(run) is None
+        (run / "results.csv").unlink(missing_ok=True)
+        again(run, small)
+        assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+        assert checksums.wrong(run) == []
+
+
+def test_what_a_person_puts_beside_is_not_ours(run, small):
+    names = ["notes.md", "figures/mine.png", "tensorboard/mine.txt", "best/why\nthis.txt"]
+    for name in names:
+        (run / name).write_text("mine")
+    (run / "history.csv").unlink()
+    again(run, small)
+    assert not [name for name in names if name in (run / checksums.NAME).read_text()]
+    for name in names:
+        (run / name).unlink()
+    assert again(run, small)[1].endswith("nothing to train")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -189,15 +272,17 @@ def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factor
         words = [found.start() for found in re.finditer(rb"[ -~]{8,}", bytes(content))]
         content[chance.choice(words) + chance.randrange(8)] = chance.choice(b'0123456789{}[],":az')
     (out / "study.db").write_bytes(content)
-    url, results = f"sqlite:///{out}/study.db", {}
+    url, found, again = storage_url.of_run(out), None, []
     with contextlib.suppress(UserError), trouble.told(out, url):
         opened = grid.open_study(CONFIG, url)
-        results = {result.number: result for result in grid.results(opened, CONFIG)}
+        results = grid.results(opened, CONFIG)
+        again = [trial.point for trial in grid.pending(opened, CONFIG)]
+        found = results
     shutil.rmtree(out)
-    told = grid.results(grid.open_study(CONFIG, f"sqlite:///{whole}/study.db"), CONFIG)
-    assert set(results) <= {result.number for result in told}
-    for result in told:
-        assert results.get(result.number, result) == result
+    if found is not None:
+        told = grid.results(grid.open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
+        assert [result for result in found if result not in told] == []
+        assert [r for r in told if r not in found and r.point not in again] == []
 
 
 def test_a_database_that_is_none_is_one_line(run, small):
@@ -206,22 +291,52 @@ def test_a_database_that_is_none_is_one_line(run, small):
         again(run, small)
 
 
-def test_a_result_that_was_changed_in_the_database_is_refused(run, small):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "trial_user_attributes set value_json = 0.987 where key = 'test_accuracy'",
+            "not as it was written",
+        ),
+        ("trial_params set param_value = 1 - param_value", "not as it was written"),
+        ("trial_system_attributes set key = 'x' where key = 'fmnist:history'", "has no history"),
+        ("trial_system_attributes set key = 'x' where key = 'fmnist:sha256'", "has no checksum"),
+        (
+            "trial_system_attributes set key = 'x' where key = 'fmnist:parameters_sha256'",
+            "not as it was written",
+        ),
+        ("trials set state = 'FAIL'", "not as it was written"),
+    ],
+)
+def test_what_was_changed_in_the_database_is_refused(run, small, change, said):
     import sqlite3
 
     with sqlite3.connect(run / "study.db") as database:
-        ((key, value),) = database.execute(
-            "select trial_user_attribute_id, value_json from trial_user_attributes "
-            "where key = 'test_accuracy' limit 1"
-        )
-        changed = json.dumps(json.loads(value) + 0.01)
-        database.execute(
-            "update trial_user_attributes set value_json = ? where trial_user_attribute_id = ?",
-            (changed, key),
-        )
+        database.execute(f"update {change} and true" if "where" in change else f"update {change}")
     database.close()
-    with pytest.raises(UserError, match=r"damaged.*trial \d is not as it was written"):
+    with pytest.raises(UserError, match=rf"damaged.*trial \d (is )?{said}"):
         again(run, small)
+
+
+def test_a_study_that_is_deleted_while_it_trains_is_one_line(small, tmp_path):
+    class Deletes(Said):
+        def epoch(self, *args):
+            with contextlib.suppress(KeyError):  # it is, after the first time
+                optuna.delete_study(study_name=CONFIG.name, storage=storage_url.of_run(tmp_path))
+
+    with pytest.raises(UserError, match=r"deleted from the storage; .* give the same command"):
+        run_study(CONFIG, tmp_path, dataset=small, progress=Deletes())
+    results = run_study(CONFIG, tmp_path, dataset=small)
+    assert [result.state for result in results] == ["COMPLETE"] * 3
+
+
+def test_a_folder_may_have_any_name(small, tmp_path):
+    out = tmp_path / "100% {sure}? #1 é &c"
+    run_study(replace(CONFIG, grid={"seed": (0,)}), out, dataset=small)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert (out / "study.db").is_file()
+    stored = optuna.load_study(study_name=CONFIG.name, storage=storage_url.of_run(out))
+    assert len(stored.trials) == 1
 
 
 def test_leftovers_of_a_kill_are_swept(tmp_path):

@@ -524,6 +524,15 @@ def test_machine_without_apt(tmp_path, monkeypatch):
         FROM_ARCHIVE(tmp_path)
 
 
+def test_a_command_may_warn(tmp_path):
+    (tmp_path / "warns").write_text("#!/bin/sh\necho 'W: old' >&2; echo out; exit $1")
+    (tmp_path / "warns").chmod(0o755)
+    command, out = str(tmp_path / "warns"), tmp_path / "out"
+    assert sources._run([command, "0"], tmp_path, out) == (True, "W: old")
+    assert out.read_text() == "out\n"
+    assert sources._run([command, "3"], tmp_path) == (False, "W: old")
+
+
 def test_apt_that_fails_or_hangs(tmp_path, monkeypatch):
     tool = tmp_path / "bin" / "apt-get"
     tool.parent.mkdir()

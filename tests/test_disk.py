@@ -32,4 +32,4 @@ def test_a_study_survives_its_disk(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "survived 5" in done.stdout
+    assert "survived 6" in done.stdout

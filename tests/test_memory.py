@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import resource
 import subprocess
@@ -54,13 +55,14 @@ def test_under_a_limit_the_lanes_are_halved_and_nothing_changes(tmp_path):
         "--set", f"seed={','.join(map(str, range(4)))}", "--out",
     ]  # fmt: skip
 
-    def limited():
+    def limited():  # each thread's stack takes of it
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def run(name, *more, **options):
         done = subprocess.run(
             [*command, str(tmp_path / name), *more],
-            capture_output=True, text=True, timeout=300, check=False, **options,
+            capture_output=True, text=True, timeout=300, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}, **options,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import signal
 import socket
@@ -145,6 +146,33 @@ def test_a_server_that_dies_is_one_line_and_the_study_goes_on(server, tmp_path):
     done = subprocess.run(command(server, out, "died"), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert states(server, "died") == ["COMPLETE"] * 4
+
+
+def test_a_user_without_rights_is_one_line(server, tmp_path):
+    """Midway: what was written before stays."""
+    import psycopg
+
+    out = tmp_path / "run"
+    tables = ("trial_intermediate_values", "trials")
+    with psycopg.connect(server.url.replace("+psycopg", "")) as connection:
+        connection.execute("create role guest login password 'hush-guest'")
+        connection.execute("grant all on all tables in schema public to guest")
+        connection.execute("grant all on all sequences in schema public to guest")
+        for table in tables:
+            connection.execute(f"revoke insert, update on {table} from guest")
+    given = [word.replace(f"me:{PASSWORD}@", "guest:hush-guest@")
+             for word in command(server, out, "guest")]  # fmt: skip
+    done = subprocess.run(given, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search("permission denied for table trial", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert "hush" not in done.stderr
+    with psycopg.connect(server.url.replace("+psycopg", "")) as connection:
+        for table in tables:
+            connection.execute(f"grant all on {table} to guest")
+    done = subprocess.run(given, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert states(server, "guest") == ["COMPLETE"] * 4
 
 
 def test_a_wrong_password_is_one_line_without_it(server, tmp_path):

@@ -16,13 +16,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from made_up import results_of
 
 from fmnist import grid
 from fmnist.config import StudyConfig
-from fmnist.passwords import hide
 from fmnist.views.tensorboard import TensorBoardMirror
 
 STUDY = StudyConfig(name="seen", epochs=2, grid={"seed": (0, 1)})
@@ -255,15 +252,3 @@ def test_without_the_extra_it_says_what_to_install(run):
     assert done.stderr == (
         "error: optuna-dashboard is not installed: pip install 'fmnist[dashboard]'\n"
     )
-
-
-@given(st.text(min_size=1).filter(lambda secret: secret != "***"))
-def test_no_password_is_said(secret):
-    import sqlalchemy
-
-    url = sqlalchemy.URL.create(
-        "mysql", username="u", password=secret, host="h", query={"ssl_password": secret}
-    ).render_as_string(hide_password=False)
-    said = hide(f"before [{secret}] {url} after", url)
-    assert f"[{secret}]" not in said
-    assert url not in said

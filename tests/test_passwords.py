@@ -1,0 +1,132 @@
+"""Passwords in storage URLs: starred in what is shown, covered in the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fmnist import cli, grid, trouble
+from fmnist.config import StudyConfig
+from fmnist.errors import UserError
+from fmnist.passwords import hide, of_arguments, starred, starred_text
+
+URLS = [
+    "postgresql://me:hush-9a@host/db",
+    "postgresql+psycopg://me@corp:hush-9a@host:5432/db",
+    "postgresql://me:hush-9a /?#@host/db",
+    "postgresql://:hush-9a@host/db",
+    "mysql://host/db?user=me&password=hush-9a&x=1",
+    "mysql://host/db?ssl_passphrase=hush-9a",
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BX+1%7D%3BUID%3Dme%3BPWD%3Dhush-9a%3BX%3D1",
+    "mssql+pyodbc:///?odbc_connect=PWD={hush-9a;};UID=me",
+    "mssql+pyodbc:///?odbc_connect=UID=me; Password=hush-9a",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_is_starred(url):
+    assert "hush" not in starred(url)
+    assert "***" in starred(url)
+    secret = next(s for s in ("hush-9a /?#", "hush-9a") if s in url)
+    assert "hush" not in hide(f"it says: {url}; {secret}; {quote(url, safe='')}", url)
+    if " " not in url.replace("; ", ""):
+        text = f"first\n  --storage={url}\nlast"
+        assert "hush" not in starred_text(text)
+        assert starred_text(text).startswith("first\n  --storage=m" if url[0] == "m" else "first")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:///a:b@c/study.db",
+        "sqlite:////tmp/100%/study.db",
+        "postgresql://me@host/db?sslmode=require",
+        "http://127.0.0.1:6006/",
+        "--set name=bypass=3",
+    ],
+)
+def test_what_holds_no_password_is_left(text):
+    assert starred(text) == starred_text(text) == text
+
+
+@given(st.text(min_size=1).filter(lambda secret: secret != "***"))
+def test_no_password_is_said(secret):
+    url = sqlalchemy.URL.create(
+        "mysql", username="u", password=secret, host="h", query={"ssl_password": secret}
+    ).render_as_string(hide_password=False)
+    said = hide(f"before [{secret}] {url} after", url)
+    assert f"[{secret}]" not in said
+    assert url not in said
+
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="@", min_codepoint=32), min_size=1)
+
+
+@given(words.map(lambda w: f"<{w}>"), st.sampled_from(["me", "me@corp", "m\xe9", ""]))
+@example("<a@b>", "me")
+def test_a_raw_password_is_not_shown(secret, user):
+    """As people write it: unquoted, whatever SQLAlchemy makes of that."""
+    url = f"postgresql://{user}:{secret}@host/db"
+    assert secret not in starred(url)
+    error = RuntimeError(f"cannot log in with {secret} as {user}")
+    assert secret not in trouble.words(error, url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush-9a@host:54a2/db",
+        "postgresql://me:hush-{9a}@host/db",
+        "postgresql://me:hush-{}@host/db",
+        "postgresql://me:hush-{@host/db",
+        "me:hush-9a@host",
+        "hush-9a",
+        "redis://me:hush-9a@host/0",
+        "mysql://me:hush-9a@host/0",
+        "postgresql+psycopg://me:hush@-9a@127.0.0.1:1/db",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_one_line_without_its_password(url):
+    config = StudyConfig(name="x", epochs=1, grid={"seed": (0,)})
+    with pytest.raises(UserError, match="storage") as caught:
+        grid.open_study(config, url)
+    assert "9a" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_is_kept_without_it():
+    argv = ["--set", "name=a@b", "--storage", "postgresql://me:hush 9a@host/db", "--quiet"]
+    kept = cli.command("fmnist.study", map(starred, argv))
+    assert kept == (
+        "python -m fmnist.study --set name=a@b --storage 'postgresql://me:***@host/db' --quiet"
+    )
+    assert of_arguments([*argv, f"--storage={argv[3]}"]) == [argv[3]] * 2
+
+
+@pytest.mark.parametrize("secret", ["hush 9a", "h\xe0 9a", "\u5bc6\u7801", "h@9a"])
+def test_other_users_of_the_machine_do_not_see_it(secret):
+    script = (
+        "from pathlib import Path; import sys; from fmnist import passwords\n"
+        "passwords.cover_arguments()\n"
+        "sys.stdout.buffer.write(Path('/proc/self/cmdline').read_bytes())"
+    )
+    url = f"postgresql://me@corp:{secret}@host/db"
+    for arguments in (["--storage", url], [f"--storage={url}"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments, "last"],
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONUTF8": "1"},
+        )
+        expected = os.fsencode(url).replace(secret.encode(), b"*" * len(secret.encode()))
+        assert expected in done.stdout
+        assert done.stdout.endswith(b"\0last\0")
