@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from fmnist import process
 from fmnist.device import find_device
-from fmnist.errors import UserError
 from fmnist.phases import Phases
 from fmnist.signals import Stop
 
@@ -73,8 +72,8 @@ def run_study(
     """
     import optuna
 
+    from fmnist import claim, files, grid, intact, lock, memory, provenance, storage_url, trouble
     from fmnist import data as sources
-    from fmnist import files, grid, intact, lock, memory, provenance, storage_url, trouble
     from fmnist.resume import Keeper
     from fmnist.views.progress import make_progress
 
@@ -83,9 +82,10 @@ def run_study(
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with lock.holding(out), _LogTo(progress), Stop() as stop, trouble.told(out, url):
-        _claim(out, config)
+        claim.check(out, config)
         files.sweep(out)  # not before it is known to be ours
         study = grid.open_study(config, url)
+        claim.take(out, config, study if storage else None)
         done = grid.results(study, config)
         failed = sum(result.state != "COMPLETE" for result in done)
         retry = retry_failed and failed > 0
@@ -224,27 +224,6 @@ def _train(
                     progress.message(
                         f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"
                     )
-
-
-def _claim(out: Path, config: StudyConfig) -> None:
-    """Mark the folder as this study's.
-
-    Raises:
-        UserError: when it is another's.
-    """
-    from fmnist import config as configs
-    from fmnist import files
-
-    path = out / "study.toml"
-    if not path.exists():
-        files.write_text(path, config.to_toml())
-        return
-    changes = configs.differences(configs.load(path), config)
-    if changes:
-        raise UserError(
-            f"--out {out} holds another study ({'; '.join(changes)}); "
-            "choose another --out, or delete that folder"
-        )
 
 
 class _LogTo(logging.Handler):

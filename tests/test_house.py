@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "functional": set(),
     "results": set(),
     "process": set(),
+    "claim": {"config", "errors", "files"},
     "cli": {"errors", "memory", "passwords", "signals"},
     "storage_url": set(),
     "device": {"errors"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist import cli, process
+from fmnist.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist.config import StudyConfig
@@ -26,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     process.prepare()
 
+    from fmnist import claim, lock, provenance, publish, trouble
     from fmnist import config as configs
     from fmnist import data as sources
-    from fmnist import lock, provenance, publish, trouble
     from fmnist.device import find_device
     from fmnist.run import splits
     from fmnist.views.report import print_outcome
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
     with lock.holding(out), trouble.told(out):
+        if claim.is_taken(out):
+            raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
         dataset = sources.load(args.data)
         on_device = splits(config, dataset, device)
         began = time.perf_counter()
