@@ -79,8 +79,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     unwritten = _unwritten()
     if unwritten is not None and _explains(unwritten, failed):
         status, said = _ending(unwritten, "standard output")
-    with contextlib.suppress(OSError):  # a full disk, perhaps
-        print(said, end="", file=sys.stderr)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # a full disk, perhaps
+            print(said, end="", file=sys.stderr)
     sys.exit(status)
 
 
@@ -107,6 +108,8 @@ def _ending(error: BaseException, place: str = "") -> tuple[int, str]:
 
 def _unwritten() -> OSError | None:
     """Why what was printed did not reach its place; then it goes nowhere, quietly."""
+    if sys.stdout is None:  # closed before we began
+        return None
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -145,3 +145,12 @@ def test_a_reader_that_leaves_is_no_mistake(tmp_path):
     os.close(write)
     assert "Traceback" not in done.stderr
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_without_any_output_the_status_still_tells(tmp_path):
+    for closed, args, status in (("1>&-", "--dry-run", 0), ("2>&-", "--device x", 2)):
+        done = subprocess.run(
+            ["sh", "-c", f"exec {sys.executable} -m fmnist.study {args} {closed}"],
+            capture_output=True, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
