@@ -88,7 +88,7 @@ def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
     if lost:
         subprocess.run(["umount", "--lazy", place], check=True)
     else:
-        mount("--bind", "-o", "ro", keep, place)  # over it; what is open stays open
+        cover(place)
     line = check(crash.end(child), log.read_text(encoding="utf-8"))
     if not lost:
         subprocess.run(["umount", "--lazy", place], check=True)
@@ -96,6 +96,21 @@ def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
         assert not list(place.iterdir()), "it wrote to where the disk had been"
         mount("--bind", keep, place)
     return line
+
+
+def cover(place: Path) -> None:
+    """Put a read-only copy over a disk in use; what is open stays open.
+
+    The disk itself could not be made read-only while a file is being written, and a view of it
+    cannot on every system.
+    """
+    copy = place.with_name("copy")
+    copy.mkdir(exist_ok=True)
+    mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", copy)
+    with contextlib.suppress(shutil.Error):  # a file that is gone by now
+        shutil.copytree(place, copy, dirs_exist_ok=True)
+    mount("-o", "remount,ro", copy)
+    mount("--bind", copy, place)
 
 
 def survive(times: int, seed: int) -> None:
@@ -124,8 +139,9 @@ def survive(times: int, seed: int) -> None:
         wrong = crash.differences(crash.outcome(place / "study"), expected)
         assert not wrong, f"differs from the undisturbed study in {wrong}"
         subprocess.run(["umount", "--lazy", place], check=True)
-        if place.with_name("keep").is_mount():
-            subprocess.run(["umount", "--lazy", place.with_name("keep")], check=True)
+        for beside in (place.with_name("keep"), place.with_name("copy")):
+            if beside.is_mount():
+                subprocess.run(["umount", "--lazy", beside], check=True)
         place.rmdir()
     shutil.rmtree(folder)
     print(f"survived {len(tries)}")
