@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import optuna
-import sqlalchemy
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist import passwords, trouble
-from fmnist.config import StudyConfig, TrialConfig, differences
+from fmnist import stored
+from fmnist.config import StudyConfig, TrialConfig
 from fmnist.errors import UserError
 from fmnist.results import EpochMetrics, Point, TrialResult, Value
 
-CONFIG = "fmnist:config"
 HISTORY = "fmnist:history"
 REASON = "fmnist:reason"
 CHECK = "fmnist:sha256"
 PARAMETERS = "fmnist:parameters_sha256"
-
-_DAMAGED = (
-    "the study in the storage is damaged: restore it, or move it away and the study begins again"
-)
-
-
-class StudyMismatchError(UserError):
-    """The storage holds another study under this name; says what differs."""
 
 
 class Trial(NamedTuple):
@@ -60,80 +46,6 @@ def distribution(values: Sequence[Value]) -> BaseDistribution:
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high)
     return FloatDistribution(low, high, log=low > 0 and high / low >= 10)
-
-
-def open_study(config: StudyConfig, storage: str) -> optuna.Study:
-    """Make the study, or load it when the storage has it.
-
-    Raises:
-        UserError: when the storage cannot be reached or used.
-        StudyMismatchError: when a study of this name was made from another configuration.
-            GridSampler would accept it: its seed permutes the grid and is not checked.
-    """
-    sampler = optuna.samplers.GridSampler(
-        {key: list(values) for key, values in config.grid.items()}, seed=config.seed
-    )
-    url = _parsed(storage)
-    try:
-        url.get_dialect()
-        with _sound(storage):
-            _check_sqlite(url)
-            study = optuna.create_study(
-                study_name=config.name,
-                storage=storage,
-                sampler=sampler,
-                direction=config.direction,
-                load_if_exists=True,
-            )
-            stored = study.user_attrs.get(CONFIG)
-    # RuntimeError: tables of another version of Optuna.
-    except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
-        raise UserError(trouble.words(error, storage)) from error
-    if stored is None:
-        if study.get_trials(deepcopy=False):
-            raise StudyMismatchError(f"study {config.name!r} in the storage is not one of fmnist's")
-        with warnings.catch_warnings():  # "experimental" since Optuna 3.2
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([config.metric])
-        study.set_user_attr(CONFIG, config.to_dict())
-    elif changes := differences(StudyConfig.from_dict(stored), config):
-        raise StudyMismatchError(
-            f"study {config.name!r} is already there and differs: {'; '.join(changes)}"
-        )
-    return study
-
-
-def _parsed(storage: str) -> sqlalchemy.URL:
-    try:
-        storage.format(SCHEMA_VERSION=0)  # as Optuna does
-        return sqlalchemy.make_url(storage)
-    except (SQLAlchemyError, ValueError, LookupError):  # which may quote a password
-        what = "is no URL of a database, such as postgresql://user:password@host:5432/name"
-        hint = "in a user's name or password %, /, :, ?, @, { and } are written as %25, %2F and so"
-        raise UserError(f"--storage {what}; {hint} on") from None
-
-
-@contextlib.contextmanager
-def _sound(storage: str = "") -> Iterator[None]:
-    """Reading what the storage holds; what cannot be understood was damaged."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{_DAMAGED} ({passwords.hide(str(error), storage)})") from error
-
-
-def _check_sqlite(url: sqlalchemy.URL) -> None:
-    """Have SQLite look for damage, which it otherwise tells when it comes across it."""
-    if url.get_backend_name() != "sqlite":
-        return
-    engine = sqlalchemy.create_engine(url)
-    try:
-        with engine.connect() as connection:
-            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    finally:
-        engine.dispose()
-    if said != "ok":
-        raise UserError(f"{_DAMAGED} ({said})")
 
 
 def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[str, Value]:
@@ -225,7 +137,7 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     # Not a user attribute: those are shown, and this one is longer than any page is wide.
     history = [list(metrics) for metrics in result.history]
     storage, key = study._storage, trial.handle._trial_id
-    digest = _digest(result, storage.get_trial_system_attrs(key).get(PARAMETERS))
+    digest = _digest(result, storage.get_trial_system_attrs(key))
     storage.set_trial_system_attr(key, HISTORY, history)
     storage.set_trial_system_attr(key, CHECK, digest)
     trial.handle.set_user_attr("seconds", result.seconds)
@@ -251,13 +163,11 @@ def note_parameters(study: optuna.Study, number: int, sha256: str) -> None:
     study._storage.set_trial_system_attr(key, PARAMETERS, sha256)
 
 
-def parameter_sums(study: optuna.Study) -> dict[int, str]:
-    """The SHA-256 of every finished trial's file of parameters, by trial number."""
-    return {
-        trial.number: trial.system_attrs[PARAMETERS]
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished() and PARAMETERS in trial.system_attrs
-    }
+def parameter_sums(study: optuna.Study, results: Iterable[TrialResult]) -> dict[int, str]:
+    """The SHA-256 of the file of parameters behind each of these results, by trial number."""
+    attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    numbers = [result.number for result in results if PARAMETERS in attrs[result.number]]
+    return {number: attrs[number][PARAMETERS] for number in numbers}
 
 
 def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
@@ -267,12 +177,22 @@ def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
         UserError: when one is not as it was told.
     """
     by_point: dict[str, TrialResult] = {}
-    with _sound():
-        for trial in study.get_trials(deepcopy=False):
+    with stored.sound():
+        for trial in stored.trials(study):
             if trial.state.is_finished() and not _was_lost(trial):
                 result = _result(trial, config)
                 by_point[repr(result.point)] = result
     return sorted(by_point.values(), key=lambda result: result.number)
+
+
+def check_whole(results: Sequence[TrialResult], config: StudyConfig) -> None:
+    """See that a study that was trained to its end has a result for each grid point.
+
+    Raises:
+        UserError: it has not.
+    """
+    if len(results) != config.size:
+        raise UserError(f"{stored.DAMAGED} (it has {len(results)} results of {config.size})")
 
 
 def _was_lost(trial: FrozenTrial) -> bool:
@@ -288,6 +208,8 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
         ValueError: when that is not what was told.
     """
     attrs, more = trial.user_attrs, trial.system_attrs
+    if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+        raise ValueError(f"trial {trial.number} is {trial.state.name}")
     for lost, what in {HISTORY: "history", CHECK: "checksum"}.items():
         if lost not in more:
             raise ValueError(f"trial {trial.number} has no {what}")
@@ -301,19 +223,25 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
         seconds=attrs["seconds"],
         reason=attrs.get(REASON, ""),
     )
-    if more[CHECK] != _digest(result, more.get(PARAMETERS)):
+    steps = {epoch: getattr(m, config.metric) for epoch, m in enumerate(result.history, 1)}
+    value = steps.get(len(steps)) if trial.state == TrialState.COMPLETE else None
+    right = trial.values == (None if value is None else [value])
+    right = right and trial.intermediate_values == steps  # what optuna-dashboard shows
+    if more[CHECK] != _digest(result, more) or not right:
         raise ValueError(f"trial {trial.number} is not as it was written")
     return result
 
 
-def _digest(result: TrialResult, parameters: str | None) -> str:
+def _digest(result: TrialResult, attrs: Mapping[str, object]) -> str:
+    """Of a result, the file of its parameters, and the place in the grid that it was of."""
     told = (
         result.number,
         sorted(result.point.items()),
         result.state,
         [tuple(metrics) for metrics in result.history],
         (result.test_loss, result.test_accuracy, result.seconds, result.reason),
-        parameters,
+        attrs.get(PARAMETERS),
+        attrs.get("grid_id"),
     )
     # By repr: floats as they are, NaN included, and any text.
     return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()

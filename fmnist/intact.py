@@ -13,12 +13,15 @@ from fmnist.results import TrialResult, winner
 _log = logging.getLogger("fmnist")
 
 
-def lost_parameters(out: Path, sums: Mapping[int, str]) -> set[int]:
+def lost_parameters(
+    out: Path, sums: Mapping[int, str], told: Collection[int] = frozenset()
+) -> set[int]:
     """The trials whose parameters are missing or damaged; the winner's come back from ``best/``.
 
     Args:
         out: the run's folder.
-        sums: the SHA-256 of each finished trial's file of parameters, by trial number.
+        sums: the SHA-256 of each trial's file of parameters, by trial number.
+        told: the trials of which the log says so already.
     """
     lost = set()
     spare = checkpoint.best_path(out)
@@ -31,7 +34,8 @@ def lost_parameters(out: Path, sums: Mapping[int, str]) -> set[int]:
             _log.warning("%s was missing or damaged, and is restored from %s", path, spare)
             continue
         lost.add(number)
-        _log.warning("%s is missing or damaged, and only training brings it back", path)
+        if number not in told:
+            _log.warning("%s is missing or damaged; only training in another --out makes it", path)
     return lost
 
 
@@ -46,7 +50,9 @@ def check_winner(
     best = winner(results, metric)
     if best is not None and best.number in lost:
         path = checkpoint.model_path(out, best.number)
-        raise UserError(f"{path} is missing or damaged, and is the winner's; choose another --out")
+        raise UserError(
+            f"{path} is missing or damaged, and is the winner's so far; choose another --out"
+        )
 
 
 def damaged(out: Path) -> list[str] | None:

@@ -72,7 +72,18 @@ def run_study(
     """
     import optuna
 
-    from fmnist import claim, files, grid, intact, lock, memory, provenance, storage_url, trouble
+    from fmnist import (
+        claim,
+        files,
+        grid,
+        intact,
+        lock,
+        memory,
+        provenance,
+        storage_url,
+        stored,
+        trouble,
+    )
     from fmnist import data as sources
     from fmnist.resume import Keeper
     from fmnist.views.progress import make_progress
@@ -82,20 +93,20 @@ def run_study(
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with lock.holding(out), _LogTo(progress), Stop() as stop, trouble.told(out, url):
-        claim.check(out, config)
+        begun = claim.check(out, config)
         files.sweep(out)  # not before it is known to be ours
-        study = grid.open_study(config, url)
-        claim.take(out, config, study if storage else None)
+        study = stored.open_study(config, url, begun=begun)
+        claim.take(out, config, study, shared=storage is not None)
         done = grid.results(study, config)
         failed = sum(result.state != "COMPLETE" for result in done)
         retry = retry_failed and failed > 0
         trains = retry or len(done) < config.size or grid.unfinished(study)
-        lost = intact.lost_parameters(out, grid.parameter_sums(study))
+        lost = intact.lost_parameters(out, grid.parameter_sums(study, done))
+        intact.check_winner(out, done, config.metric, lost)
         if not trains:
             progress.message(f"study {config.name} in {out} is complete: nothing to train")
             if failed:
                 progress.message(f"{failed} trials failed; --retry-failed trains them again")
-            intact.check_winner(out, done, config.metric, lost)
             damaged = intact.damaged(out)
             if damaged == []:
                 return done
@@ -110,12 +121,16 @@ def run_study(
             facts = provenance.facts(command, where, 0.0, dataset.source)
             study.set_user_attr(FACTS, facts)
         if trains:
+            claim.confirm(out, config, study)
             _train(
                 study, config, dataset, out, where, max_lanes, progress, facts, phases, stop, retry
             )
         Keeper(out / "checkpoints").clear()
         memory.release()  # drawing loads libraries
         results = grid.results(study, config)
+        grid.check_whole(results, config)
+        sums = grid.parameter_sums(study, results)
+        lost = intact.lost_parameters(out, sums, told=lost)
         intact.check_winner(out, results, config.metric, lost)
         wall = f"{phases.seconds.get(TRAINING, 0.0):.0f} s"
         with phases("drawing the views"):
@@ -130,7 +145,7 @@ def run_study(
                 storage,
                 study,
                 phases,
-                grid.parameter_sums(study),
+                sums,
             )
         study.set_user_attr(PHASES, phases.seconds)
         return results

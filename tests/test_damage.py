@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fmnist import checkpoint, checksums, files, grid, storage_url, trouble
+from fmnist import checkpoint, checksums, files, grid, storage_url, stored, trouble
 from fmnist.config import StudyConfig
 from fmnist.data import Dataset
 from fmnist.errors import UserError
@@ -169,7 +169,7 @@ def torn(path):
 
 def parameters(run):
     """The winner's file of parameters, and another's."""
-    results = grid.results(grid.open_study(CONFIG, storage_url.of_run(run)), CONFIG)
+    results = grid.results(stored.open_study(CONFIG, storage_url.of_run(run)), CONFIG)
     best = winner(results, CONFIG.metric)
     other = next(result for result in results if result.number != best.number)
     return [checkpoint.model_path(run, result.number) for result in (best, other)]
@@ -205,7 +205,7 @@ def test_lost_parameters_of_another_are_told_of_every_time(run, small, how):
         if lost:
             (run / lost).unlink()
         _, said = again(run, small)
-        assert f"{path} is missing or damaged, and only training brings it back" in said
+        assert said.count(f"{path} is missing or damaged; only training in another --out") == 1
         assert ("made anew: results.csv" if lost else "nothing to train") in said
         assert ("made anew" in said) == (lost is not None)
     assert checksums.wrong(run) == [f"parameters/{path.name}"]
@@ -220,9 +220,43 @@ def test_trying_again_does_not_publish_a_winner_that_is_lost(small, tmp_path):
     for path in (checkpoint.model_path(out, best.number), out / "best" / "params.safetensors"):
         torn(path)
     before = (out / "results.csv").read_bytes()
-    with pytest.raises(UserError, match="is the winner's; choose another --out"):
+    with pytest.raises(UserError, match="is the winner's so far; choose another --out"):
         run_study(config, out, dataset=small, retry_failed=True)
     assert (out / "results.csv").read_bytes() == before
+
+
+def test_parameters_that_are_damaged_while_others_train_are_not_published(small, tmp_path):
+    done = []
+
+    class Damages(Said):
+        def trial(self, result):
+            done.append(result)
+            if len(done) == 3:
+                torn(checkpoint.model_path(tmp_path, winner(done, CONFIG.metric).number))
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="is the winner's so far; choose another --out"):
+            run_study(CONFIG, tmp_path, dataset=small, progress=Damages(), max_lanes=1)
+    assert len(done) == 3
+    assert not (tmp_path / "results.csv").exists()
+    assert not (tmp_path / "best").exists()
+
+
+def test_an_unfinished_study_that_lost_its_best_is_refused_before_it_trains(small, tmp_path):
+    trained = []
+
+    class Stops(Said):
+        def trial(self, result):
+            trained.append(result.number)
+            if len(trained) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(CONFIG, tmp_path, dataset=small, progress=Stops(), max_lanes=1)
+    torn(checkpoint.model_path(tmp_path, trained[0]))
+    with pytest.raises(UserError, match="is the winner's so far; choose another --out"):
+        run_study(CONFIG, tmp_path, dataset=small, progress=Stops(), max_lanes=1)
+    assert len(trained) == 2
 
 
 def test_sums_that_are_lost_or_cut_are_noted_again(run, whole, small):
@@ -274,13 +308,13 @@ def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factor
     (out / "study.db").write_bytes(content)
     url, found, again = storage_url.of_run(out), None, []
     with contextlib.suppress(UserError), trouble.told(out, url):
-        opened = grid.open_study(CONFIG, url)
+        opened = stored.open_study(CONFIG, url)
         results = grid.results(opened, CONFIG)
         again = [trial.point for trial in grid.pending(opened, CONFIG)]
         found = results
     shutil.rmtree(out)
     if found is not None:
-        told = grid.results(grid.open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
+        told = grid.results(stored.open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
         assert [result for result in found if result not in told] == []
         assert [r for r in told if r not in found and r.point not in again] == []
 
@@ -306,6 +340,20 @@ def test_a_database_that_is_none_is_one_line(run, small):
             "not as it was written",
         ),
         ("trials set state = 'FAIL'", "not as it was written"),
+        ("trials set state = 'RUNNING'", "RUNNING, which it was not"),
+        ("trials set state = 'PRUNED'", "PRUNED"),
+        ("trials set datetime_complete = null", "COMPLETE, which it was not"),
+        ("trial_values set value = value + 1e-9", "not as it was written"),
+        (
+            "trial_intermediate_values set intermediate_value = 0.5 where step = 1",
+            "not as it was written",
+        ),
+        ("trial_intermediate_values set step = 7 where step = 2", "not as it was written"),
+        (
+            "trial_system_attributes set value_json = '2' where key = 'grid_id'",
+            "not as it was written",
+        ),
+        ("study_directions set direction = 'MINIMIZE'", "its direction is minimize"),
     ],
 )
 def test_what_was_changed_in_the_database_is_refused(run, small, change, said):
@@ -314,7 +362,7 @@ def test_what_was_changed_in_the_database_is_refused(run, small, change, said):
     with sqlite3.connect(run / "study.db") as database:
         database.execute(f"update {change} and true" if "where" in change else f"update {change}")
     database.close()
-    with pytest.raises(UserError, match=rf"damaged.*trial \d (is )?{said}"):
+    with pytest.raises(UserError, match=rf"damaged.*(trial \d (is )?|\(){said}"):
         again(run, small)
 
 
@@ -326,8 +374,8 @@ def test_a_study_that_is_deleted_while_it_trains_is_one_line(small, tmp_path):
 
     with pytest.raises(UserError, match=r"deleted from the storage; .* give the same command"):
         run_study(CONFIG, tmp_path, dataset=small, progress=Deletes())
-    results = run_study(CONFIG, tmp_path, dataset=small)
-    assert [result.state for result in results] == ["COMPLETE"] * 3
+    with pytest.raises(UserError, match=r"\.run is of a study, .* restore it, .* another --out"):
+        run_study(CONFIG, tmp_path, dataset=small)
 
 
 def test_a_folder_may_have_any_name(small, tmp_path):

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import CLASSES, results_of
 
-from fmnist import grid
+from fmnist import grid, stored
 from fmnist.config import StudyConfig
 from fmnist.results import TrialResult, winner
 from fmnist.views import dashboard, figures, notes
@@ -57,7 +57,7 @@ def made_up(trial, config=STUDY, bad=()):
 
 def run(out, config=STUDY, bad=(), stop_after=None):
     """A study as fmnist runs it, but for the training; stopped after some trials."""
-    study = grid.open_study(config, f"sqlite:///{out / 'study.db'}")
+    study = stored.open_study(config, f"sqlite:///{out / 'study.db'}")
     done = grid.results(study, config)
     board = dashboard.DashboardMirror(
         study, config, out, provenance=FACTS, done=done, images=55_000

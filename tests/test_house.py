@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "generations": {"files"},
     "signals": set(),
     "reference": {"functional"},
-    "grid": {"config", "errors", "passwords", "results", "trouble"},
+    "stored": {"config", "errors", "passwords", "trouble"},
+    "grid": {"config", "errors", "results", "stored"},
     "resume": {"config", "generations", "grid", "loop", "results", "functional"},
     "search": {
         "grid",

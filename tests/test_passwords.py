@@ -12,7 +12,7 @@ import sqlalchemy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmnist import cli, grid, trouble
+from fmnist import cli, stored, trouble
 from fmnist.config import StudyConfig
 from fmnist.errors import UserError
 from fmnist.passwords import hide, of_arguments, starred, starred_text
@@ -96,7 +96,7 @@ def test_a_raw_password_is_not_shown(secret, user):
 def test_a_url_that_cannot_be_used_is_one_line_without_its_password(url):
     config = StudyConfig(name="x", epochs=1, grid={"seed": (0,)})
     with pytest.raises(UserError, match="storage") as caught:
-        grid.open_study(config, url)
+        stored.open_study(config, url)
     assert "9a" not in str(caught.value)
     assert "hush" not in str(caught.value)
     assert "damaged" not in str(caught.value)

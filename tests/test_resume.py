@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import random_split
 
-from fmnist import grid, loop, search
+from fmnist import grid, loop, search, stored
 from fmnist.config import StudyConfig
 from fmnist.functional.types import ModelConfig
 from fmnist.generations import Generations
@@ -40,7 +40,7 @@ TENSORS = {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor([7])}
 
 @pytest.fixture
 def study(tmp_path):
-    return grid.open_study(CONFIG, f"sqlite:///{tmp_path}/study.db")
+    return stored.open_study(CONFIG, f"sqlite:///{tmp_path}/study.db")
 
 
 def same(ours, theirs):
@@ -52,7 +52,7 @@ def same(ours, theirs):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The results of an undisturbed study, and its parameters."""
-    study = grid.open_study(CONFIG, f"sqlite:///{tmp_path_factory.mktemp('whole')}/study.db")
+    study = stored.open_study(CONFIG, f"sqlite:///{tmp_path_factory.mktemp('whole')}/study.db")
     params = final(search.run(study, CONFIG, SPLITS, max_lanes=None))
     return grid.results(study, CONFIG), params
 

@@ -11,7 +11,7 @@ import torch
 from optuna.trial import TrialState
 from strategies import random_split
 
-from fmnist import grid, loop, search
+from fmnist import grid, loop, search, stored
 from fmnist.config import StudyConfig
 from fmnist.errors import UserError
 from fmnist.functional.types import ModelConfig
@@ -49,7 +49,7 @@ def same(ours, theirs):
 
 
 def test_every_point_is_told_once(storage):
-    study = grid.open_study(CONFIG, storage)
+    study = stored.open_study(CONFIG, storage)
     events = finish(study)
     results = grid.results(study, CONFIG)
     assert [r.number for r in results] == list(range(8))
@@ -67,8 +67,8 @@ def test_every_point_is_told_once(storage):
 
 
 def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):
-    first = grid.open_study(CONFIG, storage)
-    second = grid.open_study(CONFIG, f"sqlite:///{tmp_path}/again.db")
+    first = stored.open_study(CONFIG, storage)
+    second = stored.open_study(CONFIG, f"sqlite:///{tmp_path}/again.db")
     finish(first)
     finish(second)
     untimed = [
@@ -79,16 +79,16 @@ def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):
 
 
 def test_a_finished_study_trains_nothing(storage):
-    finish(grid.open_study(CONFIG, storage))
-    assert finish(grid.open_study(CONFIG, storage)) == []
+    finish(stored.open_study(CONFIG, storage))
+    assert finish(stored.open_study(CONFIG, storage)) == []
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8])
 def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_after):
-    whole = grid.open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
+    whole = stored.open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
     finish(whole)
-    finish(grid.open_study(CONFIG, storage), stop_after=stop_after)
-    study = grid.open_study(CONFIG, storage)
+    finish(stored.open_study(CONFIG, storage), stop_after=stop_after)
+    study = stored.open_study(CONFIG, storage)
     # The last one was finished but not told: a kill falls between its files and its tell.
     assert sum(t.state == TrialState.COMPLETE for t in study.trials) == stop_after - 1
     finish(study)
@@ -97,15 +97,15 @@ def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_aft
 
 
 def test_results_do_not_depend_on_how_many_lanes_train_together(storage, tmp_path):
-    study = grid.open_study(CONFIG, storage)
+    study = stored.open_study(CONFIG, storage)
     finish(study, max_lanes=1)
-    other = grid.open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
+    other = stored.open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
     finish(other, max_lanes=2)
     same(grid.results(study, CONFIG), grid.results(other, CONFIG))
 
 
 def test_a_point_that_something_else_failed_is_tried_again(storage):
-    study = grid.open_study(CONFIG, storage)
+    study = stored.open_study(CONFIG, storage)
     lost = study.ask()
     grid.suggest(lost, CONFIG.grid)
     study.tell(lost, state=TrialState.FAIL)
@@ -118,7 +118,7 @@ def test_a_point_that_something_else_failed_is_tried_again(storage):
 
 def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
     config = replace(CONFIG, grid={"learning_rate": (0.01, 1e30, 0.001)})
-    study = grid.open_study(config, storage)
+    study = stored.open_study(config, storage)
     finish(study, config)
     by_rate = {r.point["learning_rate"]: r for r in grid.results(study, config)}
     assert by_rate[1e30].state == "FAIL"
@@ -131,7 +131,7 @@ def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
     assert [r.number for r in grid.results(study, config) if r.state == "FAIL"] == [3]
     assert not grid.unfinished(study)
     calm = replace(CONFIG, grid={"learning_rate": (0.01, 0.002, 0.001)})
-    other = grid.open_study(calm, f"sqlite:///{tmp_path}/calm.db")
+    other = stored.open_study(calm, f"sqlite:///{tmp_path}/calm.db")
     finish(other, calm)
     for result in grid.results(other, calm):
         if result.point["learning_rate"] != 0.002:
@@ -141,7 +141,7 @@ def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
 def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monkeypatch):
     """More than one lane in the second epoch is too much: no trial is lost, none is repeated."""
     config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
-    whole = grid.open_study(config, f"sqlite:///{tmp_path}/whole.db")
+    whole = stored.open_study(config, f"sqlite:///{tmp_path}/whole.db")
     finish(whole, config)
     fit = loop.fit_watched
 
@@ -152,7 +152,7 @@ def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monke
             yield epoch
 
     monkeypatch.setattr(loop, "fit_watched", greedy)
-    study = grid.open_study(config, storage)
+    study = stored.open_study(config, storage)
     events = finish(study, config)
     assert [e.lanes for e in events if isinstance(e, search.LanesHalved)] == [3, 2]
     assert all(e.epoch == 1 for e in events if isinstance(e, search.LanesHalved))
@@ -168,27 +168,27 @@ def test_one_lane_too_many_is_the_users_to_mend(storage, monkeypatch):
 
     monkeypatch.setattr(loop, "fit_watched", broke)
     with pytest.raises(UserError, match="not enough memory"):
-        finish(grid.open_study(CONFIG, storage))
+        finish(stored.open_study(CONFIG, storage))
 
 
 def test_a_study_of_another_configuration_is_refused(storage):
-    grid.open_study(CONFIG, storage)
-    with pytest.raises(grid.StudyMismatchError, match="epochs"):
-        grid.open_study(replace(CONFIG, epochs=3), storage)
-    with pytest.raises(grid.StudyMismatchError, match="seed"):
-        grid.open_study(replace(CONFIG, seed=1), storage)
+    stored.open_study(CONFIG, storage)
+    with pytest.raises(stored.StudyMismatchError, match="epochs"):
+        stored.open_study(replace(CONFIG, epochs=3), storage)
+    with pytest.raises(stored.StudyMismatchError, match="seed"):
+        stored.open_study(replace(CONFIG, seed=1), storage)
 
 
 def test_a_study_that_is_not_ours_is_refused(storage):
     study = optuna.create_study(study_name=CONFIG.name, storage=storage)
     study.tell(study.ask(), 1.0)
-    with pytest.raises(grid.StudyMismatchError, match="not one of fmnist's"):
-        grid.open_study(CONFIG, storage)
+    with pytest.raises(stored.StudyMismatchError, match="not one of fmnist's"):
+        stored.open_study(CONFIG, storage)
 
 
 def test_an_empty_grid_is_one_trial(storage):
     config = replace(CONFIG, grid={})
-    study = grid.open_study(config, storage)
+    study = stored.open_study(config, storage)
     finish(study, config)
     assert [r.label for r in grid.results(study, config)] == ["single"]
 

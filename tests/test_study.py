@@ -140,29 +140,6 @@ def test_another_study_is_refused_and_nothing_changes(run, real):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != ".lock"} == before
 
 
-def test_two_folders_do_not_share_a_study(tmp_path):
-    from dataclasses import replace
-
-    tiny = Dataset(random_split(60), random_split(30, 1), "noise")
-    config = replace(CONFIG, holdout=0, grid={"batch_size": (30,)}, epochs=1)
-    shared = {"storage": f"sqlite:///{tmp_path}/shared.db", "dataset": tiny}
-    results = run_study(config, tmp_path / "first", **shared)
-    with pytest.raises(UserError, match=r"belongs to another folder than .*second"):
-        run_study(config, tmp_path / "second", **shared)
-    (tmp_path / "first").rename(tmp_path / "moved")
-    assert run_study(config, tmp_path / "moved", **shared) == results
-    (other,) = run_study(replace(config, name="other"), tmp_path / "second", **shared)
-    assert other.history == results[0].history
-
-
-@pytest.mark.parametrize("name", ["results.csv", "figures", "best"])
-def test_what_is_not_a_studys_is_not_written_over(name, tmp_path):
-    (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {name}, which a study would write over, but no"):
-        run_study(CONFIG, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {name, ".lock"}
-
-
 def test_two_processes_do_not_share_a_folder(tmp_path):
     from fmnist import lock
 

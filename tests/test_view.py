@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from made_up import results_of
 
-from fmnist import grid
+from fmnist import grid, stored
 from fmnist.config import StudyConfig
 from fmnist.views.tensorboard import TensorBoardMirror
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     """A run of two trials that nobody trained."""
     out = tmp_path_factory.mktemp("run") / "a run"
     out.mkdir()
-    study = grid.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
+    study = stored.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
     with TensorBoardMirror(out / "tensorboard", STUDY) as mirror:
         for trial, result in zip(grid.pending(study, STUDY), results_of(STUDY), strict=True):
             grid.tell(study, trial, result, STUDY)
