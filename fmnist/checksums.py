@@ -19,15 +19,19 @@ _HEAD = "# fmnist, files: "  # a comment to sha256sum; how many, so that it show
 def of(path: Path) -> str:
     """A file's SHA-256; empty when it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(path)
     except OSError:
         return ""
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
     """Note the sums of these files as they are, and of others as they are known to be right."""
-    sums = {path.relative_to(out).as_posix(): of(path) for path in paths}
+    sums = {path.relative_to(out).as_posix(): _digest(path) for path in paths}
     sums |= {path.relative_to(out).as_posix(): digest for path, digest in known.items()}
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
     files.write_text(out / NAME, "".join([f"{_HEAD}{len(lines)}\n", *lines]))

@@ -12,7 +12,8 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TextIO, cast
 
 from fmnist import passwords
 from fmnist.errors import UserError, of_the_system
@@ -70,22 +71,49 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
     """
-    said, failed = "", None
+    said = ""
+    if sys.stdout is not None:  # closed before we began
+        sys.stdout = cast(TextIO, _Output(sys.stdout))
     try:
         status = main(sys.argv[1:])
     except BaseException as error:
         status, said = _ending(error)
-        failed = error
     unwritten = _unwritten()
-    if unwritten is not None and _explains(unwritten, failed):
-        status, said = _ending(unwritten, "standard output")
+    if unwritten is not None and not said:
+        status, said = _ending(unwritten)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # a full disk, perhaps
             print(said, end="", file=sys.stderr)
     sys.exit(status)
 
 
-def _ending(error: BaseException, place: str = "") -> tuple[int, str]:
+class _Output:
+    """Standard output; an error of it says so."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
     """The exit status for an error, and what is said of it."""
     match error:
         case UserError():
@@ -97,7 +125,7 @@ def _ending(error: BaseException, place: str = "") -> tuple[int, str]:
             return status, "\nstopped; the same command continues where it was\n"
         case BrokenPipeError():  # "| head": nobody reads on
             return 128 + signal.SIGPIPE, ""
-        case OSError() if reason := of_the_system(error, place):
+        case OSError() if reason := of_the_system(error):
             return 2, f"error: {reason}\n"
     if _memory_ran_out(error):
         return 2, "error: there is not enough memory\n"
@@ -116,14 +144,6 @@ def _unwritten() -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails again at the exit
         return error
     return None
-
-
-def _explains(unwritten: OSError, failed: BaseException | None) -> bool:
-    """Whether a command ended well, or because of just that."""
-    if failed is None or isinstance(failed, SystemExit):
-        return True
-    cause = failed.__cause__ if isinstance(failed, UserError) else failed
-    return isinstance(cause, OSError) and (cause.errno, cause.filename) == (unwritten.errno, None)
 
 
 def _memory_ran_out(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ _OF_THE_SYSTEM = {
     for name in (
         "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE",
         "ENOTCONN", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
+        "EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ELOOP", "ENAMETOOLONG", "ETXTBSY",
     )
     if hasattr(errno, name)
 }  # fmt: skip
@@ -33,7 +34,7 @@ def of_the_system(error: OSError, place: object = "") -> str:
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
     if error.errno not in _OF_THE_SYSTEM or not error.strerror:
         return ""
-    where = error.filename or place
+    where = error.filename2 or error.filename or place  # the second: what was to be replaced
     return f"{where}: {error.strerror}" if where else error.strerror
 
 

@@ -1,4 +1,4 @@
-"""Whether what a study left is as it was: parameters, which cannot be made anew, and the rest."""
+"""Whether what a study left is as it was: parameters, which only training makes, and the rest."""
 
 from __future__ import annotations
 

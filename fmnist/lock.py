@@ -17,9 +17,15 @@ NAME = ".lock"
 def holding(folder: Path) -> Iterator[None]:
     """Hold the folder, making it where needed; the system lets go of it when we die.
 
+    The file ``.lock`` is left in it, whoever's it turns out to be.
+
     Raises:
-        UserError: when another process holds it, or it cannot be made.
+        UserError: when another process holds it, or it cannot be made or used.
     """
+    try:
+        str(folder).encode()  # else neither SQLite nor a report can name it
+    except UnicodeEncodeError as error:
+        raise UserError(f"--out {folder}: its name is not UTF-8") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)

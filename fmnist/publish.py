@@ -66,7 +66,7 @@ def publish(
         storage: Optuna's storage URL where it is not the run's own file.
         study: the study in Optuna, if it is there, for what optuna-dashboard shows.
         phases: what the time went to so far; what this takes is added where it is shown.
-        sums: the SHA-256 of each trial's parameters when they were written, by trial number.
+        sums: the SHA-256 of each result's parameters when they were written, by trial number.
 
     Returns:
         The winner; None when no trial is complete.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import UnionType
+from typing import TYPE_CHECKING, Any
 
 from fmnist import process
 from fmnist.device import find_device
@@ -112,11 +113,11 @@ def run_study(
                 return done
             if damaged:
                 progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
-        phases = Phases(study.user_attrs.get(PHASES))
+        phases = Phases(_mapping(study, PHASES, int | float))
         with phases("reading the data"):
             dataset = dataset or sources.load(data)
         _mend_events(out, config, done)
-        facts = study.user_attrs.get(FACTS)
+        facts = _mapping(study, FACTS, str)
         if trains or facts is None:  # what is only drawn again keeps those of its training
             facts = provenance.facts(command, where, 0.0, dataset.source)
             study.set_user_attr(FACTS, facts)
@@ -149,6 +150,13 @@ def run_study(
             )
         study.set_user_attr(PHASES, phases.seconds)
         return results
+
+
+def _mapping(study: optuna.Study, name: str, kind: type | UnionType) -> dict[str, Any] | None:
+    """An attribute of the study that maps names to such values; None when it does not."""
+    found = study.user_attrs.get(name)
+    sound = isinstance(found, dict) and all(isinstance(value, kind) for value in found.values())
+    return found if sound else None
 
 
 def _mend_events(out: Path, config: StudyConfig, done: Sequence[TrialResult]) -> None:

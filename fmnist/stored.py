@@ -50,8 +50,8 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
         with sound(storage):
             if begun and not _holds(storage, url, config.name):
                 raise UserError(
-                    f"{begun} is of a study, but the storage holds none of the name "
-                    f"{config.name!r}; restore it, give --storage as before, "
+                    f"{begun} is of a study, but storage {passwords.starred(storage)} holds none "
+                    f"of the name {config.name!r}; restore it, give --storage as before, "
                     "or choose another --out"
                 )
             _check_sqlite(url)

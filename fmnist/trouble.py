@@ -32,7 +32,10 @@ def told(out: Path, storage: str = "") -> Iterator[None]:
     except OSError as error:
         if error.errno in _LOST and not (Path(out) / lock.NAME).exists():
             raise UserError(f"--out {out} is gone; {_GO_ON}") from error
-        if reason := of_the_system(error, out):
+        reason = of_the_system(error, out)
+        if error.errno == errno.ENOENT and Path(out) in Path(str(error.filename)).parents:
+            reason = f"{error.filename}: is gone"
+        if reason:
             raise UserError(f"{reason}; {_GO_ON}") from error
         raise
     except KeyError as error:

@@ -120,7 +120,7 @@ def test_a_folder_whose_study_file_is_lost_is_no_other_studys(run, lost):
     for name in lost:
         (run / name).unlink()
     before = content(run)
-    with pytest.raises(UserError, match="storage holds none of the name 'other'"):
+    with pytest.raises(UserError, match="holds none of the name 'other'"):
         run_study(replace(CONFIG, name="other"), run, dataset=TINY)
     assert content(run) == before
     assert optuna.get_all_study_names(storage_url.of_run(run)) == [CONFIG.name]

@@ -6,6 +6,7 @@ import contextlib
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -357,13 +358,83 @@ def test_a_database_that_is_none_is_one_line(run, small):
     ],
 )
 def test_what_was_changed_in_the_database_is_refused(run, small, change, said):
-    import sqlite3
-
-    with sqlite3.connect(run / "study.db") as database:
-        database.execute(f"update {change} and true" if "where" in change else f"update {change}")
-    database.close()
+    with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
+        database.execute(f"update {change}")
     with pytest.raises(UserError, match=rf"damaged.*(trial \d (is )?|\(){said}"):
         again(run, small)
+
+
+def a_folder(path):
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def a_full_folder(path):
+    a_folder(path)
+    (path / "theirs").write_text("mine")
+
+
+def a_file(path):
+    shutil.rmtree(path)
+    path.write_text("mine")
+
+
+def a_link_to_nothing(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to("nowhere/at/all")
+
+
+def a_link_to_itself(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(path.name)
+
+
+FOLDERS = ["parameters", "best", "figures", "tensorboard", "tensorboard/_winner"]
+SINGLE = [
+    "results.csv", "report.html", "checksums.sha256", "best/params.safetensors",
+    "parameters/0.safetensors", "figures/curves.png", ".run", "study.db",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "becomes"),
+    [(name, how) for name in FOLDERS for how in (a_file, a_link_to_nothing, a_link_to_itself)]
+    + [
+        (name, how)
+        for name in SINGLE
+        for how in (a_folder, a_full_folder, a_link_to_nothing, a_link_to_itself)
+    ],
+)
+def test_what_is_of_another_kind_is_made_anew_or_one_line(run, small, name, becomes):
+    """A folder in the place of a file, a file in that of a folder, a link to nothing."""
+    becomes(run / name)
+    (run / "history.csv").unlink()
+    said = ""
+    try:
+        again(run, small)
+    except UserError as error:
+        said = str(error)
+    assert Path(name).parts[0] in said if said else (run / "history.csv").is_file()
+    if becomes in (a_full_folder, a_file) and name != "tensorboard/_winner":
+        mine = run / name / "theirs" if becomes is a_full_folder else run / name
+        assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", ["null", "[1]", '"x"', "3", '{"a": "b"}', '{"a": [2]}', "{}"])
+@pytest.mark.parametrize("name", ["fmnist:provenance", "fmnist:seconds_by_phase"])
+def test_a_note_of_another_kind_is_left_out(run, whole, small, name, value):
+    command = "update study_user_attributes set value_json = ? where key = ?"
+    with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
+        database.execute(command, (value, name))
+    (run / "results.csv").unlink()
+    again(run, small)
+    assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(small, tmp_path):
+    with pytest.raises(UserError, match="its name is not UTF-8"):
+        run_study(CONFIG, tmp_path / "a\udcff", dataset=small)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_study_that_is_deleted_while_it_trains_is_one_line(small, tmp_path):

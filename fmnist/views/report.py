@@ -155,17 +155,18 @@ def print_outcome(
 
 def view_commands(out: Path, storage: str | None = None) -> list[str]:
     """The commands that open what there is to open: both servers, or each by itself."""
-    out = Path(out)
     commands: list[list[str]] = []
+    out = Path(out)
+    folder = f"./{out}" if str(out).startswith("-") else str(out)  # no option
     board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
     where = [] if storage is None else ["--storage", starred(storage)]
     url = storage_url.of_run(out) if storage is None and database.exists() else storage
     if board.is_dir():
         if url is not None:
-            commands.append(["python", "-m", "fmnist.view", str(out), *where])
-        commands.append(["tensorboard", "--logdir", str(board)])
+            commands.append(["python", "-m", "fmnist.view", folder, *where])
+        commands.append(["tensorboard", "--logdir", f"{folder}/tensorboard"])
     if url is not None:
-        served = ["--artifact-dir", str(artifacts)] if artifacts.is_dir() else []
+        served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts.is_dir() else []
         commands.append(["optuna-dashboard", starred(url), *served])
     return [shlex.join(command) for command in commands]
 
