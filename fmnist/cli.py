@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from fmnist import passwords
 from fmnist.errors import UserError, of_the_system
@@ -36,9 +36,16 @@ def positive_or_auto(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
-def study_parser(prog: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says nothing that is secret of an argument that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(passwords.hide_arguments(message, sys.argv))
+
+
+def study_parser(prog: str, description: str) -> Parser:
     """The options of a command that runs a study file."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser = Parser(prog=f"python -m {prog}", description=description)
     parser.add_argument(
         "study", nargs="?", metavar="STUDY.toml", help="the study file (default: the baseline)"
     )
@@ -71,6 +78,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
     """
+    passwords.cover_arguments()
     said = ""
     if sys.stdout is not None:  # closed before we began
         sys.stdout = cast(TextIO, _Output(sys.stdout))
@@ -83,7 +91,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         status, said = _ending(unwritten)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # a full disk, perhaps
-            print(said, end="", file=sys.stderr)
+            print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr)
     sys.exit(status)
 
 
@@ -130,8 +138,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if _memory_ran_out(error):
         return 2, "error: there is not enough memory\n"
     lines = "".join(traceback.format_exception(error))
-    arguments = passwords.of_arguments(sys.argv)
-    return 70, f"{passwords.starred_text(passwords.hide(lines, *arguments))}{BUG}\n"
+    return 70, f"{lines}{BUG}\n"
 
 
 def _unwritten() -> OSError | None:

@@ -7,69 +7,94 @@ import ctypes
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-_KEY = r"[\w-]*(?:pass\w*|pwd)"
-
-
-def _places(character: str) -> tuple[re.Pattern[str], ...]:
-    """Where passwords stand, each the second group; ``character`` is what one may be made of."""
-    flags = re.ASCII | re.IGNORECASE | re.DOTALL
-    return (
-        # Before the host. A user's name may hold an @, as a mail address does.
-        re.compile(rf"(://[^:/?#\s]*:)({character}*)(@)", flags),
-        # In the query.
-        re.compile(rf"([?&]{_KEY}=)((?:(?![&'\"]){character})*)()", flags),
-        # In ODBC's own string within the query, where = and ; are written in hexadecimal.
-        re.compile(
-            rf"((?:odbc_connect=|%3B|;)(?:\+|%20| )*{_KEY}(?:=|%3D))"
-            rf"(%7B.*?%7D|\{{.*?\}}|(?:(?!%3B)(?![;&'\"]){character})*)()",
-            flags,
-        ),
-    )
-
-
-_WHOLE, _WITHIN = _places("."), _places(r"\S")
+_LOGIN = re.compile(r"://[^:/]*:")
+_FIELD = re.compile(r"[?&]([^=&?]{1,200})=([^&]*)")
+_KEY = re.compile(r"pass(?:word|wd|phrase|code)|pwd|(?:^|[^a-z])pass(?:$|[^a-z])", re.IGNORECASE)
+_PAIR = re.compile(r"=\s*(\{(?:[^}]|\}\}){0,300}\}|'[^']{0,300}'|[^;\s&]*)")
+_SHORT = 4
 
 
 def starred(url: str) -> str:
     """A URL, or an argument that is or holds one, with its passwords starred."""
-    for place in _WHOLE:
-        url = place.sub(r"\1***\3", url)
+    for start, end in reversed(_places(url)):
+        url = f"{url[:start]}***{url[end:]}"
     return url
 
 
 def starred_text(text: str) -> str:
-    """A text with the passwords of its URLs starred, as far as they hold no blank."""
-    for place in _WITHIN:
-        text = place.sub(r"\1***\3", text)
-    return text
+    """A text with the passwords of its URLs starred, as far as they hold no blank but after a ;."""
+    return re.sub(r"(?:\S|(?<=;) )+", lambda found: starred(found[0]), text)
 
 
 def hide(text: str, *urls: str) -> str:
     """The text without the secrets of these URLs, and without the URLs."""
     for url in urls:
         for secret in sorted(_secrets(url), key=len, reverse=True):
-            text = text.replace(secret, "***")
+            if len(secret) >= _SHORT:
+                text = text.replace(secret, "***")
+            else:  # of one letter: not all words that hold it
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
 
 
+def hide_arguments(text: str, arguments: Iterable[str]) -> str:
+    """The text without the passwords in these arguments, and in URLs of its own."""
+    return starred_text(hide(text, *of_arguments(arguments)))
+
+
 def of_arguments(arguments: Iterable[str]) -> list[str]:
-    """What in a command line may be the URL of a storage."""
-    found = (re.search(r"[\w+.-]+://.*", argument, re.DOTALL) for argument in arguments)
-    return [match[0] for match in found if match]
+    """The URLs with passwords in a command line."""
+    found = []
+    for argument in arguments:
+        before, separator, after = argument.partition("://")
+        scheme = re.search(r"[\w+.-]*$", before[-40:])
+        if separator and scheme:
+            found.append(f"{scheme[0]}://{after}")
+    return [url for url in found if _places(url)]
+
+
+def _places(url: str) -> list[tuple[int, int]]:
+    """Where passwords stand, from and to; apart from each other, in order."""
+    found = []
+    # Before the host. A user's name or a password may hold an @, as a mail address does.
+    login, host = _LOGIN.search(url), url.rfind("@")
+    if login and login.end() <= host:
+        found.append((login.end(), host))
+    for field in _FIELD.finditer(url):
+        if _KEY.search(unquote_plus(field[1])):
+            found.append(field.span(2))
+        elif _KEY.search(unquote_plus(field[2])):  # a connection string, such as ODBC's
+            found.append((field.start(2), len(url)))
+            break
+    apart: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if apart and start <= apart[-1][1]:
+            start, end = apart[-1][0], max(end, apart.pop()[1])
+        apart.append((start, end))
+    return apart
 
 
 def _secrets(url: str) -> set[str]:
     """The URL and what is secret in it, as it may be written."""
     found = {url}
-    for place in _WHOLE:
+    for start, end in _places(url):
+        secret = url[start:end]
         # With an @ in it, a driver takes the end of the password for the host's name.
-        found |= {part for match in place.finditer(url) for part in match[2].split("@")}
-    found |= {unquote(secret) for secret in found}
-    found |= {secret.strip("{}") for secret in found}  # of ODBC
+        found |= {secret, *secret.split("@")}
+        if _KEY.search(plain := unquote_plus(secret)):
+            pairs = [pair[1] for pair in _PAIR.finditer(plain)]
+            found |= {part for pair in pairs for part in (pair, pair.strip("'"), _bare(pair))}
+    found |= {read(secret) for secret in found for read in (unquote, unquote_plus)}
     found |= {write(secret) for secret in found for write in (_quoted, quote_plus)}
     return found - {""}
+
+
+def _bare(pair: str) -> str:
+    """What stands between the braces of ODBC, where } is written twice."""
+    inner = pair[1:-1] if pair.startswith("{") and pair.endswith("}") else pair
+    return inner.replace("}}", "}")
 
 
 def _quoted(text: str) -> str:
@@ -87,7 +112,5 @@ def cover_arguments() -> None:
         start, end = int(fields[45]), int(fields[46])
         for argument in re.finditer(rb"[^\0]+", ctypes.string_at(start, end - start)):
             text = argument[0].decode("latin-1")  # a character a byte
-            for place in _WHOLE:
-                for found in place.finditer(text):
-                    at = start + argument.start() + found.start(2)
-                    ctypes.memset(at, ord("*"), found.end(2) - found.start(2))
+            for first, last in _places(text):
+                ctypes.memset(start + argument.start() + first, ord("*"), last - first)

@@ -196,7 +196,7 @@ def _line(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog=f"python -m {PROG}",
         usage=f"python -m {PROG} [options] [RUN] [IMAGE ...]",
         description="Which class of Fashion-MNIST is in a picture? Prints the three likeliest.",

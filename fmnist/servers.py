@@ -107,6 +107,9 @@ def open_storage(url: str) -> BaseStorage:
                 raise ServerError(f"the storage cannot be used: there is no file {file!r}")
             storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
         storage.get_all_studies()
+    except LookupError as error:  # Optuna fills in what is between braces
+        reason = "in its URL, { and } are written as %7B and %7D"
+        raise ServerError(f"the storage cannot be used: {reason}") from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         # Optuna wraps what the database says.
         reason = " ".join(str(error.__cause__ or error).split()).split(" [SQL")[0]

@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
-    passwords.cover_arguments()
     process.prepare()
     if process.address_space_is_limited():
         _load_libraries()

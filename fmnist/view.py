@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fmnist import cli, passwords, storage_url
+from fmnist import cli, storage_url
 from fmnist.errors import UserError
 
 PROG = "fmnist.view"
@@ -35,7 +35,7 @@ class Stopped(BaseException):
 
 def main(argv: Sequence[str]) -> int:
     """Serve a run until a signal comes; 128 and its number then, 1 when a server dies before."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog=f"python -m {PROG}",
         description="Start TensorBoard and optuna-dashboard for a run, on this machine only.",
     )
@@ -54,7 +54,6 @@ def main(argv: Sequence[str]) -> int:
             f"--port-{name}", type=port, default=0, metavar="N", help="default: a free one"
         )
     args = parser.parse_args(argv)
-    passwords.cover_arguments()
     folder = Path(args.run)
     storage = storage_of(folder, args.storage)
     if find_spec("optuna_dashboard") is None:

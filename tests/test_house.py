@@ -66,7 +66,7 @@ MAY_IMPORT = {
     "trained": {"checkpoint", "config", "errors", "functional", "results", "settings"},
     "views": {"config", "files", "passwords", "results", "storage_url", "functional"},
     "servers": {"passwords"},
-    "view": {"cli", "errors", "passwords", "storage_url"},
+    "view": {"cli", "errors", "storage_url"},
     "publish": {
         "views",
         "config",

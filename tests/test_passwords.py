@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from urllib.parse import quote
+import time
+from urllib.parse import quote, unquote
 
 import pytest
 import sqlalchemy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmnist import cli, stored, trouble
+from fmnist import cli, servers, stored, trouble
 from fmnist.config import StudyConfig
 from fmnist.errors import UserError
-from fmnist.passwords import hide, of_arguments, starred, starred_text
+from fmnist.passwords import hide, hide_arguments, of_arguments, starred, starred_text
 
 URLS = [
     "postgresql://me:hush-9a@host/db",
@@ -130,3 +131,81 @@ def test_other_users_of_the_machine_do_not_see_it(secret):
         expected = os.fsencode(url).replace(secret.encode(), b"*" * len(secret.encode()))
         assert expected in done.stdout
         assert done.stdout.endswith(b"\0last\0")
+
+
+SPECIAL = [
+    "postgresql://m?e:hush-9a@host/db",
+    "postgresql://m#e:hush-9a@host/db",
+    "postgresql://m e:hush-9a@host/db",
+    "mysql://host:3306/db?password=hush-9a@hush-9a",
+    "mysql://host/db?%70assword=hush-9a&x=1",
+    "mssql+pyodbc:///?odbc_connect=PWD={hush-9a}};hush-9a};UID=me",
+    "mssql+pyodbc:///?odbc_connect=PWD%3D%7Bhush-9a%7D%7D%3Bhush-9a%7D%3BUID%3Dme",
+    "mssql+pyodbc:///?odbc_connect=PWD={hush-9a&hush-9a}",
+    "postgresql:///db?dsn=host%3Dx%20password%3Dhush-9a%20user%3Dme",
+    "postgresql:///db?options=-c%20password%3D'hush-9a'",
+]
+
+
+@pytest.mark.parametrize("url", SPECIAL)
+def test_a_password_in_another_form_is_starred(url):
+    assert "hush" not in starred(url)
+    secret = "hush-9a};hush-9a" if "}" in unquote(url) else "hush-9a"
+    secret = "hush-9a&hush-9a" if "&hush" in url else secret
+    assert "hush" not in hide(f"{url}; it is {secret}, it is {quote(secret, safe='')}", url)
+    if " " not in url:
+        assert "hush" not in starred_text(f"say --storage={url} on")
+
+
+def test_a_short_password_does_not_spoil_what_is_said():
+    said = hide("a table of a and b: [a]", "postgresql://me:a@host/db")
+    assert said == "*** table of *** and b: [***]"
+    assert hide("cannot read study", "postgresql://me:d@host/db") == "cannot read study"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["://" * 20_000, ";pwd={" * 10_000, "a" * 60_000, "?x=;pwd={" * 7_000, "://a:" + "b@" * 30_000,
+     "x://u:p@h?odbc_connect=" + "PWD={" * 12_000],
+)  # fmt: skip
+def test_a_long_argument_takes_no_time(text):
+    began = time.process_time()
+    hide_arguments(text, [text])
+    starred(text)
+    assert time.process_time() - began < 2
+
+
+URL = "postgresql://me:hush-9a@127.0.0.1:1/db"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["study", f"--storagge={URL}"],
+        ["study", "--max-lanes", URL],
+        ["study", "--epochs", URL],
+        ["study", "--set", URL],
+        ["study", "--set", f"name={URL}", "--set", "epochs=x"],
+        ["study", "--device", URL],
+        ["study", URL],
+        ["view", URL],
+        ["view", "--port-dashboard", URL],
+        ["predict", URL],
+        ["predict", "--batch", URL],
+    ],
+)
+def test_a_url_in_the_place_of_another_argument_is_said_without_its_password(args, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"fmnist.{args[0]}", *args[1:]],
+        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr
+    assert "hush" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_braces_in_the_url_of_a_view_are_one_line():
+    with pytest.raises(servers.ServerError, match="%7B") as caught:
+        servers.open_storage("postgresql://me:hush-{part}@host/db")
+    assert "hush" not in str(caught.value)

@@ -167,7 +167,7 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
         commands.append(["tensorboard", "--logdir", f"{folder}/tensorboard"])
     if url is not None:
         served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts.is_dir() else []
-        commands.append(["optuna-dashboard", starred(url), *served])
+        commands.append(["optuna-dashboard", starred(url) if storage else url, *served])
     return [shlex.join(command) for command in commands]
 
 
