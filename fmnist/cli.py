@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -81,6 +82,8 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     passwords.cover_arguments()
     said = ""
     if sys.stdout is not None:  # closed before we began
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not fit its encoding
+            sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout = cast(TextIO, _Output(sys.stdout))
     try:
         status = main(sys.argv[1:])

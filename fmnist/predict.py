@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -67,8 +66,6 @@ def main(argv: Sequence[str]) -> int:
     numbers = [word.strip() for text in args.test for word in text.split(",")]
     if not files and not numbers:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not fit the terminal's code
-        sys.stdout.reconfigure(errors="backslashreplace")
     process.prepare()
 
     import torch
