@@ -34,7 +34,7 @@ class Trial(NamedTuple):
     point: Point
     config: TrialConfig
     handle: optuna.Trial
-    reported: frozenset[int]  # epochs whose value Optuna has
+    reported: Mapping[int, float]  # what Optuna has of each epoch
 
 
 def distribution(values: Sequence[Value]) -> BaseDistribution:
@@ -108,11 +108,11 @@ def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = Fa
     waiting = sum(trial.state == TrialState.WAITING for trial in known)
     visited = {trial.system_attrs.get("grid_id") for trial in known} - {None}
     handles += [study.ask() for _ in range(waiting + config.size - len(visited))]
-    reported = {trial.number: frozenset(trial.intermediate_values) for trial in known}
+    reported = {trial.number: trial.intermediate_values for trial in known}
     trials = []
     for handle in sorted(handles, key=lambda handle: handle.number):
         point = suggest(handle, config.grid)
-        before = reported.get(handle.number, frozenset())
+        before = reported.get(handle.number, {})
         trials.append(Trial(handle.number, point, config.trial(point), handle, before))
     return trials
 
@@ -126,10 +126,14 @@ def report(trial: Trial, value: float, step: int) -> None:
     """Report an epoch's value, once.
 
     An interrupted trial that is taken up again has reported its first epochs; Optuna keeps the
-    first report of a step and warns about a second. The values are the same.
+    first report of a step and warns about a second. The values are the same, but for rounding
+    where another device or number of threads goes on: then the last one counts.
     """
     if step not in trial.reported:
         trial.handle.report(value, step)
+    elif trial.reported[step] != value:
+        storage = trial.handle.study._storage
+        storage.set_trial_intermediate_value(trial.handle._trial_id, step, value)
 
 
 def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyConfig) -> None:
@@ -137,7 +141,10 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     # Not a user attribute: those are shown, and this one is longer than any page is wide.
     history = [list(metrics) for metrics in result.history]
     storage, key = study._storage, trial.handle._trial_id
-    digest = _digest(result, storage.get_trial_system_attrs(key))
+    # As stored: the digest is of what Optuna shows, were there steps of an interrupted training
+    # that got further before it was done again with other roundings.
+    told = storage.get_trial(key)
+    digest = _digest(result, told.system_attrs, told.intermediate_values)
     storage.set_trial_system_attr(key, HISTORY, history)
     storage.set_trial_system_attr(key, CHECK, digest)
     trial.handle.set_user_attr("seconds", result.seconds)
@@ -223,17 +230,14 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
         seconds=attrs["seconds"],
         reason=attrs.get(REASON, ""),
     )
-    steps = {epoch: getattr(m, config.metric) for epoch, m in enumerate(result.history, 1)}
-    value = steps.get(len(steps)) if trial.state == TrialState.COMPLETE else None
-    right = trial.values == (None if value is None else [value])
-    right = right and trial.intermediate_values == steps  # what optuna-dashboard shows
-    if more[CHECK] != _digest(result, more) or not right:
+    values = [getattr(result.last, config.metric)] if result.state == "COMPLETE" else None
+    if trial.values != values or more[CHECK] != _digest(result, more, trial.intermediate_values):
         raise ValueError(f"trial {trial.number} is not as it was written")
     return result
 
 
-def _digest(result: TrialResult, attrs: Mapping[str, object]) -> str:
-    """Of a result, the file of its parameters, and the place in the grid that it was of."""
+def _digest(result: TrialResult, attrs: Mapping[str, object], reported: Mapping[int, float]) -> str:
+    """Of a result, its parameters' file, its place in the grid, and the curve Optuna shows."""
     told = (
         result.number,
         sorted(result.point.items()),
@@ -242,6 +246,7 @@ def _digest(result: TrialResult, attrs: Mapping[str, object]) -> str:
         (result.test_loss, result.test_accuracy, result.seconds, result.reason),
         attrs.get(PARAMETERS),
         attrs.get("grid_id"),
+        sorted(reported.items()),
     )
     # By repr: floats as they are, NaN included, and any text.
     return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()

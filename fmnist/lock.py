@@ -34,9 +34,13 @@ def holding(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise UserError(f"--out {folder}: process {holder} is working on it") from error
+        except OSError as error:  # a file system without locks
+            raise UserError(
+                f"--out {folder}: cannot be locked ({error.strerror}); choose another --out"
+            ) from error
         with contextlib.suppress(OSError):  # a full disk will be told of by what needs it more
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
 import os
 import resource
+import shutil
+import tempfile
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
@@ -82,11 +85,19 @@ def keep_compiled_kernels() -> None:
 
     Numba compiles a function anew when its own file changed, and does not see a change in the
     files of the functions that it calls: after an update it would run a mixture of old and new.
+    Where nothing can be kept they are compiled for this process alone.
     """
     sources = sorted((Path(__file__).parent / "functional" / "kernels").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    with contextlib.suppress(RuntimeError):  # no home: beside the sources, as Numba does it
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_folder() / f"kernels-{digest[:16]}"))
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        folder = Path(named) if named else cache_folder() / f"kernels-{digest[:16]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # as Numba tries it, which gives up without
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        folder = Path(tempfile.mkdtemp(prefix="fmnist-kernels-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
 def kernels_are_compiled() -> bool:

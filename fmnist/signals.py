@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once, or, while a step must not be torn, as soon as it is done."""
+"""Ctrl-C and SIGTERM: at once, or, while a step is to be finished, as soon as it is done."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+PATIENCE = 3.0
+"""Seconds that a step may take to its end; what it would have brought is then done again."""
+
 
 class Terminated(BaseException):
     """SIGTERM came. Not an :class:`Exception`, as KeyboardInterrupt is none: nobody handles it."""
@@ -20,8 +23,9 @@ class Stop:
     """While in it, these signals raise KeyboardInterrupt or :class:`Terminated`.
 
     At once, until somebody has :meth:`asked`; from then on until the end of :meth:`released`, they
-    wait for :meth:`check`. A second signal does not wait. Outside of the main thread, where Python
-    lets nobody handle signals, there are none.
+    wait for :meth:`check`, but no longer than :data:`PATIENCE`: a step of a wide network may take
+    a minute, and so may compiling one. A second signal does not wait. Outside of the main thread,
+    where Python lets nobody handle signals, there are none.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,7 @@ class Stop:
     def check(self) -> None:
         """Raise what came."""
         if self._came is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             number, self._came = self._came, None
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
@@ -69,7 +74,11 @@ class Stop:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        second = self._came is not None
-        self._came = number
-        if second or not self._asked:
+        waited = self._came is not None
+        if number in SIGNALS:
+            self._came = number
+        if waited or not self._asked:
             self.check()
+        elif self._came is not None:
+            self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._handle))
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)

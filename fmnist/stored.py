@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -57,12 +58,13 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
             _check_sqlite(url)
             study = optuna.create_study(
                 study_name=config.name,
-                storage=storage,
+                storage=optuna.storages.RDBStorage(storage, engine_kwargs=_lasting(url)),
                 sampler=sampler,
                 direction=config.direction,
                 load_if_exists=True,
             )
             began = bool(trials(study))
+            study._storage.get_study_system_attrs(study._study_id)  # notes and plots, as JSON
             directions = [direction.name.lower() for direction in study.directions]
             stored = study.user_attrs.get(CONFIG)
     # RuntimeError: tables of another version of Optuna.
@@ -92,6 +94,17 @@ def _parsed(storage: str) -> sqlalchemy.URL:
         what = "is no URL of a database, such as postgresql://user:password@host:5432/name"
         hint = "in a user's name or password %, /, :, ?, @, { and } are written as %25, %2F and so"
         raise UserError(f"--storage {what}; {hint} on") from None
+
+
+def _lasting(url: sqlalchemy.URL) -> dict[str, Any]:
+    """What keeps connections to a server usable, or has them made again, while an epoch trains."""
+    if url.get_backend_name() == "sqlite":
+        return {}
+    lasting: dict[str, Any] = {"pool_pre_ping": True}
+    if url.get_driver_name() in ("psycopg", "psycopg2"):  # libpq: what is silent for long is dead
+        patience = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        lasting["connect_args"] = {k: v for k, v in patience.items() if k not in url.query}
+    return lasting
 
 
 @contextlib.contextmanager

@@ -355,6 +355,7 @@ def test_a_database_that_is_none_is_one_line(run, small):
             "not as it was written",
         ),
         ("study_directions set direction = 'MINIMIZE'", "its direction is minimize"),
+        ("study_system_attributes set value_json = char(0) || value_json", "Expecting value"),
     ],
 )
 def test_what_was_changed_in_the_database_is_refused(run, small, change, said):
