@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RUN = "fmnist:run"
 _STUDY, _DATABASE, _ID = "study.toml", "study.db", ".run"
+_REFERENCE = "reference.toml"  # instead of the study's, where the plain loop trained it
 _ENDED = ("results.csv", "checksums.sha256")
 _WRITTEN = (
     *_ENDED, "history.csv", "report.md", "report.html", "checkpoints",
@@ -43,23 +44,54 @@ def check(out: Path, config: configs.StudyConfig) -> Path | None:
     Raises:
         UserError: the folder is another's.
     """
-    path = out / _STUDY
-    if os.path.lexists(path):
-        changes = configs.differences(configs.load(path), config)
-        if changes:
-            raise UserError(
-                f"--out {out} holds another study ({'; '.join(changes)}); "
-                "choose another --out, or delete that folder"
-            )
-    elif not is_taken(out):
-        for name in _WRITTEN:
-            if os.path.lexists(out / name):
-                raise UserError(
-                    f"--out {out} holds {name}, which a study would write over, but no study; "
-                    "choose another --out"
-                )
+    if not _is_of(out / _STUDY, config) and not is_taken(out):
+        _check_empty(out)
     left = [*(out / name for name in (_ID, *_ENDED)), *_parameters(out)]
     return next((path for path in left if os.path.lexists(path)), None)
+
+
+def take_for_reference(out: Path, config: configs.StudyConfig) -> None:
+    """Mark the folder as that of the plain loop's results of this study, which it writes over.
+
+    Raises:
+        UserError: the folder is another's.
+    """
+    if is_taken(out):
+        raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
+    path = out / _REFERENCE
+    if not _is_of(path, config):
+        _check_empty(out)
+        files.write_text(path, config.to_toml())
+
+
+def _is_of(path: Path, config: configs.StudyConfig) -> bool:
+    """Whether a folder's note of what was run is there.
+
+    Raises:
+        UserError: it is of another study.
+    """
+    if not os.path.lexists(path):
+        return False
+    if changes := configs.differences(configs.load(path), config):
+        raise UserError(
+            f"--out {path.parent} holds another study ({'; '.join(changes)}); "
+            "choose another --out, or delete that folder"
+        )
+    return True
+
+
+def _check_empty(out: Path) -> None:
+    """See that nothing is there that would be written over.
+
+    Raises:
+        UserError: there is.
+    """
+    for name in _WRITTEN:
+        if os.path.lexists(out / name):
+            raise UserError(
+                f"--out {out} holds {name}, which a study would write over, but no study; "
+                "choose another --out"
+            )
 
 
 def take(out: Path, config: configs.StudyConfig, study: optuna.Study, *, shared: bool) -> None:

@@ -74,8 +74,8 @@ def command(prog: str, argv: Iterable[str]) -> str:
     return shlex.join(["python", "-m", prog, *argv])
 
 
-def run(main: Callable[[Sequence[str]], int]) -> None:
-    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when stopped.
+def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> None:
+    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when ``stopped``.
 
     A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
     """
@@ -88,10 +88,10 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     try:
         status = main(sys.argv[1:])
     except BaseException as error:
-        status, said = _ending(error)
+        status, said = _ending(error, stopped)
     unwritten = _unwritten()
     if unwritten is not None and not said:
-        status, said = _ending(unwritten)
+        status, said = _ending(unwritten, stopped)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # a full disk, perhaps
             print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr)
@@ -124,7 +124,7 @@ class _Output:
             raise
 
 
-def _ending(error: BaseException) -> tuple[int, str]:
+def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
     """The exit status for an error, and what is said of it."""
     match error:
         case UserError():
@@ -133,7 +133,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
             return error.code if isinstance(error.code, int) else 2, ""
         case KeyboardInterrupt() | Terminated():
             status = 130 if isinstance(error, KeyboardInterrupt) else 143
-            return status, "\nstopped; the same command continues where it was\n"
+            return status, f"\n{stopped}\n"
         case BrokenPipeError():  # "| head": nobody reads on
             return 128 + signal.SIGPIPE, ""
         case OSError() if reason := of_the_system(error):

@@ -72,6 +72,15 @@ def publish(
         The winner; None when no trial is complete.
     """
     began = time.perf_counter()
+    noted = checksums.wrong(out)
+    damaged = None if noted is None else {out / name for name in noted}
+    known = {checkpoint.model_path(out, number): digest for number, digest in (sums or {}).items()}
+
+    def sound(number: int) -> Path | None:
+        path = checkpoint.model_path(out, number)
+        digest = checksums.of(path)
+        return path if digest and digest == known.get(path, digest) else None
+
     tables = out / "results.csv", out / "history.csv"
     files.write_text(tables[0], results_csv(results, list(config.grid)))
     files.write_text(tables[1], history_csv(results))
@@ -114,6 +123,8 @@ def publish(
         chosen += [path for path in board.rglob("*") if path.is_file()]
     if study is not None:
         dashboard.publish(study, config, results, out, provenance)
+        dashboard.mend(study, config, results, out, sound, damaged)
+        chosen += dashboard.artifacts(study, results, out)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
     page = html.write_html(
@@ -144,7 +155,6 @@ def publish(
     events = [*board.glob("*tfevents*")]
     for result in results:
         events += (board / tensorboard.run_name(result.point)).glob("*tfevents*")
-    known = {checkpoint.model_path(out, number): digest for number, digest in (sums or {}).items()}
     made = [*tables, *shown.values(), *chosen, *events, page, text]
     if (out / "study.toml").exists():  # the reference writes none
         made.append(out / "study.toml")

@@ -98,4 +98,4 @@ def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> st
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, stopped="stopped; the same command continues where it was")

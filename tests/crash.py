@@ -4,19 +4,16 @@
 
 Half of the kills come after a random time, half at a chosen step of what makes a run last: before
 or after a file takes its place, an epoch is reported, a trial is told, a view is written. Wall
-times and dates are left out of the comparison; nothing else is.
+times and dates are left out of the comparison (remains.py); nothing else is.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import csv
-import difflib
 import functools
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -37,10 +34,9 @@ from fmnist import process
 process.prepare()
 
 import optuna
-import safetensors.torch
 import torch._dynamo  # noqa: F401  # what every child would load anew
+from remains import differences, outcome
 from slice_study import dataset
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from fmnist import checkpoint, checksums, generations, grid, loop, publish, resume
 from fmnist.config import StudyConfig
@@ -170,83 +166,6 @@ def attempt(out: Path, images: Dataset, kill: Kill) -> int:
         time.sleep(kill.seconds)
         os.kill(child, signal.SIGKILL)
     return end(child)
-
-
-def outcome(out: Path) -> dict[str, object]:
-    """All that a study leaves and that is not a time."""
-    left = {
-        str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and "tfevents" not in p.name
-    }
-    left = {name for name in left if not name.startswith("artifacts/")}
-    return {
-        "files": sorted(left),
-        "results": [
-            {k: v for k, v in row.items() if k != "seconds"}
-            for row in csv.DictReader((out / "results.csv").open(encoding="utf-8"))
-        ],
-        "history": (out / "history.csv").read_bytes(),
-        "best": (out / "best" / "config.json").read_bytes(),
-        "parameters": {
-            str(path.relative_to(out)): {
-                name: (tensor.dtype, tensor.tolist())
-                for name, tensor in safetensors.torch.load_file(path).items()
-            }
-            for path in sorted(out.rglob("*.safetensors"))
-        },
-        "report": timeless((out / "report.md").read_text(encoding="utf-8")).replace(
-            str(out), "OUT"
-        ),
-        "scalars": scalars(out / "tensorboard"),
-        "trials": trials(out),
-    }
-
-
-def timeless(text: str) -> str:
-    """A report without the lines that name a time, and without spans of time."""
-    lines = [line for line in text.splitlines() if not re.match(r"\| (Date|Wall time)", line)]
-    spans = r"(\d+ h )?(\d+ min )?\d+(\.\d+)? (s|min)\b|[\d,]+ images/s"
-    return re.sub(r" +", " ", re.sub(spans, "TIME", "\n".join(lines)))
-
-
-def scalars(root: Path) -> dict[tuple[str, str], list[tuple[int, object]]]:
-    """Every point of every run, in order; a point that is there twice is seen."""
-    points = collections.defaultdict(list)
-    for path in sorted(root.rglob("*tfevents*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if "/" in value.tag and value.metadata.plugin_data.plugin_name == "scalars":
-                    number = value.tensor.float_val[0] if value.tensor.float_val else None
-                    points[str(path.parent.relative_to(root)), value.tag].append(
-                        (event.step, number if number is not None else value.simple_value)
-                    )
-    return {key: sorted(found) for key, found in sorted(points.items())}
-
-
-def trials(out: Path) -> list[object]:
-    """What Optuna knows of each trial, times left out."""
-    stored = optuna.load_study(study_name=CONFIG.name, storage=f"sqlite:///{out / 'study.db'}")
-    return [
-        (
-            trial.number,
-            trial.state.name,
-            trial.params,
-            trial.values,
-            trial.intermediate_values,
-            trial.user_attrs["test_accuracy"],
-        )
-        for trial in stored.get_trials(deepcopy=False)
-    ]
-
-
-def differences(found: dict[str, object], expected: dict[str, object]) -> list[str]:
-    """Which parts are not the same."""
-    wrong = [name for name in expected if found[name] != expected[name]]
-    if "files" in wrong:
-        wrong += sorted(set(found["files"]) ^ set(expected["files"]))
-    if "report" in wrong:
-        texts = (str(outcome["report"]).splitlines() for outcome in (expected, found))
-        wrong += difflib.unified_diff(*texts, lineterm="", n=0)
-    return wrong
 
 
 def kills(seed: int, seconds: float) -> Iterator[Kill]:

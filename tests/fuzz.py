@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from fuzz_kinds import Kind, Place, command, kinds
 
@@ -88,7 +89,8 @@ def fuzz(around: Path, inputs: int, seed: int = 0, only: int | None = None) -> R
     place, report = Place(around), Report()
     table = kinds(place)
     report.tallies = {kind: Tally() for kind in table}
-    with contextlib.chdir(place.scratch), warnings.catch_warnings(), alarmed():
+    tidy = mock.patch.object(tempfile, "tempdir", str(place.temporary))
+    with contextlib.chdir(place.scratch), warnings.catch_warnings(), alarmed(), tidy:
         warnings.simplefilter("error")  # a warning would be more than one line
         command([str(place.run), str(place.picture), "--ensemble"])  # what is slow but once
         for number, kind, name, content, chance in itertools.islice(stream(table, seed), inputs):

@@ -36,6 +36,7 @@ class Place:
     Attributes:
         before: what belongs there.
         resident: the resident memory when freed memory was last given back.
+        temporary: for temporary files, of which none is to be left.
     """
 
     def __init__(self, around: Path) -> None:
@@ -49,12 +50,15 @@ class Place:
         for name, content in self.files.items():
             self.write(self.run / name, content)
         self.picture = self.write(self.scratch / "x.png", bad_input.pictures()[0])
+        self.temporary = around / "temporary"
+        self.temporary.mkdir()
         self.before = self.outside()
         self.resident = 0
 
     def outside(self) -> set[str]:
-        """What is around the folder."""
-        return {str(path) for folder in self.scratch.parents[:2] for path in folder.iterdir()}
+        """What is around the folder, at any depth."""
+        found = (path for path in self.around.rglob("*") if self.scratch not in path.parents)
+        return {str(path) for path in found}
 
     @staticmethod
     def write(path: Path, content: bytes) -> Path:

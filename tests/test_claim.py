@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -203,6 +205,15 @@ def test_what_is_not_a_studys_is_not_written_over(name, beside, tmp_path):
     with pytest.raises(UserError, match=f"holds {name}, which a study would write over, but no"):
         run_study(CONFIG, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} - {".lock"} == before
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def none(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\); choose"):
+        run_study(CONFIG, tmp_path, dataset=TINY)
 
 
 @pytest.mark.parametrize("target", ["study.toml", "nowhere"])

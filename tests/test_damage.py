@@ -136,6 +136,27 @@ def test_what_can_be_made_anew_is(run, whole, small, lost, how):
     assert checksums.wrong(run) == []
 
 
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("how", ["gone", "torn", "changed"])
+def test_what_the_dashboard_shows_is_made_anew(run, whole, small, how, noted):
+    """Files of artifacts, the study's and those of trials that were the best."""
+    folder = run / "artifacts"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) > 5
+    if not noted:
+        (run / checksums.NAME).unlink()
+    if how == "gone":
+        shutil.rmtree(folder)
+    else:
+        for path in folder.iterdir():
+            content = path.read_bytes()
+            path.write_bytes(content[:-9] if how == "torn" else b"x" + content[1:])
+    _, said = again(run, small)
+    assert ("missing or damaged, and made anew: artifacts/" in said) == noted
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert again(run, small)[1].endswith("nothing to train")
+
+
 def test_a_report_that_is_made_anew_says_who_trained_it(run, whole, small, monkeypatch):
     before = (run / "report.md").read_text().replace(str(whole), str(run))
     monkeypatch.setattr("fmnist.provenance.commit", lambda: "of another day")
@@ -390,7 +411,7 @@ def a_link_to_itself(path):
     path.symlink_to(path.name)
 
 
-FOLDERS = ["parameters", "best", "figures", "tensorboard", "tensorboard/_winner"]
+FOLDERS = ["artifacts", "parameters", "best", "figures", "tensorboard", "tensorboard/_winner"]
 SINGLE = [
     "results.csv", "report.html", "checksums.sha256", "best/params.safetensors",
     "parameters/0.safetensors", "figures/curves.png", ".run", "study.db",

@@ -148,6 +148,30 @@ def test_a_server_that_dies_is_one_line_and_the_study_goes_on(server, tmp_path):
     assert states(server, "died") == ["COMPLETE"] * 4
 
 
+def test_connections_that_are_closed_between_epochs_are_made_again(server, tmp_path):
+    """As a firewall or a pooler does it with those that were silent."""
+    import psycopg
+
+    out = tmp_path / "run"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    closed = 0
+    with (
+        psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection,
+        subprocess.Popen([*command(server, out, "closed"), "--epochs", "6"], **pipes) as child,
+    ):
+        begun(child, out)
+        for _ in range(4):
+            closed += connection.execute(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity "
+                "where pid != pg_backend_pid() and state = 'idle'"
+            ).fetchone()[0]
+            time.sleep(1)
+        _, said = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert closed
+    assert states(server, "closed") == ["COMPLETE"] * 4
+
+
 def test_a_user_without_rights_is_one_line(server, tmp_path):
     """Midway: what was written before stays."""
     import psycopg

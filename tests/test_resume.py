@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import random_split
 
-from fmnist import grid, loop, search, stored
+from fmnist import grid, loop, search, signals, stored
 from fmnist.config import StudyConfig
 from fmnist.functional.types import ModelConfig
 from fmnist.generations import Generations
@@ -232,6 +232,26 @@ def test_signals_wait_while_somebody_asks(number, error):
         with pytest.raises(error):
             os.kill(os.getpid(), number)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_a_step_that_takes_long_is_not_waited_for(monkeypatch, number, error):
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    with Stop() as stop:
+        stop.asked()
+        os.kill(os.getpid(), number)
+        began = time.monotonic()
+        with pytest.raises(error):
+            time.sleep(5)
+        assert 0.1 < time.monotonic() - began < 2
+        os.kill(os.getpid(), number)
+        with pytest.raises(error):
+            stop.check()
+        time.sleep(0.3)  # the alarm is off
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

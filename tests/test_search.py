@@ -96,6 +96,25 @@ def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_aft
     same(grid.results(study, CONFIG), grid.results(whole, CONFIG))
 
 
+def test_other_roundings_after_a_kill_are_not_taken_for_damage(storage):
+    """As on another number of threads: the curve in Optuna is then that of the result."""
+    finish(stored.open_study(CONFIG, storage), stop_after=2)
+    study = stored.open_study(CONFIG, storage)
+    interrupted = [t for t in study.trials if t.state == TrialState.RUNNING]
+    reported = [t for t in interrupted if t.intermediate_values]
+    assert reported
+    for trial in reported:
+        study._storage.set_trial_intermediate_value(trial._trial_id, 1, 0.123)
+    study._storage.set_trial_intermediate_value(reported[0]._trial_id, 9, 0.5)  # it got further
+    finish(study)
+    again = stored.open_study(CONFIG, storage)
+    curves = [[trial.intermediate_values[step] for step in (1, 2)] for trial in again.trials]
+    assert curves == [
+        [metrics.validation_accuracy for metrics in result.history]
+        for result in grid.results(again, CONFIG)
+    ]
+
+
 def test_results_do_not_depend_on_how_many_lanes_train_together(storage, tmp_path):
     study = stored.open_study(CONFIG, storage)
     finish(study, max_lanes=1)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist import cli, process
-from fmnist.errors import UserError
 
 if TYPE_CHECKING:
     from fmnist.config import StudyConfig
@@ -20,14 +19,17 @@ PROG = "fmnist.reference"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a study's configurations one after the other with torch.nn; 0 when all is well."""
+    """Train a study's configurations one after the other with torch.nn; 0 when all is well.
+
+    It keeps no snapshots: a command that was stopped begins again.
+    """
     parser = cli.study_parser(
         PROG, "Train every configuration of a study file, one after the other, with torch.nn."
     )
     args = parser.parse_args(argv)
     process.prepare()
 
-    from fmnist import claim, lock, provenance, publish, trouble
+    from fmnist import claim, files, lock, provenance, publish, trouble
     from fmnist import config as configs
     from fmnist import data as sources
     from fmnist.device import find_device
@@ -38,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
     with lock.holding(out), trouble.told(out):
-        if claim.is_taken(out):
-            raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
+        claim.take_for_reference(out, config)
+        files.sweep(out)
         dataset = sources.load(args.data)
         on_device = splits(config, dataset, device)
         began = time.perf_counter()

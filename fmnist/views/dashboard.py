@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmnist import files
 from fmnist.results import winner
@@ -116,9 +116,7 @@ class DashboardMirror:
         if winner(rivals, self._config.metric) is not result:
             return
         self._best = result
-        with files.scratch_folder(self._out) as folder:
-            for path in self._files(result, parameters, folder):
-                _upload(trial, path, self._out)
+        _upload_of_trial(trial, self._config, result, parameters, self._out)
         if installed():
             links = _trial_links(trial, result.number)
             _write_note(trial, notes.best(self._config, result, links, of=self._ended))
@@ -130,16 +128,6 @@ class DashboardMirror:
             seen = self._images * len(result.history)
             found["images_per_second"] = float(f"{seen / result.seconds:.4g}")
         return found
-
-    def _files(self, result: TrialResult, parameters: Path, folder: Path) -> list[Path]:
-        from fmnist.views import figures
-
-        paths = {kind: folder / name for kind, name in _names(result.number).items()}
-        figures.curves([result], self._config, paths["curves"])
-        shutil.copyfile(parameters, paths["parameters"])
-        about = {"point": dict(result.point), **asdict(self._config.trial(result.point))}
-        paths["configuration"].write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        return list(paths.values())
 
 
 def publish(
@@ -182,6 +170,43 @@ def publish(
     save_plotly_graph_object(study, TimePlot(config, results), graph_object_id=PLOT_ID)
 
 
+def mend(
+    study: optuna.Study,
+    config: StudyConfig,
+    results: Sequence[TrialResult],
+    out: Path,
+    parameters: Callable[[int], Path | None],
+    wrong: Set[Path] | None,
+) -> None:
+    """Write the files of trials' artifacts again that are damaged or lost.
+
+    Args:
+        study: Optuna's study.
+        config: what was run.
+        results: of every trial.
+        out: the run's folder.
+        parameters: the file of a trial's parameters, by its number; None when that is damaged.
+        wrong: the files that are damaged or lost; None when that is not known.
+    """
+    attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    for result in results:
+        names, known = _names(result.number).values(), _ids_in(attrs[result.number])
+        paths = [artifact_folder(out) / known[name] for name in names if name in known]
+        if paths and (wrong is None or not wrong.isdisjoint(paths)):
+            trial = _trial(study, result.number)
+            _upload_of_trial(trial, config, result, parameters(result.number), out, again=True)
+
+
+def artifacts(study: optuna.Study, results: Sequence[TrialResult], out: Path) -> list[Path]:
+    """The files behind the artifacts of ours, the study's and its trials', that are there."""
+    trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    ours = [(_ids(study), [_figure(name) for name in FIGURES])]
+    ours += [(_ids_in(trials[r.number]), [*_names(r.number).values()]) for r in results]
+    keys = [known[name] for known, names in ours for name in names if name in known]
+    paths = [artifact_folder(out) / key for key in keys]
+    return [path for path in paths if path.is_file()]
+
+
 def _names(number: int) -> dict[str, str]:
     return {kind: f"trial-{number}-{name}" for kind, name in OF_A_TRIAL.items()}
 
@@ -213,13 +238,41 @@ def _ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
     """File name -> id, of the owner's artifacts."""
     import optuna
 
-    # optuna.artifacts.get_all_artifact_meta fails on one that was deleted in the dashboard.
     if isinstance(owner, optuna.Study):
-        attrs = owner._storage.get_study_system_attrs(owner._study_id)
-    else:
-        attrs = owner.storage.get_trial_system_attrs(owner._trial_id)
+        return _ids_in(owner._storage.get_study_system_attrs(owner._study_id))
+    return _ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
+
+
+def _ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
+    """:func:`_ids` in the system attributes of their owner."""
+    # optuna.artifacts.get_all_artifact_meta fails on one that was deleted in the dashboard.
     stored = [json.loads(value) for key, value in attrs.items() if key.startswith("artifacts:")]
     return {meta["filename"]: meta["artifact_id"] for meta in stored if meta is not None}
+
+
+def _upload_of_trial(
+    trial: optuna.Trial,
+    config: StudyConfig,
+    result: TrialResult,
+    parameters: Path | None,
+    out: Path,
+    *,
+    again: bool = False,
+) -> None:
+    """Make :data:`OF_A_TRIAL` artifacts; ``again``, those that it has: it is told of its end."""
+    from fmnist.views import figures
+
+    names, known = _names(result.number), _ids(trial)
+    with files.scratch_folder(out) as folder:
+        paths = {kind: folder / name for kind, name in names.items()}
+        figures.curves([result], config, paths["curves"])
+        if parameters is not None:
+            shutil.copyfile(parameters, paths["parameters"])
+        about = {"point": dict(result.point), **asdict(config.trial(result.point))}
+        paths["configuration"].write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        for path in filter(Path.exists, paths.values()):
+            if not again or path.name in known:
+                _upload(trial, path, out)
 
 
 def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:

@@ -1,0 +1,45 @@
+"""What a command settles for its process: where compiled kernels are kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMPILES = """
+import os
+from fmnist import process
+process.prepare()
+import numba
+from fmnist.functional.kernels import adam_loops  # Numba looks for its folder here
+print(os.environ["NUMBA_CACHE_DIR"])
+"""
+
+
+def cache(**environment):
+    """Where the kernels are kept in this environment."""
+    known = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES],
+        capture_output=True, text=True, env=known | environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def test_kernels_are_kept_in_the_users_cache(tmp_path):
+    folder = cache(XDG_CACHE_HOME=str(tmp_path))
+    assert folder.parent == tmp_path / "fmnist"
+    assert folder.is_dir()
+    assert cache(NUMBA_CACHE_DIR=str(tmp_path / "theirs")) == tmp_path / "theirs"
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
+def test_where_nothing_can_be_kept_they_are_compiled_for_one_process(tmp_path, name):
+    (tmp_path / "temporary").mkdir()
+    folder = cache(**{name: "/dev/null"}, TMPDIR=str(tmp_path / "temporary"))
+    assert folder.parent == tmp_path / "temporary"
+    assert not folder.exists()

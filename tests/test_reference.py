@@ -1,0 +1,50 @@
+"""The command of the plain loop: whose folder it writes to, and what it says when it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+SMALL = ["--epochs", "1", "--set", "batch_size=500", "--set", "holdout=50000"]
+
+
+def reference(*args, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "fmnist.reference", *SMALL, *args],
+        capture_output=True, text=True, timeout=300, cwd=cwd, check=False,
+    )  # fmt: skip
+
+
+def test_it_writes_over_nothing_but_its_own_of_the_same_study(tmp_path):
+    out = tmp_path / "run"
+    one = ["--set", "learning_rate=0.01", "--out", "run"]
+    assert reference(*one, cwd=tmp_path).returncode == 0
+    assert reference(*one, cwd=tmp_path).returncode == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for lost in (False, True):
+        if lost:
+            (out / "reference.toml").unlink()
+        done = reference("--set", "learning_rate=0.02", "--out", "run", cwd=tmp_path)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        said = "results.csv, which a study" if lost else "another study (learning_rate"
+        assert line.startswith(f"error: --out run holds {said}")
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {p: c for p, c in before.items() if p.name not in ("reference.toml", ".lock")} == {
+        p: c for p, c in after.items() if p.name != ".lock"
+    }
+
+
+def test_it_does_not_promise_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "fmnist.reference", "--out", "run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as child:
+        until = time.monotonic() + 60
+        while not (tmp_path / "run" / "reference.toml").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (130, "\nstopped\n")
