@@ -6,6 +6,7 @@ Imports nothing heavy: ``--help`` answers before torch is loaded.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import os
@@ -19,6 +20,9 @@ from typing import Any, NoReturn, TextIO, cast
 from fmnist import passwords
 from fmnist.errors import UserError, of_the_system
 from fmnist.signals import Terminated
+
+STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""The exit status after Ctrl-C, and after SIGTERM."""
 
 BUG = """
 This is a mistake in fmnist, not yours; what was trained is kept. Please report it, with these
@@ -94,7 +98,10 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
         status, said = _ending(unwritten, stopped)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # a full disk, perhaps
-            print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr)
+            print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
+    if status in STOPPED:  # now: taking the interpreter apart with all that it loaded takes long
+        atexit._run_exitfuncs()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -132,8 +139,7 @@ def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
         case SystemExit():  # argparse has said why
             return error.code if isinstance(error.code, int) else 2, ""
         case KeyboardInterrupt() | Terminated():
-            status = 130 if isinstance(error, KeyboardInterrupt) else 143
-            return status, f"\n{stopped}\n"
+            return STOPPED[not isinstance(error, KeyboardInterrupt)], f"\n{stopped}\n"
         case BrokenPipeError():  # "| head": nobody reads on
             return 128 + signal.SIGPIPE, ""
         case OSError() if reason := of_the_system(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -11,8 +12,11 @@ from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-PATIENCE = 3.0
+PATIENCE = 1.5
 """Seconds that a step may take to its end; what it would have brought is then done again."""
+
+AGAIN = 1.0
+"""Seconds after which what was raised is raised again, if that was not the end."""
 
 
 class Terminated(BaseException):
@@ -26,16 +30,21 @@ class Stop:
     wait for :meth:`check`, but no longer than :data:`PATIENCE`: a step of a wide network may take
     a minute, and so may compiling one. A second signal does not wait. Outside of the main thread,
     where Python lets nobody handle signals, there are none.
+
+    What is raised is not lost where a library swallows it, as LLVM's callbacks do, or stumbles
+    over it: then it is raised once more, and at last in place of the stumbling.
     """
 
     def __init__(self) -> None:
         self._came: int | None = None
         self._asked = False
+        self._raised = False
         self._before: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came that has not been raised yet."""
+        """Whether a signal came."""
         return self._came is not None
 
     def asked(self) -> bool:
@@ -46,9 +55,9 @@ class Stop:
     def check(self) -> None:
         """Raise what came."""
         if self._came is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            number, self._came = self._came, None
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            self._raised = True
+            self._remind(AGAIN)
+            raise self._error()
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
@@ -61,7 +70,10 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            numbers = (*SIGNALS, signal.SIGALRM)
+            self._before = {number: signal.signal(number, self._handle) for number in numbers}
+            self._unraisable = sys.unraisablehook
+            sys.unraisablehook = self._swallowed
         return self
 
     def __exit__(
@@ -70,8 +82,20 @@ class Stop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._before:
+            self._remind(0)
+            sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._raised and not isinstance(error, KeyboardInterrupt | Terminated):
+            raise self._error() from error
+
+    def _error(self) -> BaseException:
+        return KeyboardInterrupt() if self._came == signal.SIGINT else Terminated()
+
+    def _swallowed(self, what: sys.UnraisableHookArgs) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt | Terminated):
+            self._unraisable(what)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         waited = self._came is not None
@@ -80,5 +104,9 @@ class Stop:
         if waited or not self._asked:
             self.check()
         elif self._came is not None:
-            self._before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, self._handle))
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            self._remind(PATIENCE)
+
+    def _remind(self, seconds: float) -> None:
+        """Have the alarm come after so many seconds; 0: not at all."""
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
