@@ -24,7 +24,7 @@ _REFERENCE = "reference.toml"  # instead of the study's, where the plain loop tr
 _ENDED = ("results.csv", "checksums.sha256")
 _WRITTEN = (
     *_ENDED, "history.csv", "report.md", "report.html", "checkpoints",
-    "best", "figures", "parameters", "tensorboard", "artifacts",
+    "best", "figures", "parameters", "tensorboard", "artifacts", _REFERENCE,
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def check(out: Path, config: configs.StudyConfig) -> Path | None:
         UserError: the folder is another's.
     """
     if not _is_of(out / _STUDY, config) and not is_taken(out):
-        _check_empty(out)
+        _check_free(out, "study")
     left = [*(out / name for name in (_ID, *_ENDED)), *_parameters(out)]
     return next((path for path in left if os.path.lexists(path)), None)
 
@@ -60,7 +60,7 @@ def take_for_reference(out: Path, config: configs.StudyConfig) -> None:
         raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
     path = out / _REFERENCE
     if not _is_of(path, config):
-        _check_empty(out)
+        _check_free(out, _REFERENCE)
         files.write_text(path, config.to_toml())
 
 
@@ -80,8 +80,12 @@ def _is_of(path: Path, config: configs.StudyConfig) -> bool:
     return True
 
 
-def _check_empty(out: Path) -> None:
+def _check_free(out: Path, lacks: str) -> None:
     """See that nothing is there that would be written over.
+
+    Args:
+        out: the folder.
+        lacks: what would show that it was ours.
 
     Raises:
         UserError: there is.
@@ -89,7 +93,7 @@ def _check_empty(out: Path) -> None:
     for name in _WRITTEN:
         if os.path.lexists(out / name):
             raise UserError(
-                f"--out {out} holds {name}, which a study would write over, but no study; "
+                f"--out {out} holds {name}, which a study would write over, but no {lacks}; "
                 "choose another --out"
             )
 

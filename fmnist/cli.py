@@ -19,9 +19,9 @@ from typing import Any, NoReturn, TextIO, cast
 
 from fmnist import passwords
 from fmnist.errors import UserError, of_the_system
-from fmnist.signals import Terminated
+from fmnist.signals import SIGNALS, Terminated
 
-STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 """The exit status after Ctrl-C, and after SIGTERM."""
 
 BUG = """
@@ -99,7 +99,10 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # a full disk, perhaps
             print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
-    if status in STOPPED:  # now: taking the interpreter apart with all that it loaded takes long
+    if status in (INTERRUPTED, TERMINATED):
+        # Now: taking the interpreter apart, with all that it loaded, takes a second or two.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         atexit._run_exitfuncs()
         os._exit(status)
     sys.exit(status)
@@ -139,7 +142,8 @@ def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
         case SystemExit():  # argparse has said why
             return error.code if isinstance(error.code, int) else 2, ""
         case KeyboardInterrupt() | Terminated():
-            return STOPPED[not isinstance(error, KeyboardInterrupt)], f"\n{stopped}\n"
+            status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
+            return status, f"\n{stopped}\n"
         case BrokenPipeError():  # "| head": nobody reads on
             return 128 + signal.SIGPIPE, ""
         case OSError() if reason := of_the_system(error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -54,6 +54,7 @@ def publish(
     study: optuna.Study | None = None,
     phases: Phases | None = None,
     sums: Mapping[int, str] | None = None,
+    lost: Collection[int] = (),
 ) -> TrialResult | None:
     """Write every file that is made of the whole study.
 
@@ -67,6 +68,7 @@ def publish(
         study: the study in Optuna, if it is there, for what optuna-dashboard shows.
         phases: what the time went to so far; what this takes is added where it is shown.
         sums: the SHA-256 of each result's parameters when they were written, by trial number.
+        lost: the trials whose parameters are not that any more.
 
     Returns:
         The winner; None when no trial is complete.
@@ -75,12 +77,11 @@ def publish(
     noted = checksums.wrong(out)
     damaged = None if noted is None else {out / name for name in noted}
     known = {checkpoint.model_path(out, number): digest for number, digest in (sums or {}).items()}
-
-    def sound(number: int) -> Path | None:
-        path = checkpoint.model_path(out, number)
-        digest = checksums.of(path)
-        return path if digest and digest == known.get(path, digest) else None
-
+    parameters = {
+        result.number: checkpoint.model_path(out, result.number)
+        for result in results
+        if result.number not in lost
+    }
     tables = out / "results.csv", out / "history.csv"
     files.write_text(tables[0], results_csv(results, list(config.grid)))
     files.write_text(tables[1], history_csv(results))
@@ -123,8 +124,8 @@ def publish(
         chosen += [path for path in board.rglob("*") if path.is_file()]
     if study is not None:
         dashboard.publish(study, config, results, out, provenance)
-        dashboard.mend(study, config, results, out, sound, damaged)
-        chosen += dashboard.artifacts(study, results, out)
+        dashboard.mend(study, config, results, out, parameters, damaged)
+        chosen += dashboard.artifacts(study, parameters, out)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
     page = html.write_html(
@@ -156,8 +157,8 @@ def publish(
     for result in results:
         events += (board / tensorboard.run_name(result.point)).glob("*tfevents*")
     made = [*tables, *shown.values(), *chosen, *events, page, text]
-    if (out / "study.toml").exists():  # the reference writes none
-        made.append(out / "study.toml")
+    marks = (out / "study.toml", out / "reference.toml")
+    made += [path for path in marks if path.exists()]
     checksums.write(out, made, known)
     return best
 

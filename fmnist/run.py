@@ -147,6 +147,7 @@ def run_study(
                 study,
                 phases,
                 sums,
+                lost,
             )
         study.set_user_attr(PHASES, phases.seconds)
         return results

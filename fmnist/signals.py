@@ -13,7 +13,7 @@ from typing import Any, Self
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 PATIENCE = 1.5
-"""Seconds that a step may take to its end; what it would have brought is then done again."""
+"""Seconds that a step may take to its end, and saving it as many; else it is done again."""
 
 AGAIN = 1.0
 """Seconds after which what was raised is raised again, if that was not the end."""
@@ -50,6 +50,8 @@ class Stop:
     def asked(self) -> bool:
         """:attr:`requested`, by one who will ask again."""
         self._asked = True
+        if self.requested:
+            self._remind(PATIENCE)  # for what the asker does about it
         return self.requested
 
     def check(self) -> None:
@@ -70,8 +72,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            numbers = (*SIGNALS, signal.SIGALRM)
-            self._before = {number: signal.signal(number, self._handle) for number in numbers}
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
             self._unraisable = sys.unraisablehook
             sys.unraisablehook = self._swallowed
         return self
@@ -82,8 +83,10 @@ class Stop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if signal.SIGALRM in self._before:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if self._before:
-            self._remind(0)
             sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -98,15 +101,16 @@ class Stop:
             self._unraisable(what)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        waited = self._came is not None
+        again = self._came is not None
         if number in SIGNALS:
             self._came = number
-        if waited or not self._asked:
+        if again or not self._asked:
             self.check()
-        elif self._came is not None:
+        else:
             self._remind(PATIENCE)
 
     def _remind(self, seconds: float) -> None:
-        """Have the alarm come after so many seconds; 0: not at all."""
-        if self._before:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+        """Have the alarm come after so many seconds; it is nobody else's once a signal came."""
+        if signal.SIGALRM not in self._before:
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
+        signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,17 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
                 direction=config.direction,
                 load_if_exists=True,
             )
-            began = bool(trials(study))
-            study._storage.get_study_system_attrs(study._study_id)  # notes and plots, as JSON
+            known = trials(study)
+            _check_shown(study._storage.get_study_system_attrs(study._study_id))
+            for trial in known:
+                _check_shown(trial.system_attrs)
             directions = [direction.name.lower() for direction in study.directions]
             stored = study.user_attrs.get(CONFIG)
     # RuntimeError: tables of another version of Optuna.
     except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
         raise UserError(trouble.words(error, storage)) from error
     if stored is None:
-        if began or directions != [config.direction]:
+        if known or directions != [config.direction]:
             raise StudyMismatchError(f"study {config.name!r} in the storage is not one of fmnist's")
         with warnings.catch_warnings():  # "experimental" since Optuna 3.2
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -84,6 +87,25 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
     if directions != [config.direction]:
         raise UserError(f"{DAMAGED} (its direction is {', '.join(directions)})")
     return study
+
+
+def _check_shown(attrs: Mapping[str, Any]) -> None:
+    """See that what optuna-dashboard shows of a study or trial can be read: notes and artifacts.
+
+    Raises:
+        ValueError, TypeError, LookupError: it cannot.
+    """
+    for key, value in attrs.items():
+        if key.startswith("dashboard:") and ":note_" in key:
+            if not isinstance(value, int if key.endswith(":note_ver") else str):
+                raise ValueError(f"{key} is no part of a note")
+        elif key.startswith("artifacts:"):
+            about = json.loads(value)
+            if about is None:  # it was deleted in optuna-dashboard
+                continue
+            name, file = about["filename"], about["artifact_id"]
+            if not isinstance(name, str) or Path(file).name != file:
+                raise ValueError(f"{key} is of no artifact")
 
 
 def _parsed(storage: str) -> sqlalchemy.URL:

@@ -4,7 +4,7 @@
 
 Half of the kills come after a random time, half at a chosen step of what makes a run last: before
 or after a file takes its place, an epoch is reported, a trial is told, a view is written. Wall
-times and dates are left out of the comparison (remains.py); nothing else is.
+times and dates are left out of the comparison (remains.py).
 """
 
 from __future__ import annotations

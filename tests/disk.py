@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import crash
+from remains import differences, outcome
 
 from fmnist.data import Dataset
 
@@ -120,7 +121,7 @@ def survive(times: int, seed: int) -> None:
     images = crash.data()
     whole = folder / "undisturbed"
     assert crash.end(crash.start(whole, images)) == 0
-    expected = crash.outcome(whole)
+    expected = outcome(whole)
     used = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file()) // 1024
     place, log = folder / "disk", folder / "log"
     sizes = [chance.randint(4, int(used * 0.9)) for _ in range(times)]
@@ -136,7 +137,7 @@ def survive(times: int, seed: int) -> None:
         log.unlink(missing_ok=True)
         print(attempt(), flush=True)
         assert crash.end(crash.start(place / "study", images, log=log)) == 0, log.read_text()
-        wrong = crash.differences(crash.outcome(place / "study"), expected)
+        wrong = differences(outcome(place / "study"), expected)
         assert not wrong, f"differs from the undisturbed study in {wrong}"
         subprocess.run(["umount", "--lazy", place], check=True)
         for beside in (place.with_name("keep"), place.with_name("copy")):

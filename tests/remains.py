@@ -1,4 +1,7 @@
-"""All that a study leaves and that is not a time, so that two studies can be compared."""
+"""All that a study leaves and that is not a time, so that two studies can be compared.
+
+A file in artifacts/ that no artifact names is not seen: a kill may leave one.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ def lines(part: object) -> list[str]:
     if isinstance(part, str):
         return part.splitlines()
     if isinstance(part, Mapping):
-        return [f"{key}: {value}" for key, value in part.items()]
+        return [f"{key}: {line}" for key in sorted(part) for line in lines(part[key])]
     return [str(each) for each in part] if isinstance(part, list) else [str(part)]
 
 
@@ -146,8 +149,8 @@ def dashboard(study: optuna.Study, out: Path) -> dict[str, object]:
             name = f"{number} {about['filename']}"
             assert name not in shown, f"{name} is there twice"
             shown[name] = checksums.of(out / "artifacts" / about["artifact_id"])
-        for kind in ("dashboard:note", "dashboard:plot"):
-            parts = (str(attrs[key]) for key in in_order(attrs) if key.startswith(kind))
+        for kind in ("note_str", "plot_data"):  # a note's version counts how often it was written
+            parts = (str(attrs[key]) for key in in_order(attrs) if f":{kind}:" in key)
             text = re.sub(r'"x": \[.*?\]', "", "".join(parts))  # the plot is over seconds
             shown[f"{number} {kind}"] = timeless(text, out)
     return shown

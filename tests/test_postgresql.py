@@ -163,7 +163,8 @@ def test_connections_that_are_closed_between_epochs_are_made_again(server, tmp_p
         for _ in range(4):
             closed += connection.execute(
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity "
-                "where pid != pg_backend_pid() and state = 'idle'"
+                "where pid != pg_backend_pid() and state = 'idle' "
+                "and state_change < clock_timestamp() - interval '100 ms'"  # between two uses
             ).fetchone()[0]
             time.sleep(1)
         _, said = child.communicate(timeout=300)

@@ -39,12 +39,17 @@ def test_it_writes_over_nothing_but_its_own_of_the_same_study(tmp_path):
 
 def test_it_does_not_promise_to_go_on(tmp_path):
     command = [sys.executable, "-m", "fmnist.reference", "--out", "run"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, **pipes) as child:
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip  # a shell's background job ignores it
+    try:
         until = time.monotonic() + 60
-        while not (tmp_path / "run" / "reference.toml").exists() and time.monotonic() < until:
+        while not (tmp_path / "run" / "reference.toml").exists():
+            assert time.monotonic() < until
             time.sleep(0.05)
-        time.sleep(1)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
     assert (child.returncode, said) == (130, "\nstopped\n")

@@ -258,24 +258,44 @@ def test_a_step_that_takes_long_is_not_waited_for(monkeypatch, number, error):
     assert 0.1 < time.monotonic() - began < 2
     with pytest.raises(error):
         in_stop(asked, lambda _: os.kill(os.getpid(), number), Stop.check)
-    time.sleep(0.3)  # the alarm is off
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @STOPS
-def test_a_stop_is_not_lost_where_a_library_swallows_it(number, error, capsys):
+def test_what_is_saved_at_a_stop_has_its_own_time(monkeypatch, number, error):
+    monkeypatch.setattr(signals, "PATIENCE", 0.4)
+    saved = []
+
+    def a_while(_):
+        time.sleep(0.25)
+
+    acts = [asked, lambda _: os.kill(os.getpid(), number), a_while, asked, a_while, saved.append]
+    with pytest.raises(error):
+        in_stop(*acts, Stop.check)
+    assert saved
+
+
+@STOPS
+def test_a_stop_is_not_lost_where_a_library_swallows_it(number, error, capsys, monkeypatch):
     """As LLVM's callbacks from C do while kernels are compiled, which then miss what was not done.
 
     One without an act after it ends as all is done.
     """
+    monkeypatch.setattr(signals, "AGAIN", 0.2)
     swallowed = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), number))
     hook, went_on = sys.unraisablehook, []
 
     def stumbles(stop):
         raise RuntimeError("no compiled object yet")
 
-    for after in ([], [stumbles], [Stop.check, went_on.append]):
+    def takes_long(stop):
+        time.sleep(5)
+
+    for after in ([], [stumbles], [Stop.check, went_on.append], [takes_long, went_on.append]):
+        began = time.monotonic()
         with pytest.raises(error):
             in_stop(lambda _: swallowed(), *after)
+        assert time.monotonic() - began < 2
     assert not went_on
     assert capsys.readouterr().err == ""
     assert sys.unraisablehook == hook

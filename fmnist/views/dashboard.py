@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,33 +175,39 @@ def mend(
     config: StudyConfig,
     results: Sequence[TrialResult],
     out: Path,
-    parameters: Callable[[int], Path | None],
+    parameters: Mapping[int, Path],
     wrong: Set[Path] | None,
 ) -> None:
-    """Write the files of trials' artifacts again that are damaged or lost.
+    """Write the files of trials' artifacts again, of those trials of which one is wrong.
+
+    A trial that was told of its end takes no new artifacts.
 
     Args:
         study: Optuna's study.
         config: what was run.
         results: of every trial.
         out: the run's folder.
-        parameters: the file of a trial's parameters, by its number; None when that is damaged.
-        wrong: the files that are damaged or lost; None when that is not known.
+        parameters: the file of each trial's parameters; without a trial whose are lost.
+        wrong: the files that are damaged or lost; None when that is not known, and any may be:
+            Optuna does not write them in one piece.
     """
     attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     for result in results:
-        names, known = _names(result.number).values(), _ids_in(attrs[result.number])
-        paths = [artifact_folder(out) / known[name] for name in names if name in known]
-        if paths and (wrong is None or not wrong.isdisjoint(paths)):
-            trial = _trial(study, result.number)
-            _upload_of_trial(trial, config, result, parameters(result.number), out, again=True)
+        known = _ids_in(attrs[result.number])
+        names = {kind: name for kind, name in _names(result.number).items() if name in known}
+        if result.number not in parameters:
+            names.pop("parameters", None)
+        paths = {artifact_folder(out) / known[name] for name in names.values()}
+        if names and (wrong is None or paths & wrong):
+            trial, path = _trial(study, result.number), parameters.get(result.number)
+            _upload_of_trial(trial, config, result, path, out, names.keys())
 
 
-def artifacts(study: optuna.Study, results: Sequence[TrialResult], out: Path) -> list[Path]:
-    """The files behind the artifacts of ours, the study's and its trials', that are there."""
+def artifacts(study: optuna.Study, parameters: Mapping[int, Path], out: Path) -> list[Path]:
+    """The files behind our artifacts that are as they should be after :func:`mend`."""
     trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     ours = [(_ids(study), [_figure(name) for name in FIGURES])]
-    ours += [(_ids_in(trials[r.number]), [*_names(r.number).values()]) for r in results]
+    ours += [(_ids_in(trials[number]), [*_names(number).values()]) for number in parameters]
     keys = [known[name] for known, names in ours for name in names if name in known]
     paths = [artifact_folder(out) / key for key in keys]
     return [path for path in paths if path.is_file()]
@@ -256,23 +262,21 @@ def _upload_of_trial(
     result: TrialResult,
     parameters: Path | None,
     out: Path,
-    *,
-    again: bool = False,
+    kinds: Set[str] = OF_A_TRIAL.keys(),
 ) -> None:
-    """Make :data:`OF_A_TRIAL` artifacts; ``again``, those that it has: it is told of its end."""
+    """Make these of :data:`OF_A_TRIAL` artifacts; ``parameters`` must be there for those."""
     from fmnist.views import figures
 
-    names, known = _names(result.number), _ids(trial)
     with files.scratch_folder(out) as folder:
-        paths = {kind: folder / name for kind, name in names.items()}
+        paths = {kind: folder / name for kind, name in _names(result.number).items()}
         figures.curves([result], config, paths["curves"])
         if parameters is not None:
             shutil.copyfile(parameters, paths["parameters"])
         about = {"point": dict(result.point), **asdict(config.trial(result.point))}
         paths["configuration"].write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        for path in filter(Path.exists, paths.values()):
-            if not again or path.name in known:
-                _upload(trial, path, out)
+        for kind in OF_A_TRIAL:
+            if kind in kinds:
+                _upload(trial, paths[kind], out)
 
 
 def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:
