@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import json
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,19 +83,26 @@ MOST_HITS = 8
 """How often one study is killed, at most, before it may end."""
 
 
+Step = tuple[object, str]
+
+
 class Kill(NamedTuple):
     """When to kill: after some seconds, or at a step."""
 
     seconds: float | None
-    step: tuple[object, str] | None = None
+    step: Step | None = None
     call: int = 0
     after: bool = False
 
     def __str__(self) -> str:
         if self.step is None:
             return f"after {self.seconds:.2f} s"
-        place = getattr(self.step[0], "__name__", self.step[0])
-        return f"{'after' if self.after else 'before'} call {self.call} of {place}.{self.step[1]}"
+        return f"{'after' if self.after else 'before'} call {self.call} of {name(self.step)}"
+
+
+def name(step: Step) -> str:
+    """Of a step, for people."""
+    return f"{getattr(step[0], '__name__', step[0])}.{step[1]}"
 
 
 def data() -> Dataset:
@@ -107,8 +115,17 @@ def data() -> Dataset:
     )
 
 
-def start(out: Path, images: Dataset, kill: Kill | None = None, log: Path | None = None) -> int:
-    """Run the study, or go on with it, in a process of its own; its number."""
+def start(
+    out: Path,
+    images: Dataset,
+    kill: Kill | None = None,
+    log: Path | None = None,
+    calls: Path | None = None,
+) -> int:
+    """Run the study, or go on with it, in a process of its own; its number.
+
+    It is killed at ``kill``; how often it took each step is written to ``calls``.
+    """
     child = os.fork()
     if child:
         return child
@@ -121,8 +138,11 @@ def start(out: Path, images: Dataset, kill: Kill | None = None, log: Path | None
         loop._stride = lambda group, device: 3
         if kill is not None and kill.step is not None:
             trap(kill)
+        taken = [counted(step) for step in STEPS] if calls else []
         results = run_study(CONFIG, out, dataset=images)
         status = int(any(result.state != "COMPLETE" for result in results))
+        if calls:
+            calls.write_text(json.dumps([len(times) for times in taken]))
     except UserError as error:
         print(f"error: {error}")
         status = 2
@@ -135,8 +155,8 @@ def start(out: Path, images: Dataset, kill: Kill | None = None, log: Path | None
 
 def trap(kill: Kill) -> None:
     """Have this process kill itself at the step."""
-    place, name = kill.step
-    original = getattr(place, name)
+    place, called = kill.step
+    original = getattr(place, called)
     calls = 0
 
     @functools.wraps(original)
@@ -151,7 +171,21 @@ def trap(kill: Kill) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(place, name, trapped)
+    setattr(place, called, trapped)
+
+
+def counted(step: Step) -> list[None]:
+    """Grows by one whenever this process takes the step."""
+    place, called = step
+    original, times = getattr(place, called), []
+
+    @functools.wraps(original)
+    def counts(*args, **kwargs):
+        times.append(None)
+        return original(*args, **kwargs)
+
+    setattr(place, called, counts)
+    return times
 
 
 def end(child: int) -> int:
@@ -168,13 +202,19 @@ def attempt(out: Path, images: Dataset, kill: Kill) -> int:
     return end(child)
 
 
-def kills(seed: int, seconds: float) -> Iterator[Kill]:
-    """Without end: now at a random time, now at the next of the steps, in a random order."""
+def kills(seed: int, seconds: float, calls: Sequence[int]) -> Iterator[Kill]:
+    """Without end: now at a random time, now at the next of the steps, in a random order.
+
+    Args:
+        seed: of what is random.
+        seconds: that an undisturbed study takes.
+        calls: how often it takes each of the steps.
+    """
     chance = random.Random(seed)
     while True:
-        for step in chance.sample(STEPS, len(STEPS)):
+        for step, most in chance.sample([*zip(STEPS, calls, strict=True)], len(STEPS)):
             yield Kill(chance.uniform(0, seconds))
-            call = 1 if chance.random() < 0.4 else chance.randint(1, 12)
+            call = 1 if chance.random() < 0.4 else chance.randint(1, most)
             yield Kill(None, step, call, chance.random() < 0.5)
 
 
@@ -188,12 +228,15 @@ def survive(folder: Path, count: int, seed: int, say=print) -> dict[str, int]:
     whole = folder / "undisturbed"
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    status = end(start(whole, images))
+    counts = folder / "calls.json"
+    status = end(start(whole, images, calls=counts))
     seconds = time.monotonic() - began
     assert status == 0, whole.with_suffix(".log").read_text(encoding="utf-8")
     expected = outcome(whole)
     tally = collections.Counter(kills=0)
-    pending = kills(seed, seconds)
+    calls = json.loads(counts.read_text())
+    assert min(calls) > 0, f"never taken: {name(STEPS[calls.index(0)])}"
+    pending = kills(seed, seconds, calls)
     while tally["kills"] < count:
         out = folder / f"study{tally['studies']:03}"
         hits = 0

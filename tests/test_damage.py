@@ -136,9 +136,10 @@ def test_what_can_be_made_anew_is(run, whole, small, lost, how):
     assert checksums.wrong(run) == []
 
 
-@pytest.mark.parametrize("noted", [True, False])
-@pytest.mark.parametrize("how", ["gone", "torn", "changed"])
-def test_what_the_dashboard_shows_is_made_anew(run, whole, small, how, noted):
+@pytest.mark.parametrize(
+    ("how", "noted"), [("gone", True), ("torn", True), ("changed", True), ("torn", False)]
+)
+def test_what_the_dashboard_shows_is_made_anew(run, small, how, noted):
     """Files of artifacts, the study's and those of trials that were the best."""
     folder = run / "artifacts"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -457,11 +458,11 @@ def test_what_is_of_another_kind_is_made_anew_or_one_line(run, small, name, beco
 
 
 @pytest.mark.parametrize("value", ["null", "[1]", '"x"', "3", '{"a": "b"}', '{"a": [2]}', "{}"])
-@pytest.mark.parametrize("name", ["fmnist:provenance", "fmnist:seconds_by_phase"])
-def test_a_note_of_another_kind_is_left_out(run, whole, small, name, value):
+def test_a_note_of_another_kind_is_left_out(run, whole, small, value):
+    names = ["fmnist:provenance", "fmnist:seconds_by_phase"]
     command = "update study_user_attributes set value_json = ? where key = ?"
     with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
-        database.execute(command, (value, name))
+        database.executemany(command, [(value, name) for name in names])
     (run / "results.csv").unlink()
     again(run, small)
     assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
