@@ -44,10 +44,12 @@ class Contender:
 class Lanes(Contender):
     """Ours: fit() of fmnist.loop."""
 
+    precision = "float32"
+
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)
         own = tuple(loop.Lane(0, NUMBERS | {"learning_rate": rate(i)}) for i in range(lanes))
-        group = loop.Group(ModelConfig(), "adam", False, batch_size, own)
+        group = loop.Group(ModelConfig(precision=self.precision), "adam", False, batch_size, own)
         probe = Split(split.images[:1], split.labels[:1])  # evaluation is not what is timed
         self._epochs = loop.fit(group, split, probe, epochs=1 << 30)
 

@@ -1,8 +1,10 @@
-"""Where to train: the device that a command line names."""
+"""Where to train: the device that a command line names, and how it may round."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from fmnist.errors import UserError
 
@@ -29,3 +31,23 @@ def find_device(name: str) -> torch.device:
     if int(index or 0) >= count:
         raise UserError(f"--device {name!r}: this machine has {count} CUDA devices that torch sees")
     return torch.device(name)
+
+
+@contextlib.contextmanager
+def tf32(wanted: bool) -> Iterator[None]:
+    """Whether NVIDIA's tensor cores may round float32; put back afterwards.
+
+    torch has no other switch than this one of the whole process, and by itself it lets cuDNN's
+    convolutions do so.
+    """
+    import torch
+
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = wanted
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import optree
 import torch
 
+from fmnist.device import tf32
 from fmnist.functional import batching, lanes
 from fmnist.functional.kernels import conv
 from fmnist.functional.trace import traced
@@ -54,7 +55,8 @@ def evaluate_unless(
         if stop():
             return None
         batch = batching.gather(split, indices, dtype)
-        metrics = step(params, state, batch)
+        with tf32(False):
+            metrics = step(params, state, batch)
         total = metrics if total is None else optree.tree_map(torch.add, total, metrics)
     assert total is not None, "an empty split has no metrics"
     return total

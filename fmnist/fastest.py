@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from fmnist.functional import model
 from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig
+from fmnist.repeat import capture_cuda
 
 ROUNDS = 5
 
-Clock = Callable[[Callable[[], object]], float]
+Clock = Callable[[Callable[[], None]], float]
 """Runs a function on the device and says how long that took."""
 
 
@@ -23,8 +25,9 @@ def convolution(
 ) -> str:
     """The back end of ``conv2d`` to train such lanes with.
 
-    What is forced or in ``conv.MEASURED`` is taken; elsewhere all are timed, forward and
-    backward, on the network's own shapes. That takes a fraction of a second and is remembered.
+    What is forced or in ``conv.MEASURED`` is taken; elsewhere all that memory allows are timed,
+    forward and backward, on the network's own shapes. That takes a fraction of a second and is
+    remembered.
     """
     if conv.is_settled(device):
         return conv.backend(device)
@@ -44,10 +47,18 @@ def timed(
     clock = clock or _gpu_milliseconds
     candidates = [how for how in conv.BACKENDS if how != "blocks"]  # blocks are for CPUs
     runs = {how: _layers(how, config, batch_size, lanes, device, shared) for how in candidates}
-    for run in runs.values():  # libraries choose algorithms when they first see a shape
-        run()
-    times = {how: min(clock(run) for _ in range(ROUNDS)) for how, run in runs.items()}
+    times = {how: _time(run, clock) for how, run in runs.items()}
     return min(times, key=lambda how: times[how])
+
+
+def _time(run: Callable[[], None], clock: Clock) -> float:
+    """Infinity where there is not enough memory to try."""
+    try:
+        run()  # libraries choose algorithms when they first see a shape
+        return clock(run)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return math.inf
 
 
 def _layers(
@@ -57,7 +68,7 @@ def _layers(
     lanes: int,
     device: torch.device,
     shared: bool,
-) -> Callable[[], object]:
+) -> Callable[[], None]:
     """Every convolution of the network and its gradients, on zeros of the right shapes."""
     side, inputs, k = model.SIDE, 1, config.kernel_size
     dtype = model.compute_dtype(config) or torch.float32
@@ -82,11 +93,15 @@ def _layers(
     return run
 
 
-def _gpu_milliseconds(run: Callable[[], object]) -> float:
-    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    began.record()
-    run()
-    ended.record()
-    ended.synchronize()
-    milliseconds: float = began.elapsed_time(ended)
-    return milliseconds
+def _gpu_milliseconds(run: Callable[[], None]) -> float:
+    """The least of a few replays: steps are replayed too, so what Python takes does not count."""
+    replay = capture_cuda(run, torch.device("cuda", torch.cuda.current_device()))
+    times = []
+    for _ in range(ROUNDS):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        replay()
+        ended.record()
+        ended.synchronize()
+        times.append(began.elapsed_time(ended))
+    return min(times)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optree
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fmnist import fastest
+from fmnist.device import tf32
 from fmnist.evaluation import EVAL_BATCH, evaluate_unless
 from fmnist.functional import batching, lanes, model, optim, train
 from fmnist.functional.kernels import conv
@@ -124,9 +125,14 @@ def lane_bytes(group: Group) -> int:
 
 def convolution(group: Group, device: torch.device) -> str:
     """The back end by which this group's convolutions are computed on this device."""
-    return fastest.convolution(
-        group.model, group.batch_size, len(group.lanes), device, group.shared
-    )
+    with _rounding(group):
+        return fastest.convolution(
+            group.model, group.batch_size, len(group.lanes), device, group.shared
+        )
+
+
+def _rounding(group: Group) -> contextlib.AbstractContextManager[None]:
+    return tf32(group.model.precision == "tf32")
 
 
 def hyperparams(group: Group, device: torch.device) -> Hyperparams:
@@ -194,8 +200,9 @@ def fit_watched(
     device, examples = training.images.device, len(training.labels)
     numbers = hyperparams(group, device)
     done, train_state, total, position = resume or LoopState(0, start(group, device, dtype))
+    how = convolution(group, device)  # not while a step is traced: it may have to be timed
     runs = {
-        size: repeater(_step(group, size, dtype), device)
+        size: repeater(_step(group, size, dtype, how), device)
         for size in {min(group.batch_size, examples), examples % group.batch_size} - {0}
     }
     compute = model.compute_dtype(group.model)
@@ -208,7 +215,7 @@ def fit_watched(
         while position < examples:
             size = min(group.batch_size, examples - position)
             times = min((examples - position) // size, _stride(group, device))
-            with _tf32(group.model.precision == "tf32"):
+            with _rounding(group):
                 carry = runs[size](carry, inputs, times)
             position += size * times
             if watch.stop() or watch.pause():
@@ -249,15 +256,20 @@ class _EpochInputs(NamedTuple):
     noise: tuple[Float[Tensor, "*lanes examples width"], ...] = ()
 
 
-def _step(group: Group, size: int, dtype: torch.dtype) -> Callable[[_Carry, _EpochInputs], _Carry]:
-    """A traced step on the next ``size`` examples, gathering them included."""
+def _step(
+    group: Group, size: int, dtype: torch.dtype, how: str
+) -> Callable[[_Carry, _EpochInputs], _Carry]:
+    """A traced step on the next ``size`` examples, gathering them included.
+
+    ``how`` is the back end of its convolutions.
+    """
 
     def step(carry: _Carry, inputs: _EpochInputs) -> _Carry:
         device = carry.position.device
         chosen = carry.position + torch.arange(size, device=device)
         batch = batching.gather(inputs.split, inputs.order[..., chosen], dtype)
         batch = batch._replace(noise=tuple(n[..., chosen, :] for n in inputs.noise))
-        with conv.forced(convolution(group, device)):
+        with conv.forced(how):
             train_state, metrics = lanes.train_step(
                 carry.train_state,
                 batch,
@@ -272,23 +284,6 @@ def _step(group: Group, size: int, dtype: torch.dtype) -> Callable[[_Carry, _Epo
         )
 
     return traced(step)
-
-
-@contextlib.contextmanager
-def _tf32(wanted: bool) -> Iterator[None]:
-    """Whether NVIDIA's tensor cores may round float32; put back afterwards.
-
-    torch has no other switch than this one of the whole process.
-    """
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = wanted
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
 
 
 def _seeds(group: Group) -> list[int]:

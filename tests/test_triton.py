@@ -1,7 +1,8 @@
 """The Triton kernels of norm_relu_pool: interpreted on a CPU, compiled without a GPU, run on one.
 
 Interpreting shows that the arithmetic and the indices are right; speed and what threads do to
-each other it cannot show. What is checked is in triton_checks.py and triton_compile.py.
+each other it cannot show. What is checked is in benchmarks/gpu_phases/pooling_checks.py, which
+benchmarks/gpu.py runs on a GPU, and in triton_compile.py.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_phases.pooling_checks import checks, numbers
 from strategies import normal
-from triton_checks import CHECKS, numbers
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
 
 
-def run_script(name, **environment):
+CPU = torch.device("cpu")
+
+
+def run_script(*command, **environment):
     package = Path(importlib.util.find_spec("fmnist").origin).parents[1]
-    paths = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+    folders = [package, Path(__file__).parents[1] / "benchmarks", os.environ.get("PYTHONPATH", "")]
+    paths = os.pathsep.join(map(str, folders))
     run = subprocess.run(
-        [sys.executable, Path(__file__).with_name(name)],
+        [sys.executable, *command],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -39,17 +44,17 @@ def run_script(name, **environment):
 
 @pytest.fixture(scope="module")
 def failures():
-    return run_script("triton_checks.py", TRITON_INTERPRET="1")
+    return run_script("-m", "gpu_phases.pooling_checks", TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", checks(CPU))
 def test_interpreted(failures, check):
     assert check not in failures, failures[check]
 
 
 def test_compiles_without_contraction_and_atomics(tmp_path):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    assert run_script("triton_compile.py", **environment) == {}
+    assert run_script(Path(__file__).with_name("triton_compile.py"), **environment) == {}
 
 
 def test_a_device_without_kernels_takes_the_definition():

@@ -6,7 +6,7 @@ import json
 import re
 
 import torch
-from triton_checks import EPS, numbers
+from gpu_phases.pooling_checks import EPS, numbers
 
 CONTRACTED_OR_ATOMIC = re.compile(r"^\s*(?:@\S+\s+)?((?:fma|atom|red)\.\S+)", re.MULTILINE)
 TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.uint8: "*u8"}

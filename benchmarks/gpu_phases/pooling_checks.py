@@ -1,7 +1,8 @@
-"""Checks of norm_relu_pool's Triton kernels, interpreted; test_triton.py runs this as a script.
+"""Checks of norm_relu_pool's Triton kernels: on a GPU, or interpreted on a CPU.
 
-Triton decides when it is imported whether it interprets, so they are done in a process of their
-own, which prints what failed. The operators take Triton's kernels on CPU tensors there.
+Triton decides when it is imported whether it interprets, so interpreting needs a process of its
+own. As a script, ``python -m gpu_phases.pooling_checks`` with ``TRITON_INTERPRET=1``, it prints
+what failed. The operators take Triton's kernels on CPU tensors there.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import json
 import math
 import traceback
+from collections.abc import Callable
 from functools import partial
 from unittest.mock import patch
 
 import torch
-from strategies import normal
 from torch.func import grad, grad_and_value, vmap
 
 EPS = 1e-5
+
+
+def normal(*shape, seed=0, scale=1.0, shift=0.0):
+    """Draws from a normal distribution, the same on each device, on the default one."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator, device="cpu") * scale + shift
+    return drawn.to(torch.get_default_device())
 
 
 def numbers(*shape, seed=0):
@@ -28,7 +36,9 @@ def numbers(*shape, seed=0):
 
 def few_values(*shape):
     """So few that the pixels of a square are often equal."""
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0)).float()
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(-2, 3, shape, generator=generator, device="cpu").float()
+    return drawn.to(torch.get_default_device())
 
 
 def take_cpu_tensors():
@@ -308,40 +318,92 @@ def check_operators():
     torch.library.opcheck(nrp._backward, (pooled, x, weight, *rest))
 
 
+def check_zero_variance():
+    """A channel whose pixels are all the same: finite outputs and gradients."""
+    from fmnist.functional.kernels import norm_relu_pool as nrp
+
+    x = normal(6, 3, 5, 4)
+    x[:, 1] = 0.75
+    weight, bias, sound = torch.ones(3), torch.full((3,), 0.5), torch.tensor([0, 2])
+    upstream = normal(6, 3, 2, 2, seed=1)
+
+    def through(function, *inputs):
+        outputs, pull = torch.func.vjp(lambda *own: function(*own)[0], *inputs)
+        return outputs, *pull(upstream.to(outputs.dtype))
+
+    ours = through(nrp.norm_relu_pool, x, weight, bias)
+    exact = through(nrp.definition, *(t.double() for t in (x, weight, bias)))
+    torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(ours[1:], exact[1:], strict=True):
+        assert mine.isfinite().all()
+        # The flat channel's gradient is a difference of large numbers: it is finite, no more.
+        mine, theirs = (t.index_select(min(t.dim() - 1, 1), sound) for t in (mine, theirs))
+        size = theirs.abs().max().item()
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4 * size)
+
+
 SHAPES = [
-    (1, 12, 2, 2),
-    (3, 12, 9, 7),
     (9, 24, 8, 8),
-    (4, 48, 5, 6),
+    (3, 12, 9, 7),
     (2, 130, 5, 4),
+    (1, 12, 2, 2),
+    (4, 48, 5, 6),
     (2, 1, 24, 24),
 ]
-INPUTS = {
-    **{f"{shape}": normal(*shape, scale=2.0, shift=1.0) for shape in SHAPES},
-    **{f"{shape} with ties": few_values(*shape) for shape in SHAPES[1:4]},
-}
-CHECKS = {
-    **{f"definition {name}": partial(check_definition, x) for name, x in INPUTS.items()},
-    **{f"places {name}": partial(check_places, x) for name, x in INPUTS.items()},
-    **{f"statistics at {shift:g}": partial(check_statistics, shift) for shift in (1e4, -1e4)},
-    **{f"parts of {batch} images": partial(check_parts, batch) for batch in (11, 12)},
-    **{f"poison {p}": partial(check_poison, p) for p in (math.nan, math.inf, -math.inf)},
-    "channels stand alone": check_channels_stand_alone,
-    "bfloat16": check_bfloat16,
-    "dispatch": check_dispatch,
-    "closed relu": check_closed_relu,
-    "outlier": check_outlier,
-    "lanes": partial(check_lanes, 3, 5),
-    "evaluation": partial(check_evaluation, 2, 3, 5, 6, 7),
-    "operators": check_operators,
-}
+QUICK = (
+    "definition (3, 12, 9, 7)",
+    "places (3, 12, 9, 7)",
+    "lanes 3",
+    "bfloat16",
+    "poison nan",
+    "zero variance",
+)
+
+
+def checks(device: torch.device) -> dict[str, Callable[[], None]]:
+    """All checks on this device, by name, those of the shapes that the network has first."""
+    found: dict[str, Callable[[], None]] = {}
+
+    spread = partial(normal, scale=2.0, shift=1.0)
+    found["lanes 3"] = partial(check_lanes, 3, 5)
+    found["lanes 64"] = partial(check_lanes, 64, 3)
+    for shape in SHAPES:
+        found[f"definition {shape}"] = partial(_made, check_definition, spread, shape)
+    found |= {f"poison {p}": partial(check_poison, p) for p in (math.nan, math.inf, -math.inf)}
+    found |= {
+        "bfloat16": check_bfloat16,
+        "zero variance": check_zero_variance,
+        "closed relu": check_closed_relu,
+        "outlier": check_outlier,
+        "channels stand alone": check_channels_stand_alone,
+        "evaluation": partial(check_evaluation, 2, 3, 5, 6, 7),
+    }
+    for shape in SHAPES:
+        found[f"places {shape}"] = partial(_made, check_places, spread, shape)
+    found |= {f"statistics at {shift:g}": partial(check_statistics, shift) for shift in (1e4, -1e4)}
+    for shape in (SHAPES[0], SHAPES[1], SHAPES[4]):
+        found[f"definition {shape} with ties"] = partial(_made, check_definition, few_values, shape)
+        found[f"places {shape} with ties"] = partial(_made, check_places, few_values, shape)
+    found |= {f"parts of {batch} images": partial(check_parts, batch) for batch in (11, 12)}
+    found |= {"dispatch": check_dispatch, "operators": check_operators}
+    return {name: partial(_on, device, check) for name, check in found.items()}
+
+
+def _made(check, make, shape):
+    check(make(*shape))
+
+
+def _on(device, check):
+    """Do a check with this device as the one where tensors are made."""
+    with torch.device(device):
+        check()
 
 
 def interpret():
     """Do the checks; what failed, by name."""
     take_cpu_tensors()
     failed = {}
-    for name, check in CHECKS.items():
+    for name, check in checks(torch.device("cpu")).items():
         try:
             check()
         except Exception:

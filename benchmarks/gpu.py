@@ -1,0 +1,138 @@
+"""One command that shows what works on a GPU and how fast; rehearsed on a CPU.
+
+    python benchmarks/gpu.py [--seconds 420] [--json FILE] [--device cuda|cpu] [--quick]
+
+Phases run in order of value, each in a process of its own with its own share of the time. What a
+phase found is kept when it raises, crashes or hangs, and the next one goes on; the JSON is written
+anew after each. The last lines printed, at most 80, are a summary to paste into a report. The exit
+status is 1 when a check failed. It needs the package and its dependencies, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from gpu_phases import PHASES
+from gpu_phases.summary import summary
+
+HERE = Path(__file__).resolve().parent
+GRACE = 20.0
+"""Seconds beyond its share after which a phase is ended."""
+
+
+def main() -> int:
+    """Run the phases and print the summary; 1 when a check failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=420.0, help="default: 420")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="written anew after each phase")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: a GPU if any")
+    parser.add_argument("--quick", action="store_true", help="only show that everything runs")
+    parser.add_argument("--phases", default=",".join(PHASES), help="comma-separated")
+    parser.add_argument("--data", metavar="DIR", help="the data set's files, as for fmnist.study")
+    parser.add_argument("--fail", default="", help=argparse.SUPPRESS)  # PHASE=raise|crash|hang
+    args = parser.parse_args()
+    names = args.phases.split(",")
+    if unknown := [name for name in names if name not in PHASES]:
+        parser.error(f"--phases {unknown[0]!r}: allowed are {', '.join(PHASES)}")
+    if args.seconds <= 0:
+        parser.error("--seconds must be more than 0")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    device = args.device or ("cuda" if there_is_a_gpu() else "cpu")
+    found: dict[str, Any] = {
+        "command": " ".join(["python benchmarks/gpu.py", *sys.argv[1:]]),
+        "device": device,
+        "quick": args.quick,
+        "seconds": 0.0,
+        "phases": {},
+    }
+    interrupted = False
+    try:
+        run_all(names, device, args, found)
+    except KeyboardInterrupt:
+        interrupted = True
+    print("\n".join(summary(found)), flush=True)
+    if interrupted:
+        return 130
+    return int(any(phase["status"] != "done" for phase in found["phases"].values()))
+
+
+def run_all(names: list[str], device: str, args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """One phase after the other; what is left of a share is for those that follow."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for place, name in enumerate(names):
+            left = max(args.seconds - (time.monotonic() - began), 0.0)
+            share = left * PHASES[name].weight / sum(PHASES[n].weight for n in names[place:])
+            print(f"{PHASES[name].title} ({share:.0f} s)", file=sys.stderr, flush=True)
+            found["phases"][name] = run(name, share, device, args, Path(folder), found)
+            found["seconds"] = time.monotonic() - began
+            if args.json:
+                write(args.json, found)
+
+
+def there_is_a_gpu() -> bool:
+    """Asked in another process: this one stays without torch."""
+    ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
+
+
+def run(
+    name: str,
+    share: float,
+    device: str,
+    args: argparse.Namespace,
+    folder: Path,
+    found: dict[str, Any],
+) -> dict[str, Any]:
+    """One phase: what it found, ``status`` (done or failed), ``error`` and ``wall`` seconds."""
+    part, earlier = folder / f"{name}.json", folder / "earlier.json"
+    earlier.write_text(json.dumps(found["phases"]), encoding="utf-8")
+    command = [sys.executable, "-m", "gpu_phases", name, "--device", device]
+    command += ["--seconds", str(share), "--part", str(part), "--earlier", str(earlier)]
+    command += ["--quick"] * args.quick + (["--data", args.data] if args.data else [])
+    phase, _, how = args.fail.partition("=")
+    command += ["--fail", how] if phase == name else []
+    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    began, error = time.monotonic(), ""
+    # A process group of its own: what the phase started ends with it.
+    child = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": paths}, stdout=sys.stderr, start_new_session=True
+    )
+    try:
+        code = child.wait(share + GRACE)
+        if code < 0:
+            error = f"ended by {signal.Signals(-code).name}"
+    except subprocess.TimeoutExpired:
+        error = f"ended {GRACE:.0f} s after its share of the time"
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    result: dict[str, Any] = {"checks": [], "tables": {}, "values": {}}
+    if part.exists():
+        result |= json.loads(part.read_text(encoding="utf-8"))
+    error = result.get("error") or error or ("" if result.get("done") else "ended without a word")
+    failed = error or any(check["status"] == "failed" for check in result["checks"])
+    result |= {"status": "failed" if failed else "done", "error": error}
+    return result | {"wall": time.monotonic() - began}
+
+
+def write(path: Path, content: object) -> None:
+    """Write a JSON file that is whole at any moment."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""What gpu.py runs: the phases, most valuable first, each in a process of its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Phase(NamedTuple):
+    """One phase of gpu.py; its module has a function ``run(part)``.
+
+    Attributes:
+        title: what the summary calls it.
+        weight: its share of the time, as a part of the sum of all weights.
+    """
+
+    title: str
+    weight: float
+
+
+PHASES = {
+    "machine": Phase("Machine", 1),
+    "kernels": Phase("Right: kernels against their definitions", 4),
+    "training": Phase("Right: training", 4),
+    "interruptions": Phase("Right: memory that runs out, and Ctrl-C", 2),
+    "job": Phase("The main job", 5),
+    "engines": Phase("Engines", 5),
+    "convolutions": Phase("Convolutions", 3),
+    "step": Phase("Where a step goes", 2),
+}
+"""Module -> what it is, in the order in which they run."""

@@ -1,0 +1,175 @@
+"""What a study survives: memory that really runs out, and Ctrl-C; and then the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fmnist import grid, memory, search, stored
+from fmnist.config import StudyConfig
+from fmnist.errors import UserError
+from fmnist.functional.types import ModelConfig
+from fmnist.resume import Keeper
+from fmnist.signals import Stop
+from gpu_phases.part import Part
+
+MIB = 1 << 20
+
+
+def run(part: Part) -> None:
+    """Both, each on a study of its own."""
+    part.check("memory runs out, the halves go on to the same numbers", lambda: halved(part))
+    part.check("Ctrl-C, and the study goes on to the same numbers", lambda: stopped(part))
+
+
+class Small:
+    """A study of some lanes on a few images, in a folder of its own."""
+
+    def __init__(self, part: Part, lanes: int, batch_size: int, epochs: int, images: int) -> None:
+        self.lanes = lanes
+        rates = tuple(0.001 * (i + 1) / lanes for i in range(lanes))
+        self.config = StudyConfig(
+            name="small", epochs=epochs, batch_size=batch_size, model=ModelConfig(),
+            grid={"learning_rate": rates},
+        )  # fmt: skip
+        split = part.images(images)
+        self.splits = search.Splits(split, split, split)
+
+    def results(self, folder: str, keeper: Keeper | None = None, stop: Stop | None = None,
+                seen: list[object] | None = None) -> list[tuple[object, ...]]:  # fmt: skip
+        """Train what is left of it; each trial's history."""
+        study = stored.open_study(self.config, f"sqlite:///{folder}/study.db")
+        events = search.run(
+            study, self.config, self.splits, max_lanes=self.lanes, keeper=keeper, stop=stop
+        )
+        for event in events:
+            if seen is not None:
+                seen.append(event)
+        return [tuple(result.history) for result in grid.results(study, self.config)]
+
+
+def halved(part: Part) -> str:
+    """As many lanes as do not fit; then as many as do."""
+    lanes = 4 if part.quick or not part.cuda else 32
+    small = Small(part, lanes, batch_size=1500, epochs=1, images=3000)
+    starved, said = under_a_limit(part, small)
+    memory.release()
+    with tempfile.TemporaryDirectory() as folder:
+        free = small.results(folder)
+    worst = max(
+        abs(a - b)
+        for one, other in zip(starved, free, strict=True)
+        for mine, its in zip(one, other, strict=True)
+        for a, b in zip(mine, its, strict=True)
+    )
+    # Other numbers of lanes round in other ways, but not on a CPU.
+    assert worst <= (0.02 if part.cuda else 0.0), f"metrics differ by {worst}"
+    return f"{', '.join(map(str, said))} lanes halved; metrics differ by at most {worst:.0e}"
+
+
+def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], list[int]]:
+    """The histories under a limit where all lanes are too many, and how many were halved.
+
+    The limit is found by trying: what a library keeps for itself is not known before.
+    """
+    low, high = 0.0, 250.0 * MIB * small.lanes
+    if part.cuda:
+        low, high = (reserved(part, small, count) for count in (small.lanes // 2, small.lanes))
+    else:
+        reserved(part, small, 1)  # what is loaded, compiled and started at first does not count
+    for _ in range(7):
+        middle, seen = (low + high) / 2, list[object]()
+        try:
+            with tempfile.TemporaryDirectory() as folder, limited(part, middle):
+                results = small.results(folder, seen=seen)
+        except UserError:  # not even one lane
+            low = middle
+            continue
+        finally:
+            memory.release()
+        if said := [event.lanes for event in seen if isinstance(event, search.LanesHalved)]:
+            return results, said
+        high = middle
+    raise AssertionError(
+        "no limit was found that is too narrow for all and wide enough for half"
+    )
+
+
+@contextlib.contextmanager
+def limited(part: Part, room: float) -> Iterator[None]:
+    """So many bytes for this process: of the GPU's memory, or beyond its address space."""
+    if part.cuda:
+        total = torch.cuda.get_device_properties(part.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(room / total, 1.0), part.device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, part.device)
+        return
+    memory.release()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + int(room)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def reserved(part: Part, small: Small, lanes: int) -> float:
+    """Train the first of the lanes; the bytes that the GPU's allocator took for it."""
+    rates = small.config.grid["learning_rate"][:lanes]
+    grid = {"learning_rate": rates} if lanes > 1 else {}
+    fewer = StudyConfig(name="fewer", epochs=1, batch_size=small.config.batch_size, grid=grid)
+    memory.release()
+    if part.cuda:
+        torch.cuda.reset_peak_memory_stats(part.device)
+    with tempfile.TemporaryDirectory() as folder:
+        study = stored.open_study(fewer, f"sqlite:///{folder}/study.db")
+        for _ in search.run(study, fewer, small.splits, max_lanes=lanes):
+            pass
+    peak = torch.cuda.max_memory_reserved(part.device) if part.cuda else 0
+    memory.release()
+    return float(peak)
+
+
+def stopped(part: Part) -> str:
+    """SIGINT somewhere in the second epoch; the rest by a second run of the same study."""
+    images, epochs = (2000, 3) if part.quick else (20_000, 6)
+    small = Small(part, 4, batch_size=100, epochs=epochs, images=images)
+    with tempfile.TemporaryDirectory() as folder:
+        undisturbed = small.results(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        keeper = Keeper(Path(folder) / "checkpoints", every=0.0)
+        sent: list[float] = []
+
+        def interrupt() -> None:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        class Watched(list[object]):
+            def append(self, event: object) -> None:
+                if isinstance(event, search.EpochFinished) and event.epoch == 1:
+                    threading.Timer(0.02, interrupt).start()
+
+        try:
+            with Stop() as stop:
+                small.results(folder, keeper, stop, Watched())
+        except KeyboardInterrupt:
+            took = time.monotonic() - sent[0]
+        else:
+            raise AssertionError("the study ended before it was stopped")
+        assert took < 5, f"it took {took:.1f} s to stop"
+        again = small.results(folder, Keeper(Path(folder) / "checkpoints"))
+    assert again == undisturbed, "the metrics are not those of a run that was left alone"
+    return f"stopped after {took:.2f} s"

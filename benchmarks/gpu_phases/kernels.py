@@ -1,0 +1,183 @@
+"""Every kernel against its definition: forward and backward, odd sizes, poisoned and flat inputs.
+
+On a CPU Triton's kernels are interpreted, which shows that the arithmetic and the indices are
+right and nothing of what threads do to each other; the summary says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from fmnist.device import tf32
+from fmnist.functional import optim
+from fmnist.functional.kernels import conv, conv_block, product
+from gpu_phases.part import Part, SkipError
+
+
+def run(part: Part) -> None:
+    """Check the kernels that the device has, and the convolutions."""
+    how = pooling(part)
+    with tf32(False):
+        for name, check in convolutions(part).items():
+            part.check(f"convolution, {name}", check)
+        part.check("linear layer of lanes, forward and backward", lambda: linear(part.device))
+        part.check("Adam, its fused form", lambda: adam(part.device))
+    part.check("convolution block of the CPU", lambda: block(part, how))
+
+
+def pooling(part: Part) -> str:
+    """Batch norm, ReLU and pooling by Triton: compiled on a GPU, else interpreted."""
+    title = "Triton norm_relu_pool, {}: {}"
+    if importlib.util.find_spec("triton") is None:
+        part.skip(title.format("compiled", "all"), "Triton is not installed")
+        return "none"
+    how = "compiled" if part.cuda else "interpreted"
+    if not part.cuda:
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported
+        part.skip(title.format("compiled", "all"), "not a CUDA device; interpreted below")
+    from gpu_phases import pooling_checks
+
+    if not part.cuda:
+        pooling_checks.take_cpu_tensors()
+    checks = pooling_checks.checks(part.device)
+    if part.quick:
+        checks = {name: checks[name] for name in pooling_checks.QUICK}
+    for name, check in checks.items():
+        part.check(title.format(how, name), check)
+    return how
+
+
+def convolutions(part: Part) -> dict[str, partial[str]]:
+    """Back ends by dtype, lanes, shapes and whether the lanes share their images."""
+    found = {}
+    types = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float64: 1e-10}
+    counts = (1, 2) if part.quick else (1, 64)
+    for how, lanes, (dtype, bar), shared in itertools.product(
+        [how for how in conv.BACKENDS if how != "blocks"], counts, types.items(), (True, False)
+    ):
+        if part.quick and (dtype == torch.float64 or (lanes == 1 and shared)):
+            continue
+        name = f"{how}, {str(dtype).removeprefix('torch.')}, {lanes} lanes"
+        name += ", shared images" if shared else ""
+        found[name] = partial(convolution, part.device, how, lanes, dtype, bar, shared)
+    return found
+
+
+def convolution(
+    device: torch.device, how: str, lanes: int, dtype: torch.dtype, bar: float, shared: bool
+) -> str:
+    """Odd sizes, each lane against torch's own in float64, forward and backward."""
+    batch, inputs, outputs, side, kernel = 5, 3, 7, 9, 4
+    images = random(device, *(() if shared else (lanes,)), batch, inputs, side, side + 2, seed=0)
+    weight = random(device, lanes, outputs, inputs, kernel, kernel, seed=1)
+    bias = random(device, lanes, outputs, seed=2)
+    upstream = random(device, lanes, batch, outputs, side - kernel + 1, side - kernel + 3, seed=3)
+    inputs_of_all = [t.to(dtype) for t in (images, weight, bias)]
+
+    def through(function, x, w, b, up):  # noqa: ANN001
+        out, pull = torch.func.vjp(function, x, w, b)
+        return out, *pull(up)
+
+    with conv.forced(how):
+        ours = torch.func.vmap(partial(through, conv.conv2d), (None if shared else 0, 0, 0, 0))(
+            *inputs_of_all, upstream.to(dtype)
+        )
+    worst = 0.0
+    for lane in range(lanes):
+        own = [t if t is images and shared else t[lane] for t in (images, weight, bias)]
+        own.append(upstream[lane])
+        exact = through(F.conv2d, *(t.to(dtype).double() for t in own))
+        for mine, right in zip(ours, exact, strict=True):
+            worst = max(worst, relative(mine[lane], right))
+    assert worst <= bar, f"relative difference {worst:.1e}, at most {bar:.0e} is right"
+    return f"relative difference {worst:.0e}"
+
+
+def linear(device: torch.device) -> str:
+    """A hidden layer of 64 lanes and of one, against float64."""
+    worst = 0.0
+    for lanes in (1, 64):
+        x, weight = random(device, lanes, 37, 61, seed=0), random(device, lanes, 13, 61, seed=1)
+        upstream = random(device, lanes, 37, 13, seed=2)
+
+        def through(function, x, weight, upstream):  # noqa: ANN001
+            out, pull = torch.func.vjp(function, x, weight)
+            return out, *pull(upstream)
+
+        ours = through(torch.func.vmap(product.linear), x, weight, upstream)
+        exact = through(lambda x, w: x @ w.mT, *(t.double() for t in (x, weight, upstream)))
+        worst = max(worst, *(relative(a, b) for a, b in zip(ours, exact, strict=True)))
+    assert worst <= 1e-5, f"relative difference {worst:.1e}"
+    return f"relative difference {worst:.0e}"
+
+
+def adam(device: torch.device) -> str:
+    """Ten steps of three lanes, against torch.optim.AdamW in float64."""
+    from fmnist.functional.types import Hyperparams
+
+    rates = torch.tensor([0.1, 0.01, 0.001], dtype=torch.float64, device=device)
+    rest = [torch.full_like(rates, x) for x in (0.9, 0.999, 1e-8, 0.02, 0.0)]
+    numbers = Hyperparams(rates, *rest)
+    start = random(device, 3, 7, 5, seed=0)
+    grads = random(device, 10, 3, 7, 5, seed=1)
+
+    def one(numbers, params, grads):  # noqa: ANN001
+        optimizer = optim.fused("adamw", numbers)
+        state = optimizer.init(params)
+        for grad in grads:
+            updates, state = optimizer.update({"a": {"b": grad}}, state, params)
+            params = optim.apply_updates(params, updates)
+        return params["a"]["b"]
+
+    ours = torch.func.vmap(one, (0, 0, 1))(numbers, {"a": {"b": start}}, grads)
+    worst = 0.0
+    for lane, rate in enumerate(rates.tolist()):
+        parameter = torch.nn.Parameter(start[lane].double())
+        theirs = torch.optim.AdamW([parameter], lr=rate, weight_decay=0.02)
+        for grad in grads[:, lane]:
+            parameter.grad = grad.double()
+            theirs.step()
+        worst = max(worst, relative(ours[lane], parameter.detach()))
+    assert worst <= 1e-5, f"relative difference {worst:.1e}"
+    return f"relative difference {worst:.0e}"
+
+
+def block(part: Part, how: str) -> str:
+    """Convolution, batch norm, ReLU and pooling in one, forward and backward, against float64."""
+    if part.cuda:
+        raise SkipError("it is for CPUs")
+    device = part.device
+    x, weight = random(device, 19, 2, 9, 8, seed=0), random(device, 5, 2, 3, 3, seed=1)
+    gamma, beta = random(device, 5, seed=2), random(device, 5, seed=3)
+    upstream = random(device, 19, 5, 3, 3, seed=4)
+
+    def through(function, dtype):  # noqa: ANN001
+        def images(x, *rest):  # noqa: ANN001
+            pooled = function(conv_block.pack(x), *rest, len(x))[0]
+            return conv_block.unpack(pooled, len(x))
+
+        out, pull = torch.func.vjp(images, *(t.to(dtype) for t in (x, weight, gamma, beta)))
+        return out, *pull(upstream.to(dtype))
+
+    ours = through(conv_block.conv_block, torch.float32)
+    exact = through(conv_block.definition, torch.float64)
+    worst = max(relative(a, b) for a, b in zip(ours, exact, strict=True))
+    assert worst <= 1e-3, f"relative difference {worst:.1e}"
+    return f"relative difference {worst:.0e}"
+
+
+def random(device: torch.device, *shape: int, seed: int) -> torch.Tensor:
+    """Draws from the normal distribution, the same on every device."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def relative(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """The largest difference, as a part of the largest number."""
+    difference = (ours.double() - exact).abs().max() / exact.abs().max()
+    return difference.item() if torch.isfinite(difference) else float("inf")

@@ -1,0 +1,172 @@
+"""What a phase finds, written down at once, so that nothing is lost when it ends early."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fmnist
+from fmnist import files
+from fmnist.data import Dataset
+from fmnist.functional.types import Split
+
+
+class SkipError(Exception):
+    """A check cannot be done here; the message says why."""
+
+
+class Part:
+    """One phase's findings.
+
+    Args:
+        path: the JSON file that holds them, written anew after each.
+        device: where to measure.
+        quick: whether to do no more than shows that everything runs.
+        seconds: after so many no further check or measurement begins.
+        earlier: what the phases before this one found, by phase.
+        data: a folder with the data set, where one was named.
+
+    Attributes:
+        found: ``checks`` (name, status, detail), ``tables`` by title, ``values`` by name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        *,
+        quick: bool,
+        seconds: float,
+        earlier: dict[str, Any],
+        data: str | None = None,
+    ) -> None:
+        self.device, self.quick, self.earlier = device, quick, earlier
+        self.found: dict[str, Any] = {"checks": [], "tables": {}, "values": {}}
+        self._path, self._end, self._data = path, time.monotonic() + seconds, data
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is an NVIDIA GPU."""
+        return self.device.type == "cuda"
+
+    def left(self) -> float:
+        """Seconds of this phase's share; negative when it is used up."""
+        return self._end - time.monotonic()
+
+    def check(self, name: str, run: Callable[[], str | None]) -> bool:
+        """Do a check: it fails when it raises, and may say what it found. Whether it passed."""
+        if self.left() <= 0:
+            return self.skip(name, "no time left")
+        try:
+            detail = run() or ""
+        except SkipError as reason:
+            return self.skip(name, str(reason))
+        except Exception as error:
+            traceback.print_exc()
+            return self._note(name, "failed", one_line(error))
+        return self._note(name, "passed", detail)
+
+    def skip(self, name: str, why: str) -> bool:
+        """Say that a check was not done. Always False."""
+        return self._note(name, "skipped", why)
+
+    def _note(self, name: str, status: str, detail: str) -> bool:
+        print(f"  {status}: {name}{detail and f' ({detail})'}", file=sys.stderr, flush=True)
+        self.found["checks"].append({"name": name, "status": status, "detail": detail})
+        self.save()
+        return status == "passed"
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Keep a table; one of the same title is replaced."""
+        self.found["tables"][title] = {"header": list(header), "rows": [list(r) for r in rows]}
+        self.save()
+
+    def value(self, name: str, value: object) -> None:
+        """Keep a number or a few words."""
+        self.found["values"][name] = value
+        self.save()
+
+    def save(self, **more: object) -> None:
+        """Write all that was found, and this."""
+        self.found |= more
+        write_json(self._path, self.found)
+
+    # What several phases need -------------------------------------------------------------------
+
+    def limit(self, name: str) -> float | None:
+        """A limit of the machine, as the first phase measured it; None where it did not."""
+        value: float | None = self.earlier.get("machine", {}).get("values", {}).get(name)
+        return value
+
+    def dataset(self) -> Dataset:
+        """Fashion-MNIST where it can be had and the run is not quick; else made-up images.
+
+        Its ``source`` says which.
+        """
+        if self.quick:
+            return Dataset(made_up(3000, 0), made_up(500, 1), "made-up images")
+        known = self.earlier.get("machine", {}).get("values", {}).get("data", "")
+        if not known.startswith("made-up"):
+            try:
+                return fmnist.load(self._data)
+            except Exception as error:
+                known = f"made-up images: {one_line(error)}"
+        return Dataset(made_up(60_000, 0), made_up(10_000, 1), known)
+
+    def images(self, examples: int) -> Split:
+        """So many training images, on the device."""
+        train = self.dataset().train
+        assert examples <= len(train.labels)
+        return Split(
+            train.images[:examples].to(self.device), train.labels[:examples].to(self.device)
+        )
+
+    def milliseconds(self, run: Callable[[], object]) -> float:
+        """What ``run`` takes on the device, by its own events; on a CPU by the clock."""
+        if not self.cuda:
+            began = time.perf_counter()
+            run()
+            return (time.perf_counter() - began) * 1e3
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        began.record()
+        run()
+        ended.record()
+        ended.synchronize()
+        elapsed: float = began.elapsed_time(ended)
+        return elapsed
+
+    def median_ms(self, run: Callable[[], object], rounds: int = 0) -> float:
+        """The median of a few such times, after one that is not counted."""
+        run()
+        rounds = rounds or (2 if self.quick else 7)
+        return statistics.median(self.milliseconds(run) for _ in range(rounds))
+
+
+def made_up(examples: int, seed: int) -> Split:
+    """Images that can be learnt: a pattern for each class, under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(examples) % 10
+    noise = torch.rand(examples, 1, 28, 28, generator=generator)
+    images = (patterns[labels] * 0.3 + noise * 0.7) * 255
+    return Split(images.to(torch.uint8), labels)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and message in one line of no more than 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file that is whole at any moment."""
+    with files.replacing(path) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Where a step goes: the kernels that take most, launches, and how near the limits it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import contenders
+import optree
+import torch
+from limits import flops
+from torch.autograd.profiler_util import EventList
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fmnist import loop
+from fmnist.functional import batching, lanes
+from fmnist.functional.kernels import conv
+from fmnist.functional.types import ModelConfig
+from gpu_phases.part import Part
+from gpu_phases.training import group
+
+MOST = 12
+
+
+def run(part: Part) -> None:
+    """Profile a few steps of many lanes."""
+    count = 2 if part.quick else 64
+    for batch in (20,) if part.quick else (100, 1000):
+        part.check(f"{count} lanes, batch size {batch}", lambda b=batch: profiled(part, count, b))
+
+
+def profiled(part: Part, count: int, batch: int) -> str:
+    """The kernels of some steps by the time they take, and the step's distance from the limits."""
+    steps = 3 if part.quick else 20
+    split = part.images(steps * batch)
+    contender = contenders.Lanes(split, batch, count)
+    contender.epoch()
+    milliseconds = part.median_ms(contender.epoch, 3) / steps
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if part.cuda else [])]
+    with profile(activities=kinds) as recorded:
+        contender.epoch()
+        if part.cuda:
+            torch.cuda.synchronize(part.device)
+    rows = taken(recorded.key_averages(), part.cuda)
+    busy = sum(time for _, _, time in rows)
+    what = "kernel" if part.cuda else "operation"
+    part.table(
+        f"{count} lanes, batch size {batch}: what takes most",
+        (what, "share", "microseconds a step", f"{what}s a step"),
+        [(name[:60], f"{time / busy:.1%}", f"{time / steps:.1f}", f"{calls / steps:.1f}")
+         for name, calls, time in rows[:MOST]],
+    )  # fmt: skip
+    calls = sum(calls for _, calls, _ in rows) / steps
+    said = f"{milliseconds:.3f} ms a step, {calls:.0f} {what}s"
+    said += f", busy {busy / 1e3 / steps / milliseconds:.0%} of it"
+    moved, arithmetic = bytes_moved(part, count, batch), flops(ModelConfig()) * batch * count
+    part.value(f"bytes_moved_{batch}", moved)
+    part.value(f"flops_{batch}", arithmetic)
+    copy, products = part.limit("copy_gb_per_second"), part.limit("float32_tflops")
+    if copy and products:
+        said += (
+            f"; {moved / milliseconds / 1e6 / copy:.0%} of the memory's limit"
+            f", {arithmetic / milliseconds / 1e9 / products:.0%} of the arithmetic's"
+        )
+    return said
+
+
+def taken(events: EventList, cuda: bool) -> list[tuple[str, int, float]]:
+    """Name, calls and microseconds by itself, of kernels on a GPU and operations on a CPU."""
+    rows = []
+    for event in events:
+        if cuda and event.device_type == torch.autograd.DeviceType.CUDA:
+            rows.append((event.key, event.count, event.self_device_time_total))
+        elif not cuda and event.self_cpu_time_total > 0:
+            rows.append((event.key, event.count, event.self_cpu_time_total))
+    return sorted(rows, key=lambda row: -row[2])
+
+
+class Counting(TorchDispatchMode):
+    """Adds up what every operation reads and writes, if it did so once; views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for leaf in optree.tree_leaves((args, kwargs, out), none_is_leaf=True):
+                if isinstance(leaf, torch.Tensor):
+                    self.bytes += leaf.numel() * leaf.element_size()
+        return out
+
+
+def bytes_moved(part: Part, count: int, batch: int) -> int:
+    """Of one step, operation by operation as it is traced."""
+    own, split = group(count, batch), part.images(batch)
+    state = loop.start(own, part.device)
+    numbers = loop.hyperparams(own, part.device)
+    chosen = torch.arange(batch, device=part.device)
+    with Counting() as counted, conv.forced(loop.convolution(own, part.device)):
+        lanes.train_step(
+            state, batching.gather(split, chosen), numbers, shared=True, optimizer=own.optimizer
+        )
+    return counted.bytes

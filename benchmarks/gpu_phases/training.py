@@ -1,0 +1,177 @@
+"""Training as promised: equal to torch.nn, to itself, to its lanes alone, and after a pause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import optree
+import torch
+from common import NUMBERS
+
+from fmnist import loop, repeat
+from fmnist.functional import lanes
+from fmnist.functional.kernels import conv
+from fmnist.functional.types import ModelConfig, Split
+from fmnist.reference import fit_reference, from_module
+from gpu_phases.part import Part, SkipError
+
+RATES = (0.003, 0.001, 0.0003)
+
+
+def run(part: Part) -> None:
+    """Each check by itself; lanes against solo runs also as a table."""
+    checks: dict[str, Callable[[], str | None]] = {
+        "float64: lanes equal torch.nn and torch.optim": lambda: parity(part),
+        "float32: the same run twice, bit for bit": lambda: twice(part),
+        "CUDA graph equals the eager step, bit for bit": lambda: captured(part),
+        "buffers of a graph, by a stand-in, bit for bit": lambda: stand_in(part),
+        "resumed inside of an epoch, bit for bit": lambda: resumed(part),
+    }
+    for name, check in checks.items():
+        part.check(name, check)
+    rows: list[tuple[object, ...]] = []
+    for how in conv.BACKENDS:
+        part.check(f"lanes against solo runs: {how}", lambda how=how: solo(part, how, rows))
+
+
+def group(count: int, batch_size: int, precision: str = "float32") -> loop.Group:
+    """Lanes of the baseline's network that differ in their learning rate."""
+    own = tuple(
+        loop.Lane(0, NUMBERS | {"learning_rate": RATES[i % len(RATES)]}) for i in range(count)
+    )
+    return loop.Group(ModelConfig(precision=precision), "adam", False, batch_size, own)
+
+
+def sizes(part: Part) -> tuple[int, int, int]:
+    """Lanes, batch size and steps of the checks in float32."""
+    if part.quick:
+        return 2, 20, 6
+    return (64, 500, 20) if part.cuda else (4, 100, 20)
+
+
+def parity(part: Part) -> str:
+    """Two epochs, the last step of each smaller, in float64."""
+    # Few steps: Adam divides by what is nearly nothing, which magnifies rounding with each.
+    split, batch = part.images(90 if part.quick else 490), 20 if part.quick else 100
+    own = group(3, batch)
+    ours = list(loop.fit(own, split, split, epochs=2, dtype=torch.float64))[-1]
+    worst = 0.0
+    for i, lane in enumerate(own.lanes):
+        *_, theirs = fit_reference(
+            own.model, "adam", lane.numbers, split, split,
+            batch_size=batch, seed=lane.seed, epochs=2, dtype=torch.float64,
+        )  # fmt: skip
+        for mine, plain in ((ours.train, theirs.train), (ours.validation, theirs.validation)):
+            worst = max(worst, abs(mine.loss_sum[i] / plain.loss_sum - 1).item())
+            assert mine.correct[i] == plain.correct, "another number of images is right"
+        alone = lanes.take(ours.train_state.params, torch.tensor(i, device=part.device))
+        expected = from_module(theirs.network)[0]
+        for layer in expected:
+            for leaf in expected[layer]:
+                if not (layer.startswith("conv") and leaf == "bias"):  # has no gradient
+                    worst = max(worst, difference(alone[layer][leaf], expected[layer][leaf]))
+    assert worst <= 1e-8, f"relative difference {worst:.1e}"
+    return f"relative difference {worst:.0e}"
+
+
+def twice(part: Part) -> None:
+    """Whether the device computes the same thing twice."""
+    same(train(part), train(part))
+
+
+def captured(part: Part) -> None:
+    """The steps as replayed from a graph, and as called one by one."""
+    if not part.cuda:
+        raise SkipError("not a CUDA device; a stand-in follows")
+    with patch.object(loop, "repeater", lambda step, device: repeat._Looped(step)):
+        eager = train(part)
+    same(train(part), eager)
+
+
+def stand_in(part: Part) -> None:
+    """The same with a function in place of a graph: what is copied where is right."""
+
+    def called(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        run()
+        return run
+
+    with patch.object(loop, "repeater", lambda step, device: repeat.Replayed(step, called)):
+        replayed = train(part)
+    with patch.object(loop, "repeater", lambda step, device: repeat._Looped(step)):
+        same(replayed, train(part))
+
+
+def resumed(part: Part) -> str:
+    """From the first pause to the end, against a run that was left alone."""
+    count, batch, steps = sizes(part)
+    split = part.images(batch * steps)
+    own, watch = group(count, batch), loop.Watch(pause=lambda: True, stop=lambda: False)
+    events: Iterator[Any] = loop.fit_watched(own, split, split, epochs=1, watch=watch)
+    state = next(events).state
+    assert 0 < state.examples < batch * steps, "the first pause is not inside of the epoch"
+    *_, after = loop.fit(own, split, split, epochs=1, resume=state)
+    same(after.train_state, train(part))
+    return f"after {state.examples // batch} of {steps} steps"
+
+
+def solo(part: Part, how: str, rows: list[tuple[object, ...]]) -> str:
+    """The first and the last of some lanes, and each of them alone, by one convolution."""
+    if how == "blocks" and part.cuda:
+        raise SkipError("it is for CPUs")
+    count, batch, steps = (2, 20, 6) if part.quick else (8, 100, 200)
+    split = part.images(batch * steps)
+    whole = group(count, batch)
+    probe = Split(split.images[:batch], split.labels[:batch])
+
+    def end(own: loop.Group) -> loop.EpochResult:
+        (result,) = loop.fit(own, split, probe, epochs=1)
+        return result
+
+    with conv.forced(how):
+        together = end(whole)
+        alone = [
+            end(loop.Group(whole.model, "adam", False, batch, (whole.lanes[i],)))
+            for i in (0, count - 1)
+        ]
+    differ = total = 0
+    worst = loss = 0.0
+    for i, single in zip((0, count - 1), alone, strict=True):
+        mine = optree.tree_leaves(optree.tree_map(lambda t, i=i: t[i], together.train_state.params))
+        its = optree.tree_leaves(optree.tree_map(lambda t: t[0], single.train_state.params))
+        for a, b in zip(mine, its, strict=True):
+            differ += int((a != b).sum())
+            total += a.numel()
+            worst = max(worst, difference(a, b))
+        loss = max(loss, abs(together.train.loss_sum[i] / single.train.loss_sum[0] - 1).item())
+    rows.append((how, f"{differ} of {total}", f"{worst:.1e}", f"{loss:.1e}"))
+    header = ("convolution", "parameters that differ", "largest difference", "of the loss")
+    part.table(f"Lanes against solo runs after {steps} steps", header, rows)
+    if how == "blocks":
+        assert differ == 0, f"{differ} of {total} parameters differ, none may"
+    assert loss <= 0.02, f"the losses differ by {loss:.1%}, at most 2 % is rounding"
+    return f"{differ} of {total} parameters differ, by at most {worst:.0e}; losses by {loss:.0e}"
+
+
+def train(part: Part) -> Any:
+    """The lanes' state after one epoch of the usual steps."""
+    count, batch, steps = sizes(part)
+    split = part.images(batch * steps)
+    (result,) = loop.fit(group(count, batch), split, split, epochs=1)
+    return result.train_state
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Two trees are equal in every bit; else says how far they are from it."""
+    pairs = list(zip(optree.tree_leaves(ours), optree.tree_leaves(theirs), strict=True))
+    differ = sum(int((a != b).sum()) for a, b in pairs)
+    worst = max(difference(a, b) for a, b in pairs)
+    total = sum(a.numel() for a, _ in pairs)
+    assert differ == 0, f"{differ} of {total} numbers differ, by at most {worst:.1e}"
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, as a part of the largest number."""
+    size = b.double().abs().max().item() or 1.0
+    return ((a.double() - b.double()).abs().max() / size).item()

@@ -1,0 +1,104 @@
+"""benchmarks/gpu.py, rehearsed on a CPU: everything runs, and what fails shows and stops nobody."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpu_phases import PHASES
+from gpu_phases.summary import LINES, WIDTH, summary
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+
+def gpu(folder, *arguments):
+    """Run the command on a CPU; its exit status, its standard output's lines, its JSON."""
+    file = folder / "found.json"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--json", str(file)]
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    found = json.loads(file.read_text()) if file.exists() else None
+    return done, done.stdout.splitlines(), found
+
+
+def test_the_quick_form_is_green(tmp_path):
+    done, lines, found = gpu(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(found["phases"]) == list(PHASES)
+    assert 30 < len(lines) <= LINES
+    statuses = {
+        check["name"]: check["status"]
+        for phase in found["phases"].values()
+        for check in phase["checks"]
+    }
+    assert "failed" not in statuses.values()
+    # What a CPU cannot show is never called passed.
+    skipped = {name for name, status in statuses.items() if status == "skipped"}
+    assert skipped == {
+        "CUDA device",
+        "matrix products, TF32",
+        "Triton norm_relu_pool, compiled: all",
+        "CUDA graph equals the eager step, bit for bit",
+        "compiled, CUDA graphs, batch size 100",
+        "compiled, CUDA graphs, TF32, batch size 100",
+    }
+    assert sum("skipped, " in line for line in lines) >= 5
+    assert not any(name in line for name in skipped for line in lines if "passed: " in line)
+
+
+def test_what_fails_shows_and_the_rest_still_runs(tmp_path):
+    done, lines, found = gpu(
+        tmp_path, "--phases", "machine,convolutions,step", "--fail", "convolutions=raise"
+    )
+    assert done.returncode == 1
+    assert [phase["status"] for phase in found["phases"].values()] == ["done", "failed", "done"]
+    assert found["phases"]["convolutions"]["error"] == "RuntimeError: failed on purpose"
+    assert "  error: RuntimeError: failed on purpose" in lines
+    assert found["phases"]["step"]["checks"]
+
+
+def test_a_phase_whose_process_dies_keeps_nobody_from_going_on(tmp_path):
+    done, lines, found = gpu(tmp_path, "--phases", "machine,step", "--fail", "machine=crash")
+    assert done.returncode == 1
+    assert "  error: ended by SIGABRT" in lines
+    assert [phase["status"] for phase in found["phases"].values()] == ["failed", "done"]
+
+
+def test_without_time_nothing_is_checked_and_nothing_is_called_passed(tmp_path):
+    done, _, found = gpu(tmp_path, "--seconds", "0.001", "--phases", "training")
+    assert done.returncode == 0
+    checks = found["phases"]["training"]["checks"]
+    assert checks
+    assert {check["status"] for check in checks} == {"skipped"}
+    assert {check["detail"] for check in checks} == {"no time left"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--phases", "kernel"], "--phases 'kernel': allowed are machine, kernels, "),
+        (["--seconds", "0"], "--seconds must be more than 0"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_2(tmp_path, arguments, said):
+    done, _, found = gpu(tmp_path, *arguments)
+    assert (done.returncode, found) == (2, None)
+    assert said in done.stderr
+
+
+def test_a_summary_is_never_too_long():
+    check = {"name": "n" * 300, "status": "failed", "detail": "d" * 300}
+    table = {"header": ["a", "b"], "rows": [["x" * 90, 1]] * 500}
+    phase = {
+        "status": "failed", "error": "e" * 300, "wall": 1.0, "values": {},
+        "checks": [check] * 90, "tables": {str(i): table for i in range(20)},
+    }  # fmt: skip
+    phases = dict.fromkeys(PHASES, phase)
+    lines = summary({"command": "c", "device": "cpu", "seconds": 1.0, "phases": phases})
+    assert len(lines) <= LINES
+    assert all(len(line) <= WIDTH for line in lines)
+    assert sum(": FAILED" in line for line in lines) == len(PHASES)
