@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import fmnist
-from fmnist import provenance
 from fmnist.functional.types import Split
+from fmnist.utils import provenance
 
 NUMBERS = {
     "learning_rate": 0.001,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from common import NUMBERS
 
-from fmnist import loop
+from fmnist.engine import trainer
 from fmnist.functional import batching
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.reference import Network, fit_reference
@@ -42,16 +42,16 @@ class Contender:
 
 
 class Lanes(Contender):
-    """Ours: fit() of fmnist.loop."""
+    """Ours: fit() of fmnist.engine.trainer."""
 
     precision = "float32"
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)
-        own = tuple(loop.Lane(0, NUMBERS | {"learning_rate": rate(i)}) for i in range(lanes))
-        group = loop.Group(ModelConfig(precision=self.precision), "adam", False, batch_size, own)
+        own = tuple(trainer.Lane(0, NUMBERS | {"learning_rate": rate(i)}) for i in range(lanes))
+        group = trainer.Group(ModelConfig(precision=self.precision), "adam", False, batch_size, own)
         probe = Split(split.images[:1], split.labels[:1])  # evaluation is not what is timed
-        self._epochs = loop.fit(group, split, probe, epochs=1 << 30)
+        self._epochs = trainer.fit(group, split, probe, epochs=1 << 30)
 
     def epoch(self) -> list[float]:
         result = next(self._epochs)

@@ -12,9 +12,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 
-from fmnist import process
+from fmnist.utils import runtime
 
-process.prepare()  # before torch, as the commands do it; all engines benefit
+runtime.prepare()  # before torch, as the commands do it; all engines benefit
 
 import contenders
 import torch

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from contenders import Contender, rate
 from jax import lax
 
-from fmnist.functional import batching, model
+from fmnist.functional import batching, cnn
 from fmnist.functional.types import Split
 
 
@@ -63,7 +63,7 @@ class Jax(Contender):
             jnp.asarray(split.images.numpy()),
             jnp.asarray(split.labels.numpy()),
         )
-        params, _ = model.init(0)
+        params, _ = cnn.init(0)
         params = {
             layer: {leaf: jnp.stack([jnp.asarray(t.numpy())] * lanes) for leaf, t in tree.items()}
             for layer, tree in params.items()

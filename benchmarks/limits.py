@@ -14,15 +14,15 @@ import itertools
 import sys
 import time
 
-from fmnist import process
+from fmnist.utils import runtime
 
-process.prepare()  # before torch, as the commands do it
+runtime.prepare()  # before torch, as the commands do it
 
 import contenders
 import torch
 from common import machine, median, prepare, spread, table, timed, write_json
 
-from fmnist.functional.model import feature_count
+from fmnist.functional.cnn import feature_count
 from fmnist.functional.types import ModelConfig
 
 EPOCH = 60_000

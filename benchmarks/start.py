@@ -17,15 +17,15 @@ from common import median, spread
 
 FIRST_STEP = """
 import os, sys, time
-from fmnist import process
-process.prepare()  # as the command begins
-from fmnist import repeat
+from fmnist.utils import runtime
+runtime.prepare()  # as the command begins
+from fmnist.engine import cuda_graph
 def call(self, carry, inputs, times):
     self._step(carry, inputs)
     print(time.time() - float(sys.argv[1]), flush=True)
     os._exit(0)
-repeat._Looped.__call__ = call
-from fmnist.study import main
+cuda_graph._Looped.__call__ = call
+from fmnist.study.command import main
 main(["--quiet", "--device", "cpu", "--out", sys.argv[2]])
 """
 

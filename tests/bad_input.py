@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from fmnist.functional import model
+from fmnist.config.settings import SETTINGS, TABLES
+from fmnist.functional import cnn
 from fmnist.functional.types import ModelConfig
-from fmnist.settings import SETTINGS, TABLES
 
 Input = tuple[str, bytes]
 """What it is, and its bytes."""
@@ -296,7 +296,7 @@ def parameters() -> bytes:
     """A safetensors file of the tiny network."""
     leaves = {
         f"{layer}.{name}": tensor
-        for tree in model.init(0, TINY)
+        for tree in cnn.init(0, TINY)
         for layer, tensors in tree.items()
         for name, tensor in tensors.items()
     }

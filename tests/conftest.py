@@ -9,9 +9,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # under importlib import mode
 
-from fmnist import process
+from fmnist.utils import runtime
 
-process.prepare()  # as the commands do it, before torch
+runtime.prepare()  # as the commands do it, before torch
 
 from hypothesis import settings
 

@@ -30,22 +30,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[threads] = "1"  # a process that is forked must have no others
 
-from fmnist import process
+from fmnist.utils import runtime
 
-process.prepare()
+runtime.prepare()
 
 import optuna
 import torch._dynamo  # noqa: F401  # what every child would load anew
 from remains import differences, outcome
 from slice_study import dataset
 
-from fmnist import checkpoint, checksums, generations, grid, loop, publish, resume
-from fmnist.config import StudyConfig
-from fmnist.data import Dataset
-from fmnist.errors import UserError
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset
+from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.run import run_study
-from fmnist.views import dashboard, figures, html, report, tensorboard, winner_board
+from fmnist.reports import figures, markdown, publish
+from fmnist.reports.dashboard import mirror as dashboard
+from fmnist.reports.html import page as html
+from fmnist.reports.tensorboard import mirror as tensorboard
+from fmnist.reports.tensorboard import winner as winner_board
+from fmnist.rundir import manifest, models, snapshots
+from fmnist.study.run import run_study
+from fmnist.tuning import grid, progress
+from fmnist.utils.errors import UserError
 
 CONFIG = StudyConfig(
     name="crash",
@@ -59,14 +65,14 @@ STEPS = [
     (os, "replace"),
     (os, "fsync"),
     (os, "unlink"),
-    (generations.Generations, "save"),
-    (resume.Keeper, "forget"),
+    (snapshots.Generations, "save"),
+    (progress.Keeper, "forget"),
     (grid, "report"),
     (grid, "tell"),
     (optuna.Study, "ask"),
     (optuna.Study, "tell"),
-    (checkpoint, "save_model"),
-    (checksums, "write"),
+    (models, "save_model"),
+    (manifest, "write"),
     (tensorboard.TensorBoardMirror, "epoch"),
     (tensorboard.TensorBoardMirror, "finish"),
     (dashboard.DashboardMirror, "finish"),
@@ -74,7 +80,7 @@ STEPS = [
     (winner_board, "write_winner"),
     (figures, "curves"),
     (html, "write_html"),
-    (report, "write_report"),
+    (markdown, "write_report"),
     (publish, "_write_best"),
 ]
 """Where a run can be killed: before this function's n-th call, or after it."""
@@ -134,8 +140,8 @@ def start(
     os.dup2(log, 2)
     status = 70
     try:
-        resume.Keeper.__init__.__kwdefaults__.update(every=0.0, within=0.0)
-        loop._stride = lambda group, device: 3
+        progress.Keeper.__init__.__kwdefaults__.update(every=0.0, within=0.0)
+        trainer._stride = lambda group, device: 3
         if kill is not None and kill.step is not None:
             trap(kill)
         taken = [counted(step) for step in STEPS] if calls else []

@@ -22,7 +22,7 @@ from pathlib import Path
 import crash
 from remains import differences, outcome
 
-from fmnist.data import Dataset
+from fmnist.data.fashion_mnist import Dataset
 
 ROOM = "100m"
 

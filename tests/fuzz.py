@@ -30,7 +30,7 @@ from unittest import mock
 
 from fuzz_kinds import Kind, Place, command, kinds
 
-from fmnist.errors import UserError
+from fmnist.utils.errors import UserError
 
 SECONDS, STUCK = 5.0, 20.0
 """How long an input may keep the processor busy, and when waiting is given up."""

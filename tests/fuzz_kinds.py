@@ -22,9 +22,13 @@ import bad_input
 import torch
 from bad_input import Input, damaged
 
-from fmnist import checkpoint, config, data, files, lock, pictures, predict, trained
-from fmnist.errors import UserError
-from fmnist.generations import Generations
+from fmnist.config import study as studies
+from fmnist.data import fashion_mnist
+from fmnist.inference import pictures, trained
+from fmnist.predict import command as predict
+from fmnist.rundir import files, lock, models
+from fmnist.rundir.snapshots import Generations
+from fmnist.utils.errors import UserError
 
 
 class Place:
@@ -73,20 +77,20 @@ class Place:
 
 def study_file(content: bytes, place: Place, chance: random.Random) -> None:
     """Read a study file, and begin its run as the command does."""
-    begin(config.load(place.write(place.scratch / "study.toml", content)))
+    begin(studies.load(place.write(place.scratch / "study.toml", content)))
 
 
 def overrides(content: bytes, place: Place, chance: random.Random) -> None:
     """``--set``, once for each line."""
-    begin(config.load(overrides=content.decode("utf-8", "surrogateescape").split("\n")))
+    begin(studies.load(overrides=content.decode("utf-8", "surrogateescape").split("\n")))
 
 
-def begin(study: config.StudyConfig) -> None:
+def begin(study: studies.StudyConfig) -> None:
     """Claim the folder that a study names, and read back what is there."""
     out = Path("runs") / study.name
     with lock.holding(out):
         files.write_text(out / "study.toml", study.to_toml())
-        assert not config.differences(config.load(out / "study.toml"), study)
+        assert not studies.differences(studies.load(out / "study.toml"), study)
         study.trial(next(study.points()))
     assert out.resolve().parent == Path("runs").resolve(), f"the study is in {out.resolve()}"
     shutil.rmtree("runs")
@@ -103,7 +107,7 @@ def idx(content: bytes, place: Place, chance: random.Random) -> None:
     believed = not packed and chance.random() < 0.5
     known = IDX | {name: content} if believed else IDX
     table = [
-        data._File(each, shape_of(whole), hashlib.sha256(known[each]).hexdigest())
+        fashion_mnist._File(each, shape_of(whole), hashlib.sha256(known[each]).hexdigest())
         for each, whole in IDX.items()
     ]
     folder = place.scratch / "data"
@@ -113,8 +117,11 @@ def idx(content: bytes, place: Place, chance: random.Random) -> None:
     place.write(folder / (f"{name}.gz" if packed else name), content)
     cache = {"XDG_CACHE_HOME": str(place.scratch / "cache")}
     try:
-        with mock.patch.object(data, "_FILES", tuple(table)), mock.patch.dict(os.environ, cache):
-            found = data.load(folder)
+        with (
+            mock.patch.object(fashion_mnist, "_FILES", tuple(table)),
+            mock.patch.dict(os.environ, cache),
+        ):
+            found = fashion_mnist.load(folder)
     finally:
         shutil.rmtree(folder)
     assert (len(found.train.images), len(found.test.labels)) == (40, 20)
@@ -137,7 +144,7 @@ def picture(content: bytes, place: Place, chance: random.Random) -> None:
 def parameters(content: bytes, place: Place, chance: random.Random) -> None:
     """Predict with these parameters."""
     with replaced(place, "best/params.safetensors", content):
-        checkpoint.load_model(place.run / "best" / "params.safetensors")
+        models.load_model(place.run / "best" / "params.safetensors")
         command([str(place.run), str(place.picture)])
 
 
@@ -156,12 +163,12 @@ def path(content: bytes, place: Place, chance: random.Random) -> None:
     name = content.decode("utf-8", "surrogateescape")
     folder = Path(name)
     readers: list[Callable[[], object]] = [
-        lambda: config.load(name),
+        lambda: studies.load(name),
         lambda: pictures.read(folder),
         lambda: trained.best_trial(folder),
         lambda: trained.complete_trials(folder),
-        lambda: checkpoint.load_model(folder),
-        lambda: data.load(folder),
+        lambda: models.load_model(folder),
+        lambda: fashion_mnist.load(folder),
         lambda: command([str(place.run), f"./{name}" if name.startswith("-") else name]),
     ]
     chance.choice(readers)()
@@ -178,7 +185,7 @@ def generation(content: bytes, place: Place, chance: random.Random) -> None:
         place.write(folder / chance.choice(STRAYS), content)
     said = io.StringIO()
     handler = logging.StreamHandler(said)
-    logger = logging.getLogger("fmnist.generations")
+    logger = logging.getLogger("fmnist.rundir.snapshots")
     logger.addHandler(handler)
     try:
         found = Generations(folder).load()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from fmnist.results import EpochMetrics, TrialResult
+from fmnist.config.results import EpochMetrics, TrialResult
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")  # fmt: skip

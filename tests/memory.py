@@ -14,18 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fmnist import process
+from fmnist.utils import runtime
 
-process.prepare()
+runtime.prepare()
 
 from slice_study import dataset
 
-from fmnist.config import StudyConfig
-from fmnist.data import Dataset
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.results import TrialResult
-from fmnist.run import run_study
-from fmnist.views.progress import Progress
+from fmnist.reports.terminal import Progress
+from fmnist.study.run import run_study
 
 
 def resident() -> float:

@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from fmnist import checksums, storage_url
+from fmnist.rundir import manifest
+from fmnist.tuning import storage_url
 
 SPAN = r"(\d+ h )?(\d+ min )?\d+(\.\d+)? (s|min)\b|[\d,]+ images/s"
 DATE = r"\d{4}-\d\d-\d\d( \d\d:\d\d UTC)?"
@@ -39,7 +40,7 @@ def outcome(out: Path) -> dict[str, object]:
     shown += (out / "tensorboard" / "_winner").rglob("*.*")
     return {
         "files": sorted(n for n in names if "tfevents" not in n and not n.startswith("artifacts/")),
-        "damaged": checksums.wrong(out),
+        "damaged": manifest.wrong(out),
         "results": [
             {k: v for k, v in row.items() if k not in TIMES}
             for row in csv.DictReader((out / "results.csv").open(encoding="utf-8"))
@@ -54,7 +55,7 @@ def outcome(out: Path) -> dict[str, object]:
             for path in sorted(out.rglob("*.safetensors"))
         },
         "pictures": {
-            str(path.relative_to(out)): checksums.of(path)
+            str(path.relative_to(out)): manifest.of(path)
             for path in sorted(shown)
             if "tfevents" not in path.name
         },
@@ -148,7 +149,7 @@ def dashboard(study: optuna.Study, out: Path) -> dict[str, object]:
             about = json.loads(attrs[key])
             name = f"{number} {about['filename']}"
             assert name not in shown, f"{name} is there twice"
-            shown[name] = checksums.of(out / "artifacts" / about["artifact_id"])
+            shown[name] = manifest.of(out / "artifacts" / about["artifact_id"])
         for kind in ("note_str", "plot_data"):  # a note's version counts how often it was written
             parts = (str(attrs[key]) for key in in_order(attrs) if f":{kind}:" in key)
             text = re.sub(r'"x": \[.*?\]', "", "".join(parts))  # the plot is over seconds

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from fmnist.config import StudyConfig
-from fmnist.data import Dataset, load
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset, load
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.run import run_study
+from fmnist.study.run import run_study
 
 CONFIG = StudyConfig(
     name="slice",

@@ -13,12 +13,12 @@ import optuna
 import pytest
 from strategies import random_split
 
-from fmnist import storage_url
-from fmnist.config import StudyConfig
-from fmnist.data import Dataset
-from fmnist.errors import UserError
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import ModelConfig
-from fmnist.run import run_study
+from fmnist.study.run import run_study
+from fmnist.tuning import storage_url
+from fmnist.utils.errors import UserError
 
 CONFIG = StudyConfig(
     name="claimed",

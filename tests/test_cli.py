@@ -64,9 +64,9 @@ def test_a_lane_that_diverges_is_told_of_and_can_be_tried_again(tmp_path):
 
 def test_our_own_mistake_is_a_traceback_with_a_line_on_it_and_no_password(tmp_path):
     script = (
-        "import sys; from fmnist import cli\n"
+        "import sys; from fmnist.utils import command_line\n"
         "def main(argv): raise ZeroDivisionError('of postgresql://me:hush-hush@host/db')\n"
-        "cli.run(main)"
+        "command_line.run(main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
@@ -110,8 +110,10 @@ import os, sys, tempfile
 os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch sets it in the process that runs the tests
 tempfile._candidate_tempdir_list = list
 tempfile.tempdir = None
-from fmnist import cli, study, view
-cli.run({"study": study.main, "view": view.main}[sys.argv.pop(1)])
+from fmnist.study import command as study
+from fmnist.utils import command_line
+from fmnist.view import command as view
+command_line.run({"study": study.main, "view": view.main}[sys.argv.pop(1)])
 """
 
 
@@ -140,7 +142,10 @@ def test_without_a_folder_for_temporary_files(tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_nobodys_mistake_is_one_line(error, status, said):
-    script = f"import torch; from fmnist import cli\ndef main(argv): raise {error}\ncli.run(main)"
+    script = (
+        "import torch; from fmnist.utils import command_line\n"
+        f"def main(argv): raise {error}\ncommand_line.run(main)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fmnist.config import (
+from fmnist.config.settings import SETTINGS
+from fmnist.config.study import (
     DYNAMIC_KEYS,
     STATIC_KEYS,
     ConfigError,
@@ -25,7 +26,6 @@ from fmnist.config import (
     load,
 )
 from fmnist.functional.types import Hyperparams, ModelConfig
-from fmnist.settings import SETTINGS
 
 BASELINE = Path(__file__).parents[1] / "studies" / "baseline.toml"
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from strategies import normal, seeds
 
 from fmnist.functional.kernels import conv_block as block
-from fmnist.functional.kernels import cpu
-from fmnist.functional.kernels.simd import WIDTH
+from fmnist.functional.kernels.cpu import blocks as cpu
+from fmnist.functional.kernels.cpu.simd import WIDTH
 
 
 def decided(x, weight, gamma, beta):

@@ -17,7 +17,7 @@ from strategies import normal, seeds
 from torch.func import grad, vmap
 
 from fmnist.functional.kernels import conv_block as block
-from fmnist.functional.kernels.simd import WIDTH
+from fmnist.functional.kernels.cpu.simd import WIDTH
 
 EXAMPLES = 2 * WIDTH - 5
 BLOCKS = (2, 2, 6, 5, WIDTH)

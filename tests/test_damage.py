@@ -18,15 +18,17 @@ from hypothesis import strategies as st
 from slice_study import dataset
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from fmnist import checkpoint, checksums, files, grid, storage_url, stored, trouble
-from fmnist.config import StudyConfig
-from fmnist.data import Dataset
-from fmnist.errors import UserError
+from fmnist.config.results import winner
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.results import winner
-from fmnist.run import run_study
-from fmnist.views import tensorboard
-from fmnist.views.progress import Progress
+from fmnist.reports.tensorboard import mirror as tensorboard
+from fmnist.reports.terminal import Progress
+from fmnist.rundir import files, manifest, models
+from fmnist.study.run import run_study
+from fmnist.tuning import grid, storage_errors, storage_url
+from fmnist.tuning.storage import open_study
+from fmnist.utils.errors import UserError
 
 CONFIG = StudyConfig(
     name="damaged",
@@ -92,11 +94,11 @@ def points(folder):
 
 def test_what_was_left_is_noted_in_the_format_of_sha256sum(run):
     done = subprocess.run(
-        ["sha256sum", "--check", "--strict", "--quiet", checksums.NAME],
+        ["sha256sum", "--check", "--strict", "--quiet", manifest.NAME],
         cwd=run, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    head, *lines = (run / checksums.NAME).read_text().splitlines()
+    head, *lines = (run / manifest.NAME).read_text().splitlines()
     named = {line.split("  ")[1] for line in lines}
     assert head == f"# fmnist, files: {len(named)}"
     assert {"results.csv", "report.md", "report.html", "best/params.safetensors"} <= named
@@ -133,7 +135,7 @@ def test_what_can_be_made_anew_is(run, whole, small, lost, how):
     assert len(results) == 3
     for name in ("results.csv", "history.csv", "best/params.safetensors", "best/config.json"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
-    assert checksums.wrong(run) == []
+    assert manifest.wrong(run) == []
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_what_the_dashboard_shows_is_made_anew(run, small, how, noted):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before) > 5
     if not noted:
-        (run / checksums.NAME).unlink()
+        (run / manifest.NAME).unlink()
     if how == "gone":
         shutil.rmtree(folder)
     else:
@@ -160,7 +162,7 @@ def test_what_the_dashboard_shows_is_made_anew(run, small, how, noted):
 
 def test_a_report_that_is_made_anew_says_who_trained_it(run, whole, small, monkeypatch):
     before = (run / "report.md").read_text().replace(str(whole), str(run))
-    monkeypatch.setattr("fmnist.provenance.commit", lambda: "of another day")
+    monkeypatch.setattr("fmnist.utils.provenance.commit", lambda: "of another day")
     (run / "report.md").unlink()
     again(run, small)
     assert (run / "report.md").read_text() == before
@@ -192,10 +194,10 @@ def torn(path):
 
 def parameters(run):
     """The winner's file of parameters, and another's."""
-    results = grid.results(stored.open_study(CONFIG, storage_url.of_run(run)), CONFIG)
+    results = grid.results(open_study(CONFIG, storage_url.of_run(run)), CONFIG)
     best = winner(results, CONFIG.metric)
     other = next(result for result in results if result.number != best.number)
-    return [checkpoint.model_path(run, result.number) for result in (best, other)]
+    return [models.model_path(run, result.number) for result in (best, other)]
 
 
 @pytest.mark.parametrize("how", [torn, Path.unlink])
@@ -213,11 +215,11 @@ def test_a_winner_whose_parameters_are_lost_is_refused(run, small):
     path, _ = parameters(run)
     torn(path)
     torn(run / "best" / "params.safetensors")
-    before = (run / checksums.NAME).read_bytes()
+    before = (run / manifest.NAME).read_bytes()
     for _ in range(2):
         with pytest.raises(UserError, match=f"{path.name} is missing or damaged.*another --out"):
             again(run, small)
-    assert (run / checksums.NAME).read_bytes() == before
+    assert (run / manifest.NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize("how", [torn, Path.unlink])
@@ -231,7 +233,7 @@ def test_lost_parameters_of_another_are_told_of_every_time(run, small, how):
         assert said.count(f"{path} is missing or damaged; only training in another --out") == 1
         assert ("made anew: results.csv" if lost else "nothing to train") in said
         assert ("made anew" in said) == (lost is not None)
-    assert checksums.wrong(run) == [f"parameters/{path.name}"]
+    assert manifest.wrong(run) == [f"parameters/{path.name}"]
 
 
 def test_trying_again_does_not_publish_a_winner_that_is_lost(small, tmp_path):
@@ -240,7 +242,7 @@ def test_trying_again_does_not_publish_a_winner_that_is_lost(small, tmp_path):
     results = run_study(config, out, dataset=small)
     best = winner(results, CONFIG.metric)
     assert [result.state for result in results if result.number != best.number] == ["FAIL"]
-    for path in (checkpoint.model_path(out, best.number), out / "best" / "params.safetensors"):
+    for path in (models.model_path(out, best.number), out / "best" / "params.safetensors"):
         torn(path)
     before = (out / "results.csv").read_bytes()
     with pytest.raises(UserError, match="is the winner's so far; choose another --out"):
@@ -255,7 +257,7 @@ def test_parameters_that_are_damaged_while_others_train_are_not_published(small,
         def trial(self, result):
             done.append(result)
             if len(done) == 3:
-                torn(checkpoint.model_path(tmp_path, winner(done, CONFIG.metric).number))
+                torn(models.model_path(tmp_path, winner(done, CONFIG.metric).number))
 
     for _ in range(2):
         with pytest.raises(UserError, match="is the winner's so far; choose another --out"):
@@ -276,25 +278,25 @@ def test_an_unfinished_study_that_lost_its_best_is_refused_before_it_trains(smal
 
     with pytest.raises(KeyboardInterrupt):
         run_study(CONFIG, tmp_path, dataset=small, progress=Stops(), max_lanes=1)
-    torn(checkpoint.model_path(tmp_path, trained[0]))
+    torn(models.model_path(tmp_path, trained[0]))
     with pytest.raises(UserError, match="is the winner's so far; choose another --out"):
         run_study(CONFIG, tmp_path, dataset=small, progress=Stops(), max_lanes=1)
     assert len(trained) == 2
 
 
 def test_sums_that_are_lost_or_cut_are_noted_again(run, whole, small):
-    content = (run / checksums.NAME).read_bytes()
+    content = (run / manifest.NAME).read_bytes()
     lines = content.splitlines(keepends=True)
     for left in (None, b"", content[:-9], b"".join(lines[:-2]), b"\xff" * 99):
         if left is None:
-            (run / checksums.NAME).unlink()
+            (run / manifest.NAME).unlink()
         else:
-            (run / checksums.NAME).write_bytes(left)
-        assert checksums.wrong(run) is None
+            (run / manifest.NAME).write_bytes(left)
+        assert manifest.wrong(run) is None
         (run / "results.csv").unlink(missing_ok=True)
         again(run, small)
         assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
-        assert checksums.wrong(run) == []
+        assert manifest.wrong(run) == []
 
 
 def test_what_a_person_puts_beside_is_not_ours(run, small):
@@ -303,7 +305,7 @@ def test_what_a_person_puts_beside_is_not_ours(run, small):
         (run / name).write_text("mine")
     (run / "history.csv").unlink()
     again(run, small)
-    assert not [name for name in names if name in (run / checksums.NAME).read_text()]
+    assert not [name for name in names if name in (run / manifest.NAME).read_text()]
     for name in names:
         (run / name).unlink()
     assert again(run, small)[1].endswith("nothing to train")
@@ -330,14 +332,14 @@ def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factor
         content[chance.choice(words) + chance.randrange(8)] = chance.choice(b'0123456789{}[],":az')
     (out / "study.db").write_bytes(content)
     url, found, again = storage_url.of_run(out), None, []
-    with contextlib.suppress(UserError), trouble.told(out, url):
-        opened = stored.open_study(CONFIG, url)
+    with contextlib.suppress(UserError), storage_errors.told(out, url):
+        opened = open_study(CONFIG, url)
         results = grid.results(opened, CONFIG)
         again = [trial.point for trial in grid.pending(opened, CONFIG)]
         found = results
     shutil.rmtree(out)
     if found is not None:
-        told = grid.results(stored.open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
+        told = grid.results(open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
         assert [result for result in found if result not in told] == []
         assert [r for r in told if r not in found and r.point not in again] == []
 

@@ -23,12 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import CLASSES, results_of
 
-from fmnist import grid, stored
-from fmnist.config import StudyConfig
-from fmnist.results import TrialResult, winner
-from fmnist.views import dashboard, figures, notes
-from fmnist.views.time_plot import MOST_LINES, TimePlot
-from fmnist.views.words import TEST_WAS_SEEN
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
+from fmnist.reports import figures
+from fmnist.reports.dashboard import mirror as dashboard
+from fmnist.reports.dashboard import notes
+from fmnist.reports.dashboard.time_plot import MOST_LINES, TimePlot
+from fmnist.reports.words import TEST_WAS_SEEN
+from fmnist.tuning import grid, storage
 
 SHOTS = os.environ.get("FMNIST_SHOTS")  # a folder for the screenshots, for human eyes
 STUDY = StudyConfig(name="made_up", epochs=10)
@@ -57,7 +59,7 @@ def made_up(trial, config=STUDY, bad=()):
 
 def run(out, config=STUDY, bad=(), stop_after=None):
     """A study as fmnist runs it, but for the training; stopped after some trials."""
-    study = stored.open_study(config, f"sqlite:///{out / 'study.db'}")
+    study = storage.open_study(config, f"sqlite:///{out / 'study.db'}")
     done = grid.results(study, config)
     board = dashboard.DashboardMirror(
         study, config, out, provenance=FACTS, done=done, images=55_000
@@ -86,7 +88,7 @@ def served(out):
     orders = {"server": "dashboard", "storage": f"sqlite:///{out / 'study.db'}",
               "artifacts": str(out / "artifacts"), "port": 0}  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-m", "fmnist.servers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "fmnist.view.servers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:
         server.stdin.write(json.dumps(orders).encode() + b"\n")
         server.stdin.flush()

@@ -27,9 +27,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist import data, sources
+from fmnist.data import fashion_mnist, sources
 
-REAL_FILES, FROM_MIRROR, FROM_ARCHIVE = data._FILES, sources._from_mirror, sources._from_archive
+REAL_FILES, FROM_MIRROR, FROM_ARCHIVE = (
+    fashion_mnist._FILES,
+    sources._from_mirror,
+    sources._from_archive,
+)
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = (file.name for file in REAL_FILES)
 
 
@@ -54,7 +58,7 @@ def table(contents):
     for name, content in contents.items():
         dimensions = content[3]
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
-        files.append(data._File(name, shape, hashlib.sha256(content).hexdigest()))
+        files.append(fashion_mnist._File(name, shape, hashlib.sha256(content).hexdigest()))
     return tuple(files)
 
 
@@ -74,8 +78,8 @@ TINY_FILES = table(TINY)
 def real():
     """The real data from wherever this machine has it."""
     try:
-        return data.load()
-    except data.DataError as error:
+        return fashion_mnist.load()
+    except fashion_mnist.DataError as error:
         pytest.skip(str(error))
 
 
@@ -95,7 +99,7 @@ def alone(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(data, "_FILES", TINY_FILES)
+    monkeypatch.setattr(fashion_mnist, "_FILES", TINY_FILES)
     packed = {n: gzip.compress(content, mtime=0) for n, content in TINY.items()}
     sums = {n: hashlib.sha256(content).hexdigest() for n, content in packed.items()}
     monkeypatch.setattr(sources, "PACKED_SHA256", sums)
@@ -133,14 +137,18 @@ def test_real_data(real):
     assert real.train.labels.dtype == torch.int64
     assert real.train.labels.bincount().tolist() == [6_000] * 10
     assert real.test.labels.bincount().tolist() == [1_000] * 10
-    assert [data.CLASSES[i] for i in real.test.labels[:3]] == ["Ankle boot", "Pullover", "Trouser"]
+    assert [fashion_mnist.CLASSES[i] for i in real.test.labels[:3]] == [
+        "Ankle boot",
+        "Pullover",
+        "Trouser",
+    ]
     assert real.source
 
 
 def test_classes_are_those_of_torchvision():
     from torchvision.datasets import FashionMNIST
 
-    assert list(data.CLASSES) == FashionMNIST.classes
+    assert list(fashion_mnist.CLASSES) == FashionMNIST.classes
 
 
 # Sources
@@ -149,7 +157,7 @@ def test_classes_are_those_of_torchvision():
 @pytest.mark.parametrize("packed", [False, True])
 def test_named_folder(tiny, tmp_path, packed, cache):
     folder = put(tmp_path / "named", tiny, packed)
-    dataset = data.load(folder)
+    dataset = fashion_mnist.load(folder)
     assert_tiny(dataset)
     assert str(folder) in dataset.source
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == tiny
@@ -158,15 +166,15 @@ def test_named_folder(tiny, tmp_path, packed, cache):
 def test_folder_named_by_the_environment(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FMNIST_DATA", str(put(tmp_path / "named", tiny)))
     put(tmp_path / "debian", tiny)
-    assert "named" in data.load().source
-    with pytest.raises(data.DataError, match="elsewhere is no folder"):
-        data.load(str(tmp_path / "elsewhere"))
+    assert "named" in fashion_mnist.load().source
+    with pytest.raises(fashion_mnist.DataError, match="elsewhere is no folder"):
+        fashion_mnist.load(str(tmp_path / "elsewhere"))
 
 
 def test_only_the_named_folder_is_tried(tiny, tmp_path):
     put(tmp_path / "debian", tiny)
-    with pytest.raises(data.DataError) as caught:
-        data.load(tmp_path)
+    with pytest.raises(fashion_mnist.DataError) as caught:
+        fashion_mnist.load(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path} has neither {TRAIN_IMAGES} nor {TRAIN_IMAGES}.gz; ")
     assert "\n" not in message
@@ -175,10 +183,10 @@ def test_only_the_named_folder_is_tried(tiny, tmp_path):
 def test_the_package_is_cached(tiny, tmp_path, cache, caplog):
     caplog.set_level(logging.INFO, "fmnist")
     debian = put(tmp_path / "debian", tiny, packed=True)
-    assert data.load().source == "Debian package"
+    assert fashion_mnist.load().source == "Debian package"
     assert "data: using Debian package" in caplog.messages
     shutil.rmtree(debian)
-    dataset = data.load()
+    dataset = fashion_mnist.load()
     assert dataset.source == "cache"
     assert_tiny(dataset)
     assert sorted(path.name for path in cache.iterdir()) == sorted(tiny)
@@ -196,7 +204,7 @@ def test_a_damaged_cache_is_replaced(tiny, tmp_path, cache, caplog, damage):
     elif damage != "missing":
         content = tiny[TRAIN_LABELS]
         path.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + b"\1")
-    assert_tiny(data.load())
+    assert_tiny(fashion_mnist.load())
     warnings = warnings_of(caplog)
     if damage == "folder":  # which we do not dare to remove
         assert len(warnings) == 2
@@ -209,8 +217,8 @@ def test_a_damaged_cache_is_replaced(tiny, tmp_path, cache, caplog, damage):
 
 def test_every_source_fails(tiny, tmp_path, cache):
     put(tmp_path / "debian", {TRAIN_IMAGES: b"no images"})
-    with pytest.raises(data.DataError) as caught:
-        data.load()
+    with pytest.raises(fashion_mnist.DataError) as caught:
+        fashion_mnist.load()
     assert str(caught.value).split("\n") == [
         "Fashion-MNIST could not be had from any source:",
         f"  cache: {cache} is no folder",
@@ -255,8 +263,8 @@ def test_a_bad_file_gives_one_line(tiny, tmp_path, cache, case):
         (folder / name).mkdir()
     elif content is not None:
         (folder / name).write_bytes(content)
-    with pytest.raises(data.DataError, match=expected) as caught:
-        data.load(folder)
+    with pytest.raises(fashion_mnist.DataError, match=expected) as caught:
+        fashion_mnist.load(folder)
     message = str(caught.value)
     assert name in message
     assert "\n" not in message
@@ -268,8 +276,8 @@ def test_official_checksums_are_in_force(tmp_path):
     """What is right in shape and size but not the official content is refused."""
     contents = {file.name: bytes(file.size) for file in REAL_FILES[-2:]}
     for file in REAL_FILES[-2:]:
-        with pytest.raises(data.DataError, match="is damaged or of another data set"):
-            data._read(put(tmp_path / "named", contents), file)
+        with pytest.raises(fashion_mnist.DataError, match="is damaged or of another data set"):
+            fashion_mnist._read(put(tmp_path / "named", contents), file)
 
 
 @settings(max_examples=60, deadline=None)
@@ -286,12 +294,12 @@ def test_no_malformed_file_passes(draws):
         raw[place] ^= draws.draw(st.integers(1, 255))
     raw += draws.draw(st.binary(max_size=20))
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "_FILES", TINY_FILES)
+        patch.setattr(fashion_mnist, "_FILES", TINY_FILES)
         path = Path(name, file.name + ".gz" * packed)
         path.write_bytes(raw)
         try:
-            read = data._read(Path(name), file)
-        except data.DataError as error:
+            read = fashion_mnist._read(Path(name), file)
+        except fashion_mnist.DataError as error:
             message = str(error)
         else:
             message = f"{path} is good"
@@ -305,8 +313,8 @@ def test_a_gzip_bomb_is_not_unpacked(tiny, tmp_path):
     (folder / f"{TEST_LABELS}.gz").write_bytes(gzip.compress(bytes(30_000_000), 1))
     tracemalloc.start()
     try:
-        with pytest.raises(data.DataError, match="is too long"):
-            data.load(folder)
+        with pytest.raises(fashion_mnist.DataError, match="is too long"):
+            fashion_mnist.load(folder)
         assert tracemalloc.get_traced_memory()[1] < 3_000_000
     finally:
         tracemalloc.stop()
@@ -324,9 +332,9 @@ def test_shapes_and_labels_are_checked_too(monkeypatch, tmp_path, name, array, e
     contents = TINY | {name: idx(array)}
     sums = [file.sha256 for file in table(contents)]
     files = [file._replace(sha256=sums[i]) for i, file in enumerate(TINY_FILES)]
-    monkeypatch.setattr(data, "_FILES", tuple(files))
-    with pytest.raises(data.DataError, match=expected):
-        data.load(put(tmp_path / "named", contents))
+    monkeypatch.setattr(fashion_mnist, "_FILES", tuple(files))
+    with pytest.raises(fashion_mnist.DataError, match=expected):
+        fashion_mnist.load(put(tmp_path / "named", contents))
 
 
 # The cache
@@ -342,10 +350,10 @@ def test_an_interrupted_write_leaves_nothing(tiny, tmp_path, cache, monkeypatch,
     put(tmp_path / "debian", tiny)
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        data.load()
+        fashion_mnist.load()
     assert list(cache.iterdir()) == []
     monkeypatch.setattr(os, "fsync", full)
-    assert_tiny(data.load())
+    assert_tiny(fashion_mnist.load())
     assert "data: not cached: [Errno 28] No space left on device" in warnings_of(caplog)
     assert list(cache.iterdir()) == []
 
@@ -355,7 +363,7 @@ def test_remains_of_a_killed_process_are_removed(tiny, tmp_path, cache):
     for name, age in (("old", 7_200), ("new", 60)):
         put(cache / f".new-{name}", {TRAIN_IMAGES: b"half"})
         os.utime(cache / f".new-{name}", (time.time() - age,) * 2)
-    data.load()
+    fashion_mnist.load()
     assert sorted(path.name for path in cache.iterdir()) == sorted([".new-new", *tiny])
 
 
@@ -365,7 +373,7 @@ def test_a_cache_that_cannot_be_written(tiny, tmp_path, caplog, obstacle):
     (tmp_path / obstacle).parent.mkdir(exist_ok=True)
     (tmp_path / obstacle).write_text("in the way")
     put(tmp_path / "debian", tiny)
-    assert_tiny(data.load())
+    assert_tiny(fashion_mnist.load())
     assert len(warnings_of(caplog)) == 1
     assert warnings_of(caplog)[0].startswith("data: not cached: ")
     assert (tmp_path / obstacle).read_text() == "in the way"
@@ -378,13 +386,13 @@ def test_a_user_without_a_home(tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", classmethod(homeless))
     put(tmp_path / "debian", tiny)
-    assert_tiny(data.load())
+    assert_tiny(fashion_mnist.load())
 
 
 RACER = """
 import json, logging, os, sys, time
 from pathlib import Path
-from fmnist import data, sources
+from fmnist.data import fashion_mnist as data, sources
 import torchvision.datasets.mnist
 
 def unreachable(scratch):
@@ -410,7 +418,7 @@ def test_two_processes_fetch_at_once(tiny, tmp_path, monkeypatch, caplog):
     rounds = 20
     put(tmp_path / "debian", tiny, packed=True)
     command = [sys.executable, "-c", RACER, str(tmp_path), str(rounds), json.dumps(TINY_FILES)]
-    environ = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
+    environ = os.environ | {"PYTHONPATH": str(Path(fashion_mnist.__file__).parents[1])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environ, **pipes) as child:
         try:
@@ -420,7 +428,7 @@ def test_two_processes_fetch_at_once(tiny, tmp_path, monkeypatch, caplog):
                     time.sleep(0.0002)
                 monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"home{i}"))
                 (tmp_path / f"parent{i}").touch()
-                assert_tiny(data.load())
+                assert_tiny(fashion_mnist.load())
             output = child.communicate(timeout=60)
         finally:
             child.kill()
@@ -461,17 +469,17 @@ def mirror(tiny, tmp_path, monkeypatch):
 
 
 def test_mirror(mirror, capfd):
-    dataset = data.load()
+    dataset = fashion_mnist.load()
     assert_tiny(dataset)
     assert dataset.source == "official mirror through torchvision"
     assert capfd.readouterr() == ("", "")  # no progress bars
-    assert data.load().source == "cache"
+    assert fashion_mnist.load().source == "cache"
 
 
 def test_mirror_with_a_wrong_file(mirror, cache):
     (mirror / f"{TEST_LABELS}.gz").write_bytes(b"<html>Please log in</html>")
-    with pytest.raises(data.DataError, match=r"t10k-labels.*gz came with SHA-256"):
-        data.load()
+    with pytest.raises(fashion_mnist.DataError, match=r"t10k-labels.*gz came with SHA-256"):
+        fashion_mnist.load()
     assert not cache.exists()
 
 
@@ -479,9 +487,9 @@ def test_nothing_of_another_sum_is_unpacked(mirror, monkeypatch):
     """The same content packed again would pass the last check, and is refused by the first."""
     path = mirror / f"{TEST_LABELS}.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), mtime=1))
-    monkeypatch.setattr(data.gzip, "open", lambda *_: pytest.fail("it was unpacked"))
-    with pytest.raises(data.DataError, match="came with SHA-256"):
-        data.load()
+    monkeypatch.setattr(fashion_mnist.gzip, "open", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(fashion_mnist.DataError, match="came with SHA-256"):
+        fashion_mnist.load()
 
 
 def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
@@ -494,14 +502,14 @@ def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(FashionMNIST, "mirrors", [url])
         start = time.monotonic()
-        with pytest.raises(data.DataError, match=f"no answer from {url}"):
-            data.load()
+        with pytest.raises(fashion_mnist.DataError, match=f"no answer from {url}"):
+            fashion_mnist.load()
         assert time.monotonic() - start < 2
         monkeypatch.setattr(
             sources, "_answers", lambda url: True
         )  # and one that falls silent later
-        with pytest.raises(data.DataError, match=r"download failed: .*timed out"):
-            data.load()
+        with pytest.raises(fashion_mnist.DataError, match=r"download failed: .*timed out"):
+            fashion_mnist.load()
     assert socket.getdefaulttimeout() is None
 
 
@@ -515,12 +523,12 @@ def test_archive_through_apt(tmp_path):
     except sources.AbsentError as error:
         pytest.skip(f"apt cannot reach an archive with the package: {error}")
     for file in REAL_FILES:
-        assert len(data._read(tmp_path, file)) == file.size
+        assert len(fashion_mnist._read(tmp_path, file)) == file.size
 
 
 def test_machine_without_apt(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(data.DataError, match="this machine has no apt-get"):
+    with pytest.raises(fashion_mnist.DataError, match="this machine has no apt-get"):
         FROM_ARCHIVE(tmp_path)
 
 
@@ -541,7 +549,7 @@ def test_apt_that_fails_or_hangs(tmp_path, monkeypatch):
         '#!/bin/sh\necho "E: no luck with $(echo $* | sed s/.*=[0-9]*.//)\nmore" >&2; exit 100'
     )
     tool.chmod(0o755)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(fashion_mnist.DataError) as caught:
         FROM_ARCHIVE(tmp_path / "first")
     assert (
         str(caught.value)
@@ -549,7 +557,7 @@ def test_apt_that_fails_or_hangs(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(sources, "_APT_SECONDS", 0.1)
     tool.write_text("#!/bin/sh\nexec sleep 5")
-    with pytest.raises(data.DataError, match=r"apt-get took more than 0.1 s"):
+    with pytest.raises(fashion_mnist.DataError, match=r"apt-get took more than 0.1 s"):
         FROM_ARCHIVE(tmp_path / "second")
 
 
@@ -561,7 +569,7 @@ def split_of(labels):
     images = torch.zeros(len(labels), 1, 28, 28, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(len(labels)) % 256
     images[:, 0, 0, 1] = torch.arange(len(labels)) // 256
-    return data.Split(images, torch.tensor(labels, dtype=torch.int64))
+    return fashion_mnist.Split(images, torch.tensor(labels, dtype=torch.int64))
 
 
 def indices(split):
@@ -573,7 +581,7 @@ def indices(split):
 def test_holdout_split(labels, draws):
     train = split_of(labels)
     holdout = draws.draw(st.integers(0, len(labels) - 1))
-    kept, held = data.holdout_split(train, holdout)
+    kept, held = fashion_mnist.holdout_split(train, holdout)
     assert len(held.labels) == len(held.images) == holdout
     for part in (kept, held):
         assert indices(part) == sorted(indices(part))  # the order of the file
@@ -582,7 +590,7 @@ def test_holdout_split(labels, draws):
     for label in range(10):
         exact = holdout * labels.count(label) / len(labels)
         assert abs(int((held.labels == label).sum()) - exact) < 1
-    again = data.holdout_split(train, holdout)
+    again = fashion_mnist.holdout_split(train, holdout)
     assert torch.equal(again[1].images, held.images)
 
 
@@ -590,23 +598,23 @@ def test_holdout_split_is_always_the_same():
     """Neither the global random state nor a study moves it; a new torch must not, either."""
     train = split_of(list(range(10)) * 10)
     state = torch.get_rng_state()
-    _, held = data.holdout_split(train, 10)
+    _, held = fashion_mnist.holdout_split(train, 10)
     assert indices(held) == [3, 5, 6, 14, 20, 27, 48, 62, 81, 99]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_holdout_split_of_the_real_data(real):
-    kept, held = data.holdout_split(real.train, 5_000)
+    kept, held = fashion_mnist.holdout_split(real.train, 5_000)
     assert held.labels.bincount().tolist() == [500] * 10
     assert kept.labels.bincount().tolist() == [5_500] * 10
     assert hashlib.sha256(held.images.numpy()).hexdigest()[:16] == "19b89628a83bfbd6"
-    uneven = data.holdout_split(real.train, 5_003)[1].labels.bincount().tolist()
+    uneven = fashion_mnist.holdout_split(real.train, 5_003)[1].labels.bincount().tolist()
     assert uneven == [501] * 3 + [500] * 7
 
 
 def test_holdout_split_of_nothing():
     train = split_of([3, 1, 2])
-    kept, held = data.holdout_split(train, 0)
+    kept, held = fashion_mnist.holdout_split(train, 0)
     assert torch.equal(kept.images, train.images)
     assert torch.equal(kept.labels, train.labels)
     assert held.images.shape == (0, 1, 28, 28)
@@ -616,4 +624,4 @@ def test_holdout_split_of_nothing():
 @pytest.mark.parametrize("holdout", [-1, 3, 4])
 def test_holdout_split_refuses(holdout):
     with pytest.raises(ValueError, match=f"holdout must be from 0 to 2, not {holdout}"):
-        data.holdout_split(split_of([3, 1, 2]), holdout)
+        fashion_mnist.holdout_split(split_of([3, 1, 2]), holdout)

@@ -10,10 +10,10 @@ from strategies import SMALL, normal, seeds
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fmnist.functional import model
+from fmnist.functional import cnn
 from fmnist.functional.features import features
 from fmnist.functional.kernels import conv, conv_block, norm_relu_pool
-from fmnist.functional.kernels.simd import WIDTH
+from fmnist.functional.kernels.cpu.simd import WIDTH
 
 
 @given(st.integers(1, 40), st.integers(1, 3), seeds)
@@ -51,7 +51,7 @@ def test_float64_takes_the_definition():
 
 def network(dtype=torch.float32):
     """Parameters, statistics and images with nothing at its neutral value."""
-    params, state = model.init(0, SMALL)
+    params, state = cnn.init(0, SMALL)
     for i, leaf in enumerate(tree_leaves((params, state))):
         leaf += torch.rand(leaf.shape, generator=torch.Generator().manual_seed(i)) * 0.3
     images = torch.rand(WIDTH + 3, 1, 28, 28, generator=torch.Generator().manual_seed(1))

@@ -18,10 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmnist import checkpoint, config, data, pictures, trained
-from fmnist.errors import UserError
-from fmnist.generations import Generations
-from fmnist.settings import SETTINGS
+from fmnist.config import study as studies
+from fmnist.config.settings import SETTINGS
+from fmnist.data import fashion_mnist
+from fmnist.inference import pictures, trained
+from fmnist.rundir import models
+from fmnist.rundir.snapshots import Generations
+from fmnist.utils.errors import UserError
 
 few = settings(max_examples=80, deadline=None)
 
@@ -94,7 +97,7 @@ def test_the_fuzzer_sees_what_is_wrong(content, said, tmp_path, monkeypatch):
 
 # Any tables with any values
 
-words = st.text(max_size=12) | st.sampled_from([*SETTINGS, *config.TABLES, *bad_input.NAMES])
+words = st.text(max_size=12) | st.sampled_from([*SETTINGS, *studies.TABLES, *bad_input.NAMES])
 scalars = st.one_of(
     st.booleans(),
     st.integers(),
@@ -102,7 +105,7 @@ scalars = st.one_of(
     words,
 )
 values = st.recursive(scalars, lambda each: st.lists(each, max_size=3), max_leaves=6)
-tables = st.dictionaries(st.sampled_from(config.TABLES) | words, st.dictionaries(words, values))
+tables = st.dictionaries(st.sampled_from(studies.TABLES) | words, st.dictionaries(words, values))
 
 
 def toml(tables):
@@ -132,7 +135,7 @@ def sound(load):
     if study is not None:
         assert study.name.strip(string.ascii_letters + string.digits + "._-") == ""
         assert study.name[0] not in "._-"
-        assert config.StudyConfig.from_dict(study.to_dict()).to_toml() == study.to_toml()
+        assert studies.StudyConfig.from_dict(study.to_dict()).to_toml() == study.to_toml()
 
 
 @few
@@ -140,14 +143,14 @@ def sound(load):
 def test_any_tables_are_a_study_or_one_line(tmp_path_factory, tables):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text(toml(tables), encoding="utf-8", errors="replace")
-    sound(lambda: config.load(path))
+    sound(lambda: studies.load(path))
 
 
 @few
 @given(st.lists(st.text(max_size=30) | st.tuples(words, st.lists(words)), max_size=3))
 def test_any_overrides_are_a_study_or_one_line(overrides):
     texts = [o if isinstance(o, str) else f"{o[0]}={','.join(o[1])}" for o in overrides]
-    sound(lambda: config.load(overrides=texts))
+    sound(lambda: studies.load(overrides=texts))
 
 
 # What the fuzzer and its attacks have found
@@ -158,7 +161,7 @@ def test_any_overrides_are_a_study_or_one_line(overrides):
 )
 def test_a_key_of_many_parts_is_refused_before_it_takes_minutes(text, tmp_path):
     (tmp_path / "x.toml").write_text(text)
-    assert "TOML" in refusal(config.load, tmp_path / "x.toml")
+    assert "TOML" in refusal(studies.load, tmp_path / "x.toml")
 
 
 def test_dots_that_are_in_no_key_do_not_matter(tmp_path):
@@ -168,7 +171,7 @@ def test_dots_that_are_in_no_key_do_not_matter(tmp_path):
         f'# ...... e.g. 1.2.3.4\n[study]\nname = "{"a." * 32}"\n[grid]\nlearning_rate = [{axis}]\n'
     )
     (tmp_path / "x.toml").write_text(text)
-    assert config.load(tmp_path / "x.toml").size == 199
+    assert studies.load(tmp_path / "x.toml").size == 199
 
 
 @pytest.mark.parametrize(
@@ -233,24 +236,30 @@ def test_large_files_of_a_run_are_not_read(run):
 def test_half_a_million_tensors_are_no_model(tmp_path):
     attack = next(c for name, c in bad_input.parameter_attacks() if "half a million" in name)
     (tmp_path / "x").write_bytes(attack)
-    assert "its header is too long" in refusal(checkpoint.load_model, tmp_path / "x")
+    assert "its header is too long" in refusal(models.load_model, tmp_path / "x")
 
 
 def test_a_packed_file_of_a_million_parts_is_refused(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(b"") * 1_000_000)
-    assert "more than 10,000 parts" in refusal(data.load, tmp_path)
+    assert "more than 10,000 parts" in refusal(fashion_mnist.load, tmp_path)
 
 
 def test_a_header_cut_short_is_told_even_when_the_checksum_is_right():
-    contents = {file.name: b"\0\0\x08" for file in data._FILES}
-    assert "has the shape" in refusal(data._to_tensors, contents, "here")
+    contents = {file.name: b"\0\0\x08" for file in fashion_mnist._FILES}
+    assert "has the shape" in refusal(fashion_mnist._to_tensors, contents, "here")
 
 
 def test_names_of_files_cannot_move_the_cursor(tmp_path):
     odd = tmp_path / "a\x1b[2J\n\u202eb"
     odd.mkdir()
-    for call in (pictures.read, trained.best_trial, checkpoint.load_model, data.load, config.load):
+    for call in (
+        pictures.read,
+        trained.best_trial,
+        models.load_model,
+        fashion_mnist.load,
+        studies.load,
+    ):
         assert r"a\x1b[2J\n\u202eb" in refusal(call, odd)
         assert "a\\x00b" in refusal(call, tmp_path / "a\0b")
 

@@ -25,14 +25,15 @@ from hypothesis import strategies as st
 from made_up import CLASSES, results_of
 from PIL import Image
 
-from fmnist.config import StudyConfig
+from fmnist.config.results import EpochMetrics, TrialResult, winner
+from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
-from fmnist.results import EpochMetrics, TrialResult, winner
-from fmnist.views import html_curves, html_winner, report, sentences
-from fmnist.views.confusion import confusion_matrix
-from fmnist.views.html import write_html
-from fmnist.views.html_winner import calibration
-from fmnist.views.words import TEST_WAS_SEEN, decimals
+from fmnist.reports import markdown, sentences
+from fmnist.reports.confusion import confusion_matrix
+from fmnist.reports.html import curves
+from fmnist.reports.html.page import write_html
+from fmnist.reports.html.winner import calibration, calibration_sentence
+from fmnist.reports.words import TEST_WAS_SEEN, decimals
 
 STUDY = StudyConfig(name="views", epochs=3)
 NASTY = "</script><script>alert(1)</script>"
@@ -109,9 +110,9 @@ def test_the_numbers_are_those_of_the_results(tmp_path):
     results = results_of(STUDY, fail=(1,))
     page = written(tmp_path, results=results, training_images=55_000)
     outline, best = Outline(page), winner(results, "validation_accuracy")
-    assert outline.tables[0][0] == report.table_header(STUDY)
+    assert outline.tables[0][0] == markdown.table_header(STUDY)
     assert outline.tables[0][1:] == [
-        report.table_row(STUDY, result, result is best) for result in results
+        markdown.table_row(STUDY, result, result is best) for result in results
     ]
     text = visible(page)
     assert sentences.winner_sentence(STUDY, best) in text
@@ -215,7 +216,7 @@ def test_calibration_says_what_it_is():
     assert calibration(sure, [0, 0, 0, 0]).error == 0
     found = calibration(sure, [0, 0, 1, 1])
     assert found.error == 0.5
-    assert html_winner.calibration_sentence(found) == (
+    assert calibration_sentence(found) == (
         "On average the winner is 100.0% sure of its class, and right on 50.0% of the test "
         "images. The expected calibration error in 10 bins is 0.5000 (Guo et al., 2017): it is "
         "overconfident."
@@ -226,7 +227,7 @@ def test_calibration_says_what_it_is():
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=30))
 def test_a_path_has_a_point_a_value_and_gaps(values):
-    x, drawn = range(len(values)), html_curves.path(range(len(values)), values, (-1, 31), (0, 1))
+    x, drawn = range(len(values)), curves.path(range(len(values)), values, (-1, 31), (0, 1))
     places, at = [], (0, 0)
     for letter, first, second in re.findall(r"([Mlh])(-?\d+) ?(-?\d+)?", drawn):
         step = int(first), int(second or 0)
@@ -479,7 +480,7 @@ HEADS = "document.querySelectorAll('#results th[aria-sort]')"
 
 
 def test_a_header_sorts_by_click_and_by_key(shown):
-    column = report.table_header(STUDY).index("validation accuracy")
+    column = markdown.table_header(STUDY).index("validation accuracy")
     wanted = sorted(shown.js(COLUMN.format(column)))
     wanted = [text for text in wanted if text != "-"]
     assert shown.js(f"{HEADS}[0].getAttribute('aria-sort')") == "ascending"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import NUMBERS, SMALL, assert_close, learning_rates, random_split, seeds
 
-from fmnist import loop
-from fmnist.functional import batching, lanes, model
+from fmnist.engine import trainer
+from fmnist.functional import batching, cnn, vmap
 from fmnist.functional.types import ModelConfig
 
 TREES = st.integers(1, 3).flatmap(
@@ -35,26 +35,26 @@ def equal(a, b):
 
 @given(TREES)
 def test_unstack_undoes_stack(trees):
-    stacked = lanes.stack(trees)
-    assert lanes.size(stacked) == len(trees)
-    assert all(equal(a, b) for a, b in zip(lanes.unstack(stacked), trees, strict=True))
-    assert equal(lanes.stack(lanes.unstack(stacked)), stacked)
+    stacked = vmap.stack(trees)
+    assert vmap.size(stacked) == len(trees)
+    assert all(equal(a, b) for a, b in zip(vmap.unstack(stacked), trees, strict=True))
+    assert equal(vmap.stack(vmap.unstack(stacked)), stacked)
 
 
 @given(TREES, st.data())
 def test_take_picks_lanes_in_order(trees, data):
     chosen = data.draw(st.lists(st.integers(0, len(trees) - 1), min_size=1))
-    taken = lanes.take(lanes.stack(trees), torch.tensor(chosen))
-    assert equal(taken, lanes.stack([trees[i] for i in chosen]))
+    taken = vmap.take(vmap.stack(trees), torch.tensor(chosen))
+    assert equal(taken, vmap.stack([trees[i] for i in chosen]))
 
 
 def test_stack_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="nothing to stack"):
-        lanes.stack([])
+        vmap.stack([])
     with pytest.raises(ValueError, match="stack"):
-        lanes.stack([{"a": torch.zeros(2)}, {"a": torch.zeros(3)}])
+        vmap.stack([{"a": torch.zeros(2)}, {"a": torch.zeros(3)}])
     with pytest.raises(ValueError, match="key"):
-        lanes.stack([{"a": torch.zeros(2)}, {"b": torch.zeros(2)}])
+        vmap.stack([{"a": torch.zeros(2)}, {"b": torch.zeros(2)}])
 
 
 LANES = st.lists(st.tuples(st.sampled_from([0, 1]), learning_rates), min_size=1, max_size=4)
@@ -66,17 +66,17 @@ def test_lane_equals_solo(drawn, batch_size, algorithm, dropout):
     config = ModelConfig(SMALL.channels, SMALL.hidden, dropout=dropout)
     split, held_out = random_split(33), random_split(11, seed=1)
     numbers = {"momentum": 0.9} if algorithm == "sgd" else {}
-    own = tuple(loop.Lane(seed, NUMBERS | numbers | {"learning_rate": lr}) for seed, lr in drawn)
+    own = tuple(trainer.Lane(seed, NUMBERS | numbers | {"learning_rate": lr}) for seed, lr in drawn)
 
     def run(some):
-        group = loop.Group(config, algorithm, False, batch_size, some)
-        return list(loop.fit(group, split, held_out, epochs=2, dtype=torch.float64))
+        group = trainer.Group(config, algorithm, False, batch_size, some)
+        return list(trainer.fit(group, split, held_out, epochs=2, dtype=torch.float64))
 
     together = run(own)
     for i, lane in enumerate(own):
         for ours, solo in zip(together, run((lane,)), strict=True):
-            mine = lanes.take(ours[1:], torch.tensor(i))
-            assert_close(mine, lanes.take(solo[1:], torch.tensor(0)), rtol=1e-8)
+            mine = vmap.take(ours[1:], torch.tensor(i))
+            assert_close(mine, vmap.take(solo[1:], torch.tensor(0)), rtol=1e-8)
 
 
 MATES = [(0,), (0, 0), (1, 0), (0, 0, 0), (3, 2, 1, 0), (1, 1, 1, 1, 1, 0)]
@@ -99,12 +99,12 @@ def test_lane_mates_change_no_bit(hidden, algorithm, dropout, batch_size):
     def last_of(mates):
         """The last lane, which is the same each time."""
         own = [
-            loop.Lane(seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
+            trainer.Lane(seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
             for i, seed in enumerate(mates)
         ]
-        group = loop.Group(config, algorithm, False, batch_size, tuple(own))
-        end = list(loop.fit(group, split, held_out, epochs=2))[-1]
-        return lanes.take(end[1:], torch.tensor(len(mates) - 1))
+        group = trainer.Group(config, algorithm, False, batch_size, tuple(own))
+        end = list(trainer.fit(group, split, held_out, epochs=2))[-1]
+        return vmap.take(end[1:], torch.tensor(len(mates) - 1))
 
     alone = last_of(MATES[0])
     assert all(equal(last_of(mates), alone) for mates in MATES[1:])
@@ -112,44 +112,46 @@ def test_lane_mates_change_no_bit(hidden, algorithm, dropout, batch_size):
 
 def test_a_diverging_lane_leaves_its_mates_alone():
     split, held_out = random_split(40), random_split(10, seed=1)
-    sane = loop.Lane(0, NUMBERS | {"learning_rate": 0.01})
-    mad = loop.Lane(0, NUMBERS | {"learning_rate": 1e30})
-    group = loop.Group(SMALL, "sgd", False, 10, (sane, mad, sane))
-    last = list(loop.fit(group, split, held_out, epochs=3))[-1]
+    sane = trainer.Lane(0, NUMBERS | {"learning_rate": 0.01})
+    mad = trainer.Lane(0, NUMBERS | {"learning_rate": 1e30})
+    group = trainer.Group(SMALL, "sgd", False, 10, (sane, mad, sane))
+    last = list(trainer.fit(group, split, held_out, epochs=3))[-1]
     assert not torch.isfinite(last.train.loss_sum[1])
-    calm = loop.Group(SMALL, "sgd", False, 10, (sane, sane, sane))
-    expected = list(loop.fit(calm, split, held_out, epochs=3))[-1]
+    calm = trainer.Group(SMALL, "sgd", False, 10, (sane, sane, sane))
+    expected = list(trainer.fit(calm, split, held_out, epochs=3))[-1]
     for i in (0, 2):
         assert equal(
-            lanes.take(last.train_state, torch.tensor(i)),
-            lanes.take(expected.train_state, torch.tensor(i)),
+            vmap.take(last.train_state, torch.tensor(i)),
+            vmap.take(expected.train_state, torch.tensor(i)),
         )
 
 
 def test_fit_goes_on_from_where_it_was():
     split, held_out = random_split(40), random_split(10, seed=1)
-    group = loop.Group(SMALL, "adam", False, 10, (loop.Lane(0, NUMBERS), loop.Lane(1, NUMBERS)))
-    whole = list(loop.fit(group, split, held_out, epochs=4))
-    half = list(loop.fit(group, split, held_out, epochs=2))[-1]
-    state = loop.LoopState(half.epoch, half.train_state)
-    rest = list(loop.fit(group, split, held_out, epochs=4, resume=state))
+    group = trainer.Group(
+        SMALL, "adam", False, 10, (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS))
+    )
+    whole = list(trainer.fit(group, split, held_out, epochs=4))
+    half = list(trainer.fit(group, split, held_out, epochs=2))[-1]
+    state = trainer.LoopState(half.epoch, half.train_state)
+    rest = list(trainer.fit(group, split, held_out, epochs=4, resume=state))
     assert [r.epoch for r in rest] == [3, 4]
     assert equal(rest[-1].train_state, whole[-1].train_state)
 
 
 def test_nothing_writes_into_its_inputs():
     split, held_out = random_split(20), random_split(10, seed=1)
-    group = loop.Group(
+    group = trainer.Group(
         ModelConfig(SMALL.channels, SMALL.hidden, dropout=0.5),
         "adam",
         False,
         10,
-        (loop.Lane(0, NUMBERS), loop.Lane(1, NUMBERS)),
+        (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS)),
     )
-    state = loop.start(group, torch.device("cpu"))
-    inputs = (state, loop.hyperparams(group, torch.device("cpu")), split, held_out)
+    state = trainer.start(group, torch.device("cpu"))
+    inputs = (state, trainer.hyperparams(group, torch.device("cpu")), split, held_out)
     before = optree.tree_map(torch.clone, inputs)
-    list(loop.fit(group, split, held_out, epochs=2, resume=loop.LoopState(0, state)))
+    list(trainer.fit(group, split, held_out, epochs=2, resume=trainer.LoopState(0, state)))
     assert equal(inputs, before)
 
 
@@ -169,7 +171,7 @@ def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
         torch.manual_seed(noise)
         before = torch.random.get_rng_state()
         assert torch.equal(batching.permutation(seed, epoch, 100), first)
-        model.init(seed, SMALL)
+        cnn.init(seed, SMALL)
         batching.dropout_noise(seed, epoch, 4, ModelConfig(dropout=0.5))
         assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(batching.permutation(seed, epoch + 1, 100), first)
@@ -177,9 +179,9 @@ def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
 
 
 def test_dropout_needs_its_noise():
-    params, state = model.init(0, ModelConfig())
+    params, state = cnn.init(0, ModelConfig())
     with pytest.raises(ValueError, match="noise for 2 hidden layers"):
-        model.apply(params, state, torch.zeros(1, 1, 28, 28), train=True, dropout=0.5)
+        cnn.apply(params, state, torch.zeros(1, 1, 28, 28), train=True, dropout=0.5)
 
 
 def test_dropout_keeps_the_mean():
@@ -193,12 +195,12 @@ def test_dropout_keeps_the_mean():
 
 def test_precision_changes_the_rounding_and_little_else():
     split, held_out = random_split(40), random_split(10, seed=1)
-    lane = (loop.Lane(0, NUMBERS | {"learning_rate": 0.001}),)
+    lane = (trainer.Lane(0, NUMBERS | {"learning_rate": 0.001}),)
 
     def loss(precision):
         config = ModelConfig(SMALL.channels, SMALL.hidden, precision=precision)
-        group = loop.Group(config, "adam", False, 10, lane)
-        return next(iter(loop.fit(group, split, held_out, epochs=1))).train.loss_sum.item()
+        group = trainer.Group(config, "adam", False, 10, lane)
+        return next(iter(trainer.fit(group, split, held_out, epochs=1))).train.loss_sum.item()
 
     exact = loss("float32")
     assert loss("bfloat16") != exact

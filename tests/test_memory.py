@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmnist import memory
+from fmnist.utils import memory
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -30,11 +30,12 @@ def test_memory_is_flat():
 
 
 NEEDED = """
-from fmnist import process
-process.prepare()
-from fmnist import data, study
-study._load_libraries()
-data.load()
+from fmnist.utils import runtime
+runtime.prepare()
+from fmnist.data import fashion_mnist
+from fmnist.study import command
+command._load_libraries()
+fashion_mnist.load()
 print(int(open("/proc/self/statm").read().split()[0]) * 4096)
 """
 
@@ -77,11 +78,12 @@ def test_under_a_limit_the_lanes_are_halved_and_nothing_changes(tmp_path):
 
 def test_a_limit_without_room_for_the_libraries_is_one_line(tmp_path):
     script = (
-        "import sys; from fmnist import cli, study; sys.argv[1:] = []\n"
+        "import sys; from fmnist.study import command; sys.argv[1:] = []\n"
+        "from fmnist.utils import command_line\n"
         "def starved(name): raise ImportError('failed to map segment from shared object')\n"
-        "study.importlib.import_module = starved\n"
-        "study.process.address_space_is_limited = lambda: True\n"
-        "cli.run(study.main)"
+        "command.importlib.import_module = starved\n"
+        "command.runtime.address_space_is_limited = lambda: True\n"
+        "command_line.run(command.main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import hyperparams, normal, optimizers, seeds
 
-from fmnist.functional import lanes, optim
-from fmnist.functional.kernels import adam_loops, adam_update
+from fmnist.functional import optim, vmap
+from fmnist.functional.kernels import adam_update
+from fmnist.functional.kernels.cpu import adam as adam_loops
 from fmnist.functional.types import Hyperparams
 
 adams = optimizers().filter(lambda drawn: drawn[0] != "sgd")
@@ -82,7 +83,7 @@ def test_lanes_are_solo_runs_in_every_bit(algorithm):
         params, grads = trees(shapes, i), trees(shapes, 9)
         state = fused(lane(i)).init(params)
         alone.append((params, state, lane(i), fused(lane(i)).update(grads, state, params)))
-    *inputs, expected = lanes.stack(alone)
+    *inputs, expected = vmap.stack(alone)
     inputs[2] = Hyperparams(*inputs[2])
 
     def update(params, state, numbers):

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import NUMBERS, SMALL, assert_close, hyperparams, optimizers, random_split, seeds
 
-from fmnist import loop
-from fmnist.functional import batching, losses, model, optim, train
+from fmnist.engine import trainer
+from fmnist.functional import batching, cnn, losses, optim, train
 from fmnist.functional.types import ModelConfig
-from fmnist.reference import (
-    Network,
-    fit_reference,
-    from_module,
-    make_optimizer,
-    to_module,
-)
+from fmnist.reference import Network, fit_reference, from_module, make_optimizer, to_module
 
 CONFIGS = st.builds(
     ModelConfig,
@@ -38,7 +32,7 @@ def twin(seed: int, config: ModelConfig) -> Network:
 @given(seeds, CONFIGS)
 @settings(max_examples=25, deadline=None)
 def test_init_draws_what_torch_nn_draws_bit_for_bit(seed, config):
-    params, state = model.init(seed, config)
+    params, state = cnn.init(seed, config)
     expected_params, expected_state = from_module(twin(seed, config))
     assert_close(params, expected_params, rtol=0)
     assert_close(state, expected_state, rtol=0)
@@ -48,11 +42,11 @@ def test_init_draws_what_torch_nn_draws_bit_for_bit(seed, config):
 @settings(max_examples=25, deadline=None)
 def test_logits_gradients_and_statistics(seed, config, examples, training):
     batch = batching.gather(random_split(examples, seed), torch.arange(examples), torch.float64)
-    params, state = model.init(seed, config, dtype=torch.float64)
+    params, state = cnn.init(seed, config, dtype=torch.float64)
     network = to_module(params, state, config).train(training)
 
     def loss(params):
-        logits, new_state = model.apply(params, state, batch.images, train=training)
+        logits, new_state = cnn.apply(params, state, batch.images, train=training)
         return losses.cross_entropy(logits, batch.labels).mean(), (logits, new_state)
 
     grads, (logits, new_state) = torch.func.grad(loss, has_aux=True)(params)
@@ -103,8 +97,8 @@ def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
     """10 epochs of 5 steps, the last step smaller: parameters, statistics and metrics."""
     split, held_out = random_split(43), random_split(20, seed=1)
     numbers = NUMBERS | {"learning_rate": 0.003} | numbers
-    group = loop.Group(SMALL, algorithm, nesterov, 10, (loop.Lane(3, numbers),))
-    ours = loop.fit(group, split, held_out, epochs=10, dtype=torch.float64)
+    group = trainer.Group(SMALL, algorithm, nesterov, 10, (trainer.Lane(3, numbers),))
+    ours = trainer.fit(group, split, held_out, epochs=10, dtype=torch.float64)
     theirs = fit_reference(
         SMALL, algorithm, numbers, split, held_out,
         batch_size=10, seed=3, epochs=10, nesterov=nesterov, dtype=torch.float64,
@@ -121,13 +115,13 @@ def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
 
 
 def test_parameters_convert_both_ways():
-    params, state = model.init(7, SMALL)
+    params, state = cnn.init(7, SMALL)
     back = from_module(to_module(params, state, SMALL))
     assert_close(back, (params, state), rtol=0)
 
 
 def test_evaluation_does_not_depend_on_how_the_batch_is_split():
-    params, state = model.init(0, SMALL, dtype=torch.float64)
+    params, state = cnn.init(0, SMALL, dtype=torch.float64)
     split = random_split(30)
     whole = train.eval_step(params, state, batching.gather(split, torch.arange(30), torch.float64))
     for sizes in ([1] * 30, [7, 23], [29, 1]):

@@ -13,10 +13,12 @@ import sqlalchemy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmnist import cli, servers, stored, trouble
-from fmnist.config import StudyConfig
-from fmnist.errors import UserError
-from fmnist.passwords import hide, hide_arguments, of_arguments, starred, starred_text
+from fmnist.config.study import StudyConfig
+from fmnist.tuning import storage, storage_errors
+from fmnist.utils import command_line
+from fmnist.utils.errors import UserError
+from fmnist.utils.passwords import hide, hide_arguments, of_arguments, starred, starred_text
+from fmnist.view import servers
 
 URLS = [
     "postgresql://me:hush-9a@host/db",
@@ -77,7 +79,7 @@ def test_a_raw_password_is_not_shown(secret, user):
     url = f"postgresql://{user}:{secret}@host/db"
     assert secret not in starred(url)
     error = RuntimeError(f"cannot log in with {secret} as {user}")
-    assert secret not in trouble.words(error, url)
+    assert secret not in storage_errors.words(error, url)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_a_raw_password_is_not_shown(secret, user):
 def test_a_url_that_cannot_be_used_is_one_line_without_its_password(url):
     config = StudyConfig(name="x", epochs=1, grid={"seed": (0,)})
     with pytest.raises(UserError, match="storage") as caught:
-        stored.open_study(config, url)
+        storage.open_study(config, url)
     assert "9a" not in str(caught.value)
     assert "hush" not in str(caught.value)
     assert "damaged" not in str(caught.value)
@@ -106,7 +108,7 @@ def test_a_url_that_cannot_be_used_is_one_line_without_its_password(url):
 
 def test_the_command_is_kept_without_it():
     argv = ["--set", "name=a@b", "--storage", "postgresql://me:hush 9a@host/db", "--quiet"]
-    kept = cli.command("fmnist.study", map(starred, argv))
+    kept = command_line.command("fmnist.study", map(starred, argv))
     assert kept == (
         "python -m fmnist.study --set name=a@b --storage 'postgresql://me:***@host/db' --quiet"
     )
@@ -116,7 +118,7 @@ def test_the_command_is_kept_without_it():
 @pytest.mark.parametrize("secret", ["hush 9a", "h\xe0 9a", "\u5bc6\u7801", "h@9a"])
 def test_other_users_of_the_machine_do_not_see_it(secret):
     script = (
-        "from pathlib import Path; import sys; from fmnist import passwords\n"
+        "from pathlib import Path; import sys; from fmnist.utils import passwords\n"
         "passwords.cover_arguments()\n"
         "sys.stdout.buffer.write(Path('/proc/self/cmdline').read_bytes())"
     )

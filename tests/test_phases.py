@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from fmnist import phases as module
-from fmnist.phases import Phases
+from fmnist.utils import phases as module
+from fmnist.utils.phases import Phases
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from fmnist import load, pictures
+from fmnist import load
+from fmnist.inference import pictures
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from slice_study import CONFIG, dataset
 
-from fmnist import checkpoint, predict, publish, trained
-from fmnist.data import CLASSES, Dataset
-from fmnist.errors import UserError
-from fmnist.functional import model
+from fmnist.data.fashion_mnist import CLASSES, Dataset
+from fmnist.functional import cnn
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.run import run_study
+from fmnist.inference import trained
+from fmnist.predict import command as predict
+from fmnist.reports import publish
+from fmnist.rundir import models
+from fmnist.study.run import run_study
+from fmnist.utils.errors import UserError
 
 TINY = replace(
     CONFIG,
@@ -87,8 +90,8 @@ def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count,
 def test_every_trial_predicts_as_the_study_did(run, real):
     """In its own precision: bfloat16 gives other probabilities than float32."""
     for trial in trained.complete_trials(run):
-        params, state = checkpoint.load_model(trial.path)
-        compute = model.compute_dtype(trial.model)
+        params, state = models.load_model(trial.path)
+        compute = cnn.compute_dtype(trial.model)
         assert compute == (torch.bfloat16 if "bfloat16" in trial.label else None)
         found = trained.probabilities([trial], real.test.images)
         as_then = publish.outputs(params, state, real.test, compute)[0].argmax(dim=1)
@@ -102,7 +105,7 @@ def test_a_failed_trial_is_no_part_of_the_ensemble(broken):
     table = (broken / "results.csv").read_text().splitlines()
     table[2] = table[2].replace("COMPLETE", "FAIL")
     (broken / "results.csv").write_text("\n".join(table))
-    checkpoint.model_path(broken, 1).unlink()
+    models.model_path(broken, 1).unlink()
     assert [trial.number for trial in trained.complete_trials(broken)] == [0, 2, 3]
 
 
@@ -199,15 +202,15 @@ def test_parameters_cut_short_missing_or_a_folder_are_one_line(broken, shirt, ca
 
 
 def test_parameters_that_give_nan_are_one_line(broken, shirt, capsys):
-    params, state = model.init(0, TINY.model)
+    params, state = cnn.init(0, TINY.model)
     params["linear1"]["bias"] += float("nan")
-    checkpoint.save_model(broken / "best" / "params.safetensors", params, state)
+    models.save_model(broken / "best" / "params.safetensors", params, state)
     assert "NaN" in failing(capsys, broken, shirt)
 
 
 def test_parameters_of_another_type_are_one_line(broken, shirt, capsys):
-    params, state = model.init(0, ModelConfig((4, 6), (20,)), dtype=torch.float64)
-    checkpoint.save_model(broken / "best" / "params.safetensors", params, state)
+    params, state = cnn.init(0, ModelConfig((4, 6), (20,)), dtype=torch.float64)
+    models.save_model(broken / "best" / "params.safetensors", params, state)
     said = "conv1.bias is float64 [4], not float32 [4], and 15 more"
     assert said in failing(capsys, broken, shirt)
 
@@ -230,7 +233,7 @@ def test_a_damaged_table_of_results_is_one_line(content, said, broken, shirt, ca
 
 
 def test_the_ensemble_asks_for_all_parameters(broken, shirt, capsys):
-    checkpoint.model_path(broken, 2).unlink()
+    models.model_path(broken, 2).unlink()
     assert "2.safetensors" in failing(capsys, broken, "--ensemble", shirt)
     (broken / "study.toml").write_text("nonsense")
     assert "study.toml" in failing(capsys, broken, "--ensemble", shirt)

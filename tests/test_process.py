@@ -11,10 +11,10 @@ import pytest
 
 COMPILES = """
 import os
-from fmnist import process
-process.prepare()
+from fmnist.utils import runtime
+runtime.prepare()
 import numba
-from fmnist.functional.kernels import adam_loops  # Numba looks for its folder here
+from fmnist.functional.kernels.cpu import adam  # Numba looks for its folder here
 print(os.environ["NUMBA_CACHE_DIR"])
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fmnist import config
+from fmnist.config import study as studies
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -24,7 +24,7 @@ def test_the_study_file_is_a_study(tmp_path):
     (text,) = blocks("toml")
     path = tmp_path / "decay.toml"
     path.write_text(text, encoding="utf-8")
-    assert config.load(path).size == 36
+    assert studies.load(path).size == 36
 
 
 def test_the_tests_that_are_named_are_there():

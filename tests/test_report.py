@@ -14,12 +14,12 @@ from made_up import CLASSES, history, results_of
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from fmnist.config import StudyConfig
-from fmnist.passwords import starred
-from fmnist.results import EpochMetrics, TrialResult, winner
-from fmnist.views import report, sentences
-from fmnist.views.progress import LiveProgress, PlainProgress, make_progress, spark
-from fmnist.views.words import TEST_WAS_SEEN, duration
+from fmnist.config.results import EpochMetrics, TrialResult, winner
+from fmnist.config.study import StudyConfig
+from fmnist.reports import markdown, sentences
+from fmnist.reports.terminal import LiveProgress, PlainProgress, make_progress, spark
+from fmnist.reports.words import TEST_WAS_SEEN, duration
+from fmnist.utils.passwords import starred
 
 STUDY = StudyConfig(name="views", epochs=3)
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -38,7 +38,7 @@ def written(tmp_path, study=STUDY, results=None, **changes):
         "provenance": {"Command": "python -m fmnist.study", "Commit": ""},
         "figures": {"curves": "figures/curves.png", "my own": "figures/a b.png"},
     }
-    return report.write_report(tmp_path, **{**given, **changes}).read_text(encoding="utf-8")
+    return markdown.write_report(tmp_path, **{**given, **changes}).read_text(encoding="utf-8")
 
 
 def test_report_says_everything(tmp_path):
@@ -74,7 +74,7 @@ def test_holdout_0_is_marked(tmp_path):
     assert text.count(TEST_WAS_SEEN) == 3  # under the title, at the table, at the curves
     assert "validation" not in text.replace("validation_accuracy", "").replace("where valid", "")
     assert "The test set itself chose it" in text
-    shown = terminal(report.results_table(study, results_of(study)))
+    shown = terminal(markdown.results_table(study, results_of(study)))
     assert TEST_WAS_SEEN in shown
 
 
@@ -124,7 +124,7 @@ def test_confusion_sentences_are_computed():
 
 def test_passwords_are_not_shown(tmp_path):
     url = "mysql://me:se/cr@et@host/db"
-    assert report.view_commands(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
+    assert markdown.view_commands(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
     assert starred("sqlite:///a:b@c/study.db") == "sqlite:///a:b@c/study.db"
     assert "cr@et" not in written(tmp_path, provenance={"Command": f"x --storage {url}"})
 
@@ -136,12 +136,12 @@ def terminal(thing, **options):
 
 
 def test_results_table_marks_the_winner():
-    shown = terminal(report.results_table(STUDY, results_of(STUDY, fail=(1,))), color_system=None)
+    shown = terminal(markdown.results_table(STUDY, results_of(STUDY, fail=(1,))), color_system=None)
     rows = [line.split() for line in shown.splitlines() if line.strip()[:1].isdigit()]
     assert [row[0] for row in rows] == list("012345")
     assert [row[-1] for row in rows] == ["done", "failed", "done", "done", "done", "winner"]
     assert "0.001" in rows[5]
-    narrow = terminal(report.results_table(STUDY, results_of(STUDY)), width=60)
+    narrow = terminal(markdown.results_table(STUDY, results_of(STUDY)), width=60)
     assert max(len(COLOUR.sub("", line)) for line in narrow.splitlines()) <= 60
 
 
@@ -149,7 +149,7 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "study.db").touch()
     console = Console(file=io.StringIO())
-    report.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
+    markdown.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
     lines = console.file.getvalue().splitlines()
     assert lines[-3:] == [
         f"python -m fmnist.view {tmp_path}",

@@ -20,15 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import random_split
 
-from fmnist import grid, loop, search, signals, stored
-from fmnist.config import StudyConfig
+from fmnist.config.study import StudyConfig
+from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig
-from fmnist.generations import Generations
-from fmnist.resume import Keeper, Progress, group_of
-from fmnist.signals import Stop, Terminated
+from fmnist.rundir.snapshots import Generations
+from fmnist.tuning import grid, scheduler, storage
+from fmnist.tuning.progress import Keeper, Progress, group_of
+from fmnist.utils import signals
+from fmnist.utils.signals import Stop, Terminated
 
 CPU = torch.device("cpu")
-SPLITS = search.Splits(random_split(60), random_split(10, 1), random_split(10, 2))
+SPLITS = scheduler.Splits(random_split(60), random_split(10, 1), random_split(10, 2))
 CONFIG = StudyConfig(
     name="tiny",
     epochs=3,
@@ -41,7 +43,7 @@ TENSORS = {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor([7])}
 
 @pytest.fixture
 def study(tmp_path):
-    return stored.open_study(CONFIG, f"sqlite:///{tmp_path}/study.db")
+    return storage.open_study(CONFIG, f"sqlite:///{tmp_path}/study.db")
 
 
 def same(ours, theirs):
@@ -53,14 +55,14 @@ def same(ours, theirs):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     """The results of an undisturbed study, and its parameters."""
-    study = stored.open_study(CONFIG, f"sqlite:///{tmp_path_factory.mktemp('whole')}/study.db")
-    params = final(search.run(study, CONFIG, SPLITS, max_lanes=None))
+    study = storage.open_study(CONFIG, f"sqlite:///{tmp_path_factory.mktemp('whole')}/study.db")
+    params = final(scheduler.run(study, CONFIG, SPLITS, max_lanes=None))
     return grid.results(study, CONFIG), params
 
 
 def final(events):
     """Each trial's final parameters, by number."""
-    return {e.result.number: e.params for e in events if isinstance(e, search.TrialFinished)}
+    return {e.result.number: e.params for e in events if isinstance(e, scheduler.TrialFinished)}
 
 
 def equal(ours, theirs):
@@ -126,22 +128,22 @@ def test_a_snapshot_that_was_never_finished_does_not_count(tmp_path):
 
 @pytest.mark.parametrize("pauses", range(1, 11))
 def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pauses):
-    monkeypatch.setattr(loop, "_stride", lambda group, device: 2)
+    monkeypatch.setattr(trainer, "_stride", lambda group, device: 2)
     trials = [t for t in grid.pending(study, CONFIG) if t.config.static.batch_size == 10]
     group = group_of([trial.config for trial in trials])
-    whole = list(loop.fit(group, *SPLITS[:2], epochs=2))
-    always = loop.Watch(pause=lambda: True, stop=lambda: False)
+    whole = list(trainer.fit(group, *SPLITS[:2], epochs=2))
+    always = trainer.Watch(pause=lambda: True, stop=lambda: False)
     states = (
         event.state
-        for event in loop.fit_watched(group, *SPLITS[:2], epochs=4, watch=always)
-        if isinstance(event, loop.Paused)
+        for event in trainer.fit_watched(group, *SPLITS[:2], epochs=4, watch=always)
+        if isinstance(event, trainer.Paused)
     )
     at = next(itertools.islice(states, pauses - 1, None))
     keeper = Keeper(tmp_path)
     keeper.save(Progress(trials, at))
     (found,) = keeper.restore(trials, CPU)
     assert (found.at.epoch, found.at.examples) == (at.epoch, at.examples)
-    rest = list(loop.fit(group, *SPLITS[:2], epochs=2, resume=found.at))
+    rest = list(trainer.fit(group, *SPLITS[:2], epochs=2, resume=found.at))
     if at.epoch < 2:
         assert [r.epoch for r in rest] == [r.epoch for r in whole[at.epoch :]]
         for ours, theirs in zip(rest, whole[at.epoch :], strict=True):
@@ -153,17 +155,17 @@ def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pau
 def test_a_killed_study_goes_on_bit_for_bit(study, tmp_path, expected, stop_after):
     keeper = Keeper(tmp_path / "checkpoints", every=0.0)
     seen = []
-    for event in search.run(study, CONFIG, SPLITS, max_lanes=2, keeper=keeper):
-        if isinstance(event, search.EpochFinished | search.TrialFinished):
+    for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=2, keeper=keeper):
+        if isinstance(event, scheduler.EpochFinished | scheduler.TrialFinished):
             seen.append(event)
         if len(seen) == stop_after:
             break  # as a kill: nothing after this event is done
-    again = list(search.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
+    again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
     results, params = expected
     assert same(grid.results(study, CONFIG), results)
     assert equal(final(again), params)
-    epochs = sum(isinstance(e, search.EpochFinished) for e in seen)
-    repeated = sum(isinstance(e, search.EpochFinished) for e in again)
+    epochs = sum(isinstance(e, scheduler.EpochFinished) for e in seen)
+    repeated = sum(isinstance(e, scheduler.EpochFinished) for e in again)
     assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most the one that was not kept
     keeper.clear()
     assert not keeper.folder.exists()
@@ -171,14 +173,14 @@ def test_a_killed_study_goes_on_bit_for_bit(study, tmp_path, expected, stop_afte
 
 def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, expected):
     keeper = Keeper(tmp_path / "checkpoints")
-    events = search.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper)
+    events = scheduler.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper)
     told = 0
     for event in events:
-        told += isinstance(event, search.TrialFinished)
+        told += isinstance(event, scheduler.TrialFinished)
         if told == 2:
             break  # the first is told, the second is not
-    again = list(search.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
-    started = [e for e in again if isinstance(e, search.GroupStarted)]
+    again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
+    started = [e for e in again if isinstance(e, scheduler.GroupStarted)]
     assert len(started[0].trials) == 3
     assert all(len(started[0].histories[t.number]) == CONFIG.epochs for t in started[0].trials)
     assert same(grid.results(study, CONFIG), expected[0])
@@ -187,16 +189,16 @@ def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, ex
 def test_a_snapshot_of_something_else_is_not_used(study, tmp_path, caplog):
     trials = grid.pending(study, CONFIG)
     small = [t for t in trials if t.config.static.batch_size == 10][:1]
-    lane = loop.Lane(0, small[0].config.hyperparams)
+    lane = trainer.Lane(0, small[0].config.hyperparams)
     wider = ModelConfig(channels=(3, 5), hidden=(7,), dropout=0.3)
-    other = loop.Group(wider, "adam", False, 10, (lane,))
+    other = trainer.Group(wider, "adam", False, 10, (lane,))
     keeper = Keeper(tmp_path)
-    keeper.save(Progress(small, loop.LoopState(1, loop.start(other, CPU))))
+    keeper.save(Progress(small, trainer.LoopState(1, trainer.start(other, CPU))))
     with caplog.at_level(logging.WARNING):
         assert keeper.restore(trials, CPU) == []
     assert "another shape" in caplog.text
     assert not any(tmp_path.glob("*/*"))
-    at = loop.LoopState(1, loop.start(group_of([small[0].config]), CPU))
+    at = trainer.LoopState(1, trainer.start(group_of([small[0].config]), CPU))
     keeper.save(Progress([small[0]._replace(point={"learning_rate": 7.0})], at))
     assert keeper.restore(trials, CPU) == []
 

@@ -11,12 +11,14 @@ import torch
 from optuna.trial import TrialState
 from strategies import random_split
 
-from fmnist import grid, loop, search, stored
-from fmnist.config import StudyConfig
-from fmnist.errors import UserError
+from fmnist.config.study import StudyConfig
+from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig
+from fmnist.tuning import grid, scheduler
+from fmnist.tuning.storage import StudyMismatchError, open_study
+from fmnist.utils.errors import UserError
 
-SPLITS = search.Splits(random_split(40), random_split(10, 1), random_split(10, 2))
+SPLITS = scheduler.Splits(random_split(40), random_split(10, 1), random_split(10, 2))
 
 CONFIG = StudyConfig(
     name="tiny",
@@ -34,10 +36,10 @@ def storage(tmp_path):
 def finish(study, config=CONFIG, stop_after=None, max_lanes=8):
     """Run to the end, or drop the generator after so many finished trials, as a kill would."""
     seen = []
-    events = search.run(study, config, SPLITS, max_lanes=max_lanes)
+    events = scheduler.run(study, config, SPLITS, max_lanes=max_lanes)
     for event in events:
         seen.append(event)
-        if sum(isinstance(e, search.TrialFinished) for e in seen) == stop_after:
+        if sum(isinstance(e, scheduler.TrialFinished) for e in seen) == stop_after:
             break
     return seen
 
@@ -49,7 +51,7 @@ def same(ours, theirs):
 
 
 def test_every_point_is_told_once(storage):
-    study = stored.open_study(CONFIG, storage)
+    study = open_study(CONFIG, storage)
     events = finish(study)
     results = grid.results(study, CONFIG)
     assert [r.number for r in results] == list(range(8))
@@ -61,14 +63,14 @@ def test_every_point_is_told_once(storage):
         t.value == r.last.validation_accuracy for t, r in zip(study.trials, results, strict=True)
     )
     assert all(list(t.intermediate_values) == [1, 2] for t in study.trials)
-    groups = [e for e in events if isinstance(e, search.GroupStarted)]
+    groups = [e for e in events if isinstance(e, scheduler.GroupStarted)]
     assert len(groups) == 4  # batch_size and hidden are static, learning_rate is a lane
     assert all(len(group.trials) == 2 for group in groups)
 
 
 def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):
-    first = stored.open_study(CONFIG, storage)
-    second = stored.open_study(CONFIG, f"sqlite:///{tmp_path}/again.db")
+    first = open_study(CONFIG, storage)
+    second = open_study(CONFIG, f"sqlite:///{tmp_path}/again.db")
     finish(first)
     finish(second)
     untimed = [
@@ -79,16 +81,16 @@ def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):
 
 
 def test_a_finished_study_trains_nothing(storage):
-    finish(stored.open_study(CONFIG, storage))
-    assert finish(stored.open_study(CONFIG, storage)) == []
+    finish(open_study(CONFIG, storage))
+    assert finish(open_study(CONFIG, storage)) == []
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8])
 def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_after):
-    whole = stored.open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
+    whole = open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
     finish(whole)
-    finish(stored.open_study(CONFIG, storage), stop_after=stop_after)
-    study = stored.open_study(CONFIG, storage)
+    finish(open_study(CONFIG, storage), stop_after=stop_after)
+    study = open_study(CONFIG, storage)
     # The last one was finished but not told: a kill falls between its files and its tell.
     assert sum(t.state == TrialState.COMPLETE for t in study.trials) == stop_after - 1
     finish(study)
@@ -98,8 +100,8 @@ def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_aft
 
 def test_other_roundings_after_a_kill_are_not_taken_for_damage(storage):
     """As on another number of threads: the curve in Optuna is then that of the result."""
-    finish(stored.open_study(CONFIG, storage), stop_after=2)
-    study = stored.open_study(CONFIG, storage)
+    finish(open_study(CONFIG, storage), stop_after=2)
+    study = open_study(CONFIG, storage)
     interrupted = [t for t in study.trials if t.state == TrialState.RUNNING]
     reported = [t for t in interrupted if t.intermediate_values]
     assert reported
@@ -107,7 +109,7 @@ def test_other_roundings_after_a_kill_are_not_taken_for_damage(storage):
         study._storage.set_trial_intermediate_value(trial._trial_id, 1, 0.123)
     study._storage.set_trial_intermediate_value(reported[0]._trial_id, 9, 0.5)  # it got further
     finish(study)
-    again = stored.open_study(CONFIG, storage)
+    again = open_study(CONFIG, storage)
     curves = [[trial.intermediate_values[step] for step in (1, 2)] for trial in again.trials]
     assert curves == [
         [metrics.validation_accuracy for metrics in result.history]
@@ -116,15 +118,15 @@ def test_other_roundings_after_a_kill_are_not_taken_for_damage(storage):
 
 
 def test_results_do_not_depend_on_how_many_lanes_train_together(storage, tmp_path):
-    study = stored.open_study(CONFIG, storage)
+    study = open_study(CONFIG, storage)
     finish(study, max_lanes=1)
-    other = stored.open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
+    other = open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
     finish(other, max_lanes=2)
     same(grid.results(study, CONFIG), grid.results(other, CONFIG))
 
 
 def test_a_point_that_something_else_failed_is_tried_again(storage):
-    study = stored.open_study(CONFIG, storage)
+    study = open_study(CONFIG, storage)
     lost = study.ask()
     grid.suggest(lost, CONFIG.grid)
     study.tell(lost, state=TrialState.FAIL)
@@ -137,7 +139,7 @@ def test_a_point_that_something_else_failed_is_tried_again(storage):
 
 def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
     config = replace(CONFIG, grid={"learning_rate": (0.01, 1e30, 0.001)})
-    study = stored.open_study(config, storage)
+    study = open_study(config, storage)
     finish(study, config)
     by_rate = {r.point["learning_rate"]: r for r in grid.results(study, config)}
     assert by_rate[1e30].state == "FAIL"
@@ -145,12 +147,12 @@ def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
     assert math.isnan(by_rate[1e30].test_accuracy)
     assert [by_rate[r].state for r in (0.01, 0.001)] == ["COMPLETE"] * 2
     assert finish(study, config) == []  # it diverged for good: nothing is tried again
-    events = list(search.run(study, config, SPLITS, max_lanes=None, retry_failed=True))
-    assert [e.result.number for e in events if isinstance(e, search.TrialFinished)] == [3]
+    events = list(scheduler.run(study, config, SPLITS, max_lanes=None, retry_failed=True))
+    assert [e.result.number for e in events if isinstance(e, scheduler.TrialFinished)] == [3]
     assert [r.number for r in grid.results(study, config) if r.state == "FAIL"] == [3]
     assert not grid.unfinished(study)
     calm = replace(CONFIG, grid={"learning_rate": (0.01, 0.002, 0.001)})
-    other = stored.open_study(calm, f"sqlite:///{tmp_path}/calm.db")
+    other = open_study(calm, f"sqlite:///{tmp_path}/calm.db")
     finish(other, calm)
     for result in grid.results(other, calm):
         if result.point["learning_rate"] != 0.002:
@@ -160,9 +162,9 @@ def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
 def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monkeypatch):
     """More than one lane in the second epoch is too much: no trial is lost, none is repeated."""
     config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
-    whole = stored.open_study(config, f"sqlite:///{tmp_path}/whole.db")
+    whole = open_study(config, f"sqlite:///{tmp_path}/whole.db")
     finish(whole, config)
-    fit = loop.fit_watched
+    fit = trainer.fit_watched
 
     def greedy(group, *args, **kwargs):
         for epoch in fit(group, *args, **kwargs):
@@ -170,13 +172,15 @@ def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monke
                 raise torch.OutOfMemoryError("CUDA out of memory")
             yield epoch
 
-    monkeypatch.setattr(loop, "fit_watched", greedy)
-    study = stored.open_study(config, storage)
+    monkeypatch.setattr(trainer, "fit_watched", greedy)
+    study = open_study(config, storage)
     events = finish(study, config)
-    assert [e.lanes for e in events if isinstance(e, search.LanesHalved)] == [3, 2]
-    assert all(e.epoch == 1 for e in events if isinstance(e, search.LanesHalved))
+    assert [e.lanes for e in events if isinstance(e, scheduler.LanesHalved)] == [3, 2]
+    assert all(e.epoch == 1 for e in events if isinstance(e, scheduler.LanesHalved))
     same(grid.results(study, config), grid.results(whole, config))
-    seen = [(n, e.epoch) for e in events if isinstance(e, search.EpochFinished) for n in e.metrics]
+    seen = [
+        (n, e.epoch) for e in events if isinstance(e, scheduler.EpochFinished) for n in e.metrics
+    ]
     assert sorted(seen) == [(n, e) for n in range(3) for e in (1, 2, 3)]
 
 
@@ -185,29 +189,29 @@ def test_one_lane_too_many_is_the_users_to_mend(storage, monkeypatch):
         raise MemoryError
         yield
 
-    monkeypatch.setattr(loop, "fit_watched", broke)
+    monkeypatch.setattr(trainer, "fit_watched", broke)
     with pytest.raises(UserError, match="not enough memory"):
-        finish(stored.open_study(CONFIG, storage))
+        finish(open_study(CONFIG, storage))
 
 
 def test_a_study_of_another_configuration_is_refused(storage):
-    stored.open_study(CONFIG, storage)
-    with pytest.raises(stored.StudyMismatchError, match="epochs"):
-        stored.open_study(replace(CONFIG, epochs=3), storage)
-    with pytest.raises(stored.StudyMismatchError, match="seed"):
-        stored.open_study(replace(CONFIG, seed=1), storage)
+    open_study(CONFIG, storage)
+    with pytest.raises(StudyMismatchError, match="epochs"):
+        open_study(replace(CONFIG, epochs=3), storage)
+    with pytest.raises(StudyMismatchError, match="seed"):
+        open_study(replace(CONFIG, seed=1), storage)
 
 
 def test_a_study_that_is_not_ours_is_refused(storage):
     study = optuna.create_study(study_name=CONFIG.name, storage=storage)
     study.tell(study.ask(), 1.0)
-    with pytest.raises(stored.StudyMismatchError, match="not one of fmnist's"):
-        stored.open_study(CONFIG, storage)
+    with pytest.raises(StudyMismatchError, match="not one of fmnist's"):
+        open_study(CONFIG, storage)
 
 
 def test_an_empty_grid_is_one_trial(storage):
     config = replace(CONFIG, grid={})
-    study = stored.open_study(config, storage)
+    study = open_study(config, storage)
     finish(study, config)
     assert [r.label for r in grid.results(study, config)] == ["single"]
 

@@ -17,13 +17,14 @@ from PIL import Image
 from slice_study import CONFIG, dataset
 from strategies import random_split
 
-from fmnist import checkpoint, device
-from fmnist.data import Dataset, holdout_split
-from fmnist.errors import UserError
+from fmnist.config.results import winner
+from fmnist.data.fashion_mnist import Dataset, holdout_split
 from fmnist.functional import losses
 from fmnist.reference import fit_reference
-from fmnist.results import winner
-from fmnist.run import run_study
+from fmnist.rundir import models
+from fmnist.study.run import run_study
+from fmnist.utils import device
+from fmnist.utils.errors import UserError
 
 HERE = Path(__file__).parent
 
@@ -106,8 +107,8 @@ def test_best_is_the_winner_and_classifies_as_it_said(run, real):
     best = winner(results, CONFIG.metric)
     about = json.loads((out / "best" / "config.json").read_text())
     assert about["number"] == best.number
-    params, state = checkpoint.load_model(out / "best" / "params.safetensors")
-    from fmnist.publish import outputs
+    params, state = models.load_model(out / "best" / "params.safetensors")
+    from fmnist.reports.publish import outputs
 
     probabilities, features = outputs(params, state, real.test)
     assert features.shape == (len(real.test.labels), CONFIG.trial(best.point).model.hidden[-1])
@@ -124,7 +125,7 @@ def test_optuna_has_the_study(run):
 
 def test_a_complete_study_trains_nothing(run, real, monkeypatch):
     out, results = run
-    monkeypatch.setattr("fmnist.loop.fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("fmnist.engine.trainer.fit", lambda *_, **__: pytest.fail("it trained"))
     before = (out / "results.csv").stat().st_mtime_ns
     assert run_study(CONFIG, out, dataset=real) == results
     assert (out / "results.csv").stat().st_mtime_ns == before
@@ -141,7 +142,7 @@ def test_another_study_is_refused_and_nothing_changes(run, real):
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    from fmnist import lock
+    from fmnist.rundir import lock
 
     with lock.holding(tmp_path), pytest.raises(UserError, match="is working on it"):  # noqa: SIM117
         with lock.holding(tmp_path):

@@ -17,11 +17,11 @@ from real_tensorboard import served
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-from fmnist.config import StudyConfig
-from fmnist.results import TrialResult
-from fmnist.views import tensorboard
-from fmnist.views.tensorboard import NAME_BYTES, TensorBoardMirror, run_name
-from fmnist.views.words import TEST_WAS_SEEN
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
+from fmnist.reports.tensorboard import mirror as tensorboard
+from fmnist.reports.tensorboard.mirror import NAME_BYTES, TensorBoardMirror, run_name
+from fmnist.reports.words import TEST_WAS_SEEN
 
 STUDY = StudyConfig(
     name="views",

@@ -9,19 +9,21 @@ import pytest
 import torch
 from strategies import NUMBERS, SMALL, random_split
 
-from fmnist import loop, repeat
-from fmnist.functional import batching, lanes
+from fmnist.engine import cuda_graph, trainer
+from fmnist.functional import batching, vmap
 from fmnist.functional.trace import traced
 
 FOREIGN = torch.ones(3)
 
 
 def test_the_traced_step_is_the_step_bit_for_bit():
-    group = loop.Group(SMALL, "adam", False, 8, tuple(loop.Lane(s, NUMBERS) for s in (0, 0, 1)))
-    state = loop.start(group, torch.device("cpu"))
-    numbers = loop.hyperparams(group, torch.device("cpu"))
+    group = trainer.Group(
+        SMALL, "adam", False, 8, tuple(trainer.Lane(s, NUMBERS) for s in (0, 0, 1))
+    )
+    state = trainer.start(group, torch.device("cpu"))
+    numbers = trainer.hyperparams(group, torch.device("cpu"))
     batch = batching.gather(random_split(8), torch.arange(8))
-    step = partial(lanes.train_step, shared=True, optimizer=group.optimizer)
+    step = partial(vmap.train_step, shared=True, optimizer=group.optimizer)
     fast = traced(step)
     args = (state, batch, numbers)
     kept = optree.tree_map(torch.clone, args)
@@ -45,8 +47,8 @@ def test_replaying_a_captured_step_is_repeating_it():
     def step(carry, inputs):
         return {"x": carry["x"] * inputs + 1, "n": carry["n"] + 1}
 
-    looped = repeat.repeater(step, torch.device("cpu"))
-    replayed = repeat.Replayed(step, capture)
+    looped = cuda_graph.repeater(step, torch.device("cpu"))
+    replayed = cuda_graph.Replayed(step, capture)
     carry = {"x": torch.ones(3), "n": torch.tensor(0)}
     for times in (3, 0, 5):
         inputs = torch.rand(3)
@@ -58,10 +60,12 @@ def test_replaying_a_captured_step_is_repeating_it():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_captured_fit_is_the_fit_on_the_cpu():
-    group = loop.Group(SMALL, "adam", False, 8, (loop.Lane(0, NUMBERS), loop.Lane(1, NUMBERS)))
+    group = trainer.Group(
+        SMALL, "adam", False, 8, (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS))
+    )
     splits = [random_split(20), random_split(10, 1)]
     ours, theirs = (
-        list(loop.fit(group, *(type(s)(*(t.to(device) for t in s)) for s in splits), epochs=3))
+        list(trainer.fit(group, *(type(s)(*(t.to(device) for t in s)) for s in splits), epochs=3))
         for device in ("cuda", "cpu")
     )
     for a, b in zip(ours, theirs, strict=True):

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from made_up import results_of
 
-from fmnist import grid, stored
-from fmnist.config import StudyConfig
-from fmnist.views.tensorboard import TensorBoardMirror
+from fmnist.config.study import StudyConfig
+from fmnist.reports.tensorboard.mirror import TensorBoardMirror
+from fmnist.tuning import grid, storage
 
 STUDY = StudyConfig(name="seen", epochs=2, grid={"seed": (0, 1)})
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     """A run of two trials that nobody trained."""
     out = tmp_path_factory.mktemp("run") / "a run"
     out.mkdir()
-    study = stored.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
+    study = storage.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
     with TensorBoardMirror(out / "tensorboard", STUDY) as mirror:
         for trial, result in zip(grid.pending(study, STUDY), results_of(STUDY), strict=True):
             grid.tell(study, trial, result, STUDY)
@@ -242,7 +242,8 @@ def test_a_storage_elsewhere_is_shown_and_its_url_stands_in_no_command_line(run,
 def test_without_the_extra_it_says_what_to_install(run):
     script = (
         "import sys; sys.modules['optuna_dashboard'] = None; sys.argv[0] = 'view'\n"
-        "from fmnist import cli, view; cli.run(view.main)"
+        "from fmnist.utils import command_line; from fmnist.view import command\n"
+        "command_line.run(command.main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(run)],

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from made_up import CLASSES, history, results_of
 from PIL import Image
 
-from fmnist.config import StudyConfig
-from fmnist.results import TrialResult
-from fmnist.views import figures
-from fmnist.views.canvas import sheet
-from fmnist.views.confusion import confusion_matrix, most_confused
-from fmnist.views.words import TEST_WAS_SEEN
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
+from fmnist.reports import figures
+from fmnist.reports.canvas import sheet
+from fmnist.reports.confusion import confusion_matrix, most_confused
+from fmnist.reports.words import TEST_WAS_SEEN
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from made_up import CLASSES, results_of
 from PIL import Image
 from real_tensorboard import served
 
-from fmnist.config import StudyConfig
+from fmnist.config.results import winner
+from fmnist.config.study import StudyConfig
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.reference import Network
-from fmnist.results import winner
-from fmnist.views import figures
-from fmnist.views.confusion import confusion_matrix
-from fmnist.views.tensorboard import TensorBoardMirror
-from fmnist.views.winner_board import EMBEDDED, WINNER_RUN, balanced, mistakes, write_winner
-from fmnist.views.words import TEST_WAS_SEEN
+from fmnist.reports import figures
+from fmnist.reports.confusion import confusion_matrix
+from fmnist.reports.tensorboard.mirror import TensorBoardMirror
+from fmnist.reports.tensorboard.winner import EMBEDDED, WINNER_RUN, balanced, mistakes, write_winner
+from fmnist.reports.words import TEST_WAS_SEEN
 
 STUDY = StudyConfig(
     name="views",
@@ -200,7 +200,7 @@ def test_the_chosen_are_balanced_bounded_and_in_order(labels, count):
 
 
 def test_mistakes_are_the_surest_first(tmp_path, monkeypatch):
-    from fmnist.views import canvas
+    from fmnist.reports import canvas
 
     shown, show = [], canvas.show
     monkeypatch.setattr(canvas, "show", lambda axes, p: (shown.append(p[0, 0]), show(axes, p)))
@@ -217,7 +217,7 @@ def test_mistakes_are_the_surest_first(tmp_path, monkeypatch):
 
 
 def test_mistakes_are_marked_where_the_test_set_was_seen(tmp_path, monkeypatch):
-    from fmnist.views import canvas
+    from fmnist.reports import canvas
 
     notes, sheet = [], canvas.sheet
     monkeypatch.setattr(canvas, "sheet", lambda *a: notes.append(a[3:]) or sheet(*a))

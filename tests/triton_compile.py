@@ -24,15 +24,15 @@ class Recorder:
 
 def compile_for_hopper():
     """Compile every launch for sm_90; what the result should not contain, by kernel."""
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     launches = []
     for name in ("_statistics", "_merge", "_apply", "_sums", "_coefficients", "_gradient"):
-        setattr(triton_cuda, name, Recorder(getattr(triton_cuda, name), launches))
+        setattr(cuda_kernels, name, Recorder(getattr(cuda_kernels, name), launches))
     for shape in [(100, 12, 24, 24), (1, 130, 3, 3)]:
         x, (weight, bias) = torch.empty(shape), numbers(shape[1])
-        pooled, *saved = triton_cuda.forward(x, weight, bias, EPS)
-        triton_cuda.backward(pooled, x, weight, *saved, EPS)
+        pooled, *saved = cuda_kernels.forward(x, weight, bias, EPS)
+        cuda_kernels.backward(pooled, x, weight, *saved, EPS)
     return {
         f"{kernel.__name__} {sizes['channels']}": found
         for kernel, inputs, sizes in launches

@@ -11,9 +11,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from fmnist import process
+from fmnist.utils import runtime
 
-process.prepare()  # before torch, as the commands do it
+runtime.prepare()  # before torch, as the commands do it
 
 import optuna
 import torch

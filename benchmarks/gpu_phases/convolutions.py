@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from fmnist.device import tf32
+from fmnist.engine.cuda_graph import capture_cuda
 from fmnist.functional.kernels import conv
-from fmnist.repeat import capture_cuda
+from fmnist.utils.device import tf32
 from gpu_phases.part import Part
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import contenders
 import torch
 
-from fmnist.device import tf32
+from fmnist.utils.device import tf32
 from gpu_phases.part import Part, SkipError
 
 EPOCH = 60_000

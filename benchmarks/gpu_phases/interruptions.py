@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from fmnist import grid, memory, search, stored
-from fmnist.config import StudyConfig
-from fmnist.errors import UserError
+from fmnist.config.study import StudyConfig
 from fmnist.functional.types import ModelConfig
-from fmnist.resume import Keeper
-from fmnist.signals import Stop
+from fmnist.tuning import grid, scheduler, storage
+from fmnist.tuning.progress import Keeper
+from fmnist.utils import memory
+from fmnist.utils.errors import UserError
+from fmnist.utils.signals import Stop
 from gpu_phases.part import Part
 
 MIB = 1 << 20
@@ -42,13 +43,13 @@ class Small:
             grid={"learning_rate": rates},
         )  # fmt: skip
         split = part.images(images)
-        self.splits = search.Splits(split, split, split)
+        self.splits = scheduler.Splits(split, split, split)
 
     def results(self, folder: str, keeper: Keeper | None = None, stop: Stop | None = None,
                 seen: list[object] | None = None) -> list[tuple[object, ...]]:  # fmt: skip
         """Train what is left of it; each trial's history."""
-        study = stored.open_study(self.config, f"sqlite:///{folder}/study.db")
-        events = search.run(
+        study = storage.open_study(self.config, f"sqlite:///{folder}/study.db")
+        events = scheduler.run(
             study, self.config, self.splits, max_lanes=self.lanes, keeper=keeper, stop=stop
         )
         for event in events:
@@ -96,12 +97,10 @@ def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], l
             continue
         finally:
             memory.release()
-        if said := [event.lanes for event in seen if isinstance(event, search.LanesHalved)]:
+        if said := [event.lanes for event in seen if isinstance(event, scheduler.LanesHalved)]:
             return results, said
         high = middle
-    raise AssertionError(
-        "no limit was found that is too narrow for all and wide enough for half"
-    )
+    raise AssertionError("no limit was found that is too narrow for all and wide enough for half")
 
 
 @contextlib.contextmanager
@@ -135,8 +134,8 @@ def reserved(part: Part, small: Small, lanes: int) -> float:
     if part.cuda:
         torch.cuda.reset_peak_memory_stats(part.device)
     with tempfile.TemporaryDirectory() as folder:
-        study = stored.open_study(fewer, f"sqlite:///{folder}/study.db")
-        for _ in search.run(study, fewer, small.splits, max_lanes=lanes):
+        study = storage.open_study(fewer, f"sqlite:///{folder}/study.db")
+        for _ in scheduler.run(study, fewer, small.splits, max_lanes=lanes):
             pass
     peak = torch.cuda.max_memory_reserved(part.device) if part.cuda else 0
     memory.release()
@@ -159,7 +158,7 @@ def stopped(part: Part) -> str:
 
         class Watched(list[object]):
             def append(self, event: object) -> None:
-                if isinstance(event, search.EpochFinished) and event.epoch == 1:
+                if isinstance(event, scheduler.EpochFinished) and event.epoch == 1:
                     threading.Timer(0.02, interrupt).start()
 
         try:

@@ -11,9 +11,10 @@ import time
 import optuna
 import torch
 
-from fmnist import config, loop
-from fmnist import run as runs
+from fmnist.config import study as studies
+from fmnist.engine import trainer
 from fmnist.reference import fit_reference
+from fmnist.study import run as runs
 from gpu_phases.part import Part, SkipError
 
 
@@ -23,11 +24,11 @@ def run(part: Part) -> None:
     part.check("one epoch of the plain loop for each trial", lambda: reference(part))
 
 
-def settings(part: Part) -> config.StudyConfig:
+def settings(part: Part) -> studies.StudyConfig:
     """The baseline, or one epoch of it on fewer images."""
     if part.quick:
-        return config.load(overrides=["holdout=500"], epochs=1)
-    return config.load()
+        return studies.load(overrides=["holdout=500"], epochs=1)
+    return studies.load()
 
 
 def study(part: Part) -> str:
@@ -66,7 +67,7 @@ def reference(part: Part) -> str:
     """torch.nn and torch.optim, one configuration after the other; kernels are loaded before."""
     own = settings(part)
     training, validation, _ = runs.splits(own, part.dataset(), part.device)
-    few = loop.Split(training.images[:100], training.labels[:100])
+    few = trainer.Split(training.images[:100], training.labels[:100])
     rows, total = [], 0.0
     for point in own.points():
         if part.left() <= 0:
@@ -74,7 +75,7 @@ def reference(part: Part) -> str:
         trial = own.trial(point)
 
         def epoch(
-            split: loop.Split, held_out: loop.Split, trial: config.TrialConfig = trial
+            split: trainer.Split, held_out: trainer.Split, trial: studies.TrialConfig = trial
         ) -> None:
             for _ in fit_reference(
                 trial.model, trial.optimizer.algorithm, trial.hyperparams, split, held_out,

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from fmnist.device import tf32
 from fmnist.functional import optim
 from fmnist.functional.kernels import conv, conv_block, product
+from fmnist.utils.device import tf32
 from gpu_phases.part import Part, SkipError
 
 

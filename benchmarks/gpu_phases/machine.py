@@ -9,7 +9,7 @@ import subprocess
 import torch
 from common import machine
 
-from fmnist.repeat import capture_cuda
+from fmnist.engine.cuda_graph import capture_cuda
 from gpu_phases.part import Part, SkipError
 
 

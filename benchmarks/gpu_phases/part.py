@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 import fmnist
-from fmnist import files
-from fmnist.data import Dataset
+from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import Split
+from fmnist.rundir import files
 
 
 class SkipError(Exception):

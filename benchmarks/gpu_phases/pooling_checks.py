@@ -44,13 +44,13 @@ def few_values(*shape):
 def take_cpu_tensors():
     """Below the operators, autograd and vmap run these kernels, as on a GPU."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     def given(*inputs):
-        return triton_cuda.forward_given(*inputs, EPS)[0]
+        return cuda_kernels.forward_given(*inputs, EPS)[0]
 
-    nrp._forward.register_kernel("cpu")(lambda *inputs: triton_cuda.forward(*inputs, EPS))
-    nrp._backward.register_kernel("cpu")(lambda *inputs: triton_cuda.backward(*inputs, EPS))
+    nrp._forward.register_kernel("cpu")(lambda *inputs: cuda_kernels.forward(*inputs, EPS))
+    nrp._backward.register_kernel("cpu")(lambda *inputs: cuda_kernels.backward(*inputs, EPS))
     nrp._given.register_kernel("cpu")(given)
     nrp._DEVICES.add("cpu")
 
@@ -127,26 +127,26 @@ def check_definition(x):
 
 def check_places(x):
     """Given a mean and a variance: what is right, to the bit; and the gradients, to rounding."""
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     def channels_last(t):
         strides = torch.empty(t.shape, memory_format=torch.channels_last).stride()
         return t.stride() == strides
 
     weight, bias = numbers(x.shape[1])
-    pooled, mean, var, centred, which = triton_cuda.forward(x, weight, bias, EPS)
+    pooled, mean, var, centred, which = cuda_kernels.forward(x, weight, bias, EPS)
     for value in (0.0, math.nan, math.inf):
         poisoned = x.clone()
         poisoned[0, -1, :2, 0] = value  # of two NaNs in a square, the last counts
         args = (poisoned, weight, bias, mean, var)
-        ours = triton_cuda.forward_given(*args, EPS)
+        ours = cuda_kernels.forward_given(*args, EPS)
         assert all(map(channels_last, ours))
         for mine, right in zip(ours, right_forward(*args), strict=True):
             torch.testing.assert_close(mine, right, rtol=0, atol=0, equal_nan=True)
     grad = normal(*pooled.shape, seed=9)
     saved = (weight, mean, var, centred, which)
     for g in (grad, grad.contiguous(memory_format=torch.channels_last)):
-        ours = triton_cuda.backward(g, x, *saved, EPS)
+        ours = cuda_kernels.backward(g, x, *saved, EPS)
         assert channels_last(ours[0])
         for mine, right in zip(ours, right_backward(grad, x, *saved), strict=True):
             atol = 2e-6 * right.abs().max().item()
@@ -155,41 +155,41 @@ def check_places(x):
 
 def check_channels_stand_alone():
     """To the bit, though the tiles of 130 channels are others than those of 5."""
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     x, (weight, bias) = normal(7, 130, 9, 8), numbers(130)
-    together = triton_cuda.forward(x, weight, bias, EPS)
+    together = cuda_kernels.forward(x, weight, bias, EPS)
     grad = normal(*together[0].shape, seed=9)
-    grads = triton_cuda.backward(grad, x, weight, *together[1:], EPS)
+    grads = cuda_kernels.backward(grad, x, weight, *together[1:], EPS)
     for own in (slice(0, 5), slice(62, 67), slice(129, 130)):
-        solo = triton_cuda.forward(x[:, own], weight[own], bias[own], EPS)
-        solo_grads = triton_cuda.backward(grad[:, own], x[:, own], weight[own], *solo[1:], EPS)
+        solo = cuda_kernels.forward(x[:, own], weight[own], bias[own], EPS)
+        solo_grads = cuda_kernels.backward(grad[:, own], x[:, own], weight[own], *solo[1:], EPS)
         for all_, one in zip(together + grads, solo + solo_grads, strict=True):
             assert torch.equal(all_[:, own] if all_.dim() == 4 else all_[own], one)
 
 
 def check_parts(batch):
     """More rows than the parts' least size holds, whole parts and not: the cuts are right."""
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     weight, bias = numbers(2)
-    with patch.object(triton_cuda, "PARTS", 3):
+    with patch.object(cuda_kernels, "PARTS", 3):
         x = normal(batch, 2, 8, 8, shift=3.0)
-        pooled, mean, var, centred, which = triton_cuda.forward(x, weight, bias, EPS)
+        pooled, mean, var, centred, which = cuda_kernels.forward(x, weight, bias, EPS)
         exact = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
         torch.testing.assert_close(var.double(), exact[0], rtol=1e-6, atol=0)
         torch.testing.assert_close(mean.double(), exact[1], rtol=1e-6, atol=0)
         grad = normal(*pooled.shape, seed=9)
-        dbias = triton_cuda.backward(grad, x, weight, mean, var, centred, which, EPS)[2]
+        dbias = cuda_kernels.backward(grad, x, weight, mean, var, centred, which, EPS)[2]
         passed = torch.where(which < 4, grad.double(), 0.0).sum((0, 2, 3))
         torch.testing.assert_close(dbias.double(), passed, rtol=1e-5, atol=1e-5)
 
 
 def check_statistics(shift):
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     x = normal(20, 5, 12, 12, shift=shift)
-    _, mean, var, *_ = triton_cuda.forward(x, torch.ones(5), torch.zeros(5), EPS)
+    _, mean, var, *_ = cuda_kernels.forward(x, torch.ones(5), torch.zeros(5), EPS)
     exact = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(var.double(), exact[0], rtol=1e-4, atol=0)
     torch.testing.assert_close(mean.double(), exact[1], rtol=1e-7, atol=0)
@@ -197,16 +197,16 @@ def check_statistics(shift):
 
 def check_bfloat16():
     """Only rounded on the way in and out."""
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     x, (weight, bias) = normal(3, 5, 6, 7).bfloat16(), numbers(5)
-    pooled, *saved = triton_cuda.forward(x, weight, bias, EPS)
-    exact, *exact_saved = triton_cuda.forward(x.float(), weight, bias, EPS)
+    pooled, *saved = cuda_kernels.forward(x, weight, bias, EPS)
+    exact, *exact_saved = cuda_kernels.forward(x.float(), weight, bias, EPS)
     assert pooled.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(saved, exact_saved, strict=True))
     torch.testing.assert_close(pooled.float(), exact, rtol=2**-7, atol=1e-6)
-    dx, *rest = triton_cuda.backward(exact.bfloat16(), x, weight, *saved, EPS)
-    ours = triton_cuda.backward(exact.bfloat16().float(), x.float(), weight, *saved, EPS)
+    dx, *rest = cuda_kernels.backward(exact.bfloat16(), x, weight, *saved, EPS)
+    ours = cuda_kernels.backward(exact.bfloat16().float(), x.float(), weight, *saved, EPS)
     assert dx.dtype == torch.bfloat16
     torch.testing.assert_close(dx.float(), ours[0], rtol=2**-7, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(rest, ours[1:], strict=True))
@@ -214,7 +214,7 @@ def check_bfloat16():
 
 def check_dispatch():
     """What is registered for CUDA hands its arguments on in the right order."""
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     def on_cuda(name, *args):
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -225,7 +225,7 @@ def check_dispatch():
     args = (pooled, x, weight, *saved)
     given = (x, weight, bias, *saved[:2])
     ours = [pooled, *saved, *on_cuda("norm_relu_pool_grad", *args)]
-    theirs = [*triton_cuda.forward(x, weight, bias, EPS), *triton_cuda.backward(*args, EPS)]
+    theirs = [*cuda_kernels.forward(x, weight, bias, EPS), *cuda_kernels.backward(*args, EPS)]
     assert all(map(torch.equal, ours, theirs))
     assert torch.equal(on_cuda("norm_relu_pool_given", *given), pooled)
 

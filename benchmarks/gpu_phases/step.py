@@ -12,8 +12,8 @@ from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fmnist import loop
-from fmnist.functional import batching, lanes
+from fmnist.engine import trainer
+from fmnist.functional import batching, vmap
 from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig
 from gpu_phases.part import Part
@@ -97,11 +97,11 @@ class Counting(TorchDispatchMode):
 def bytes_moved(part: Part, count: int, batch: int) -> int:
     """Of one step, operation by operation as it is traced."""
     own, split = group(count, batch), part.images(batch)
-    state = loop.start(own, part.device)
-    numbers = loop.hyperparams(own, part.device)
+    state = trainer.start(own, part.device)
+    numbers = trainer.hyperparams(own, part.device)
     chosen = torch.arange(batch, device=part.device)
-    with Counting() as counted, conv.forced(loop.convolution(own, part.device)):
-        lanes.train_step(
+    with Counting() as counted, conv.forced(trainer.convolution(own, part.device)):
+        vmap.train_step(
             state, batching.gather(split, chosen), numbers, shared=True, optimizer=own.optimizer
         )
     return counted.bytes

@@ -10,8 +10,8 @@ import optree
 import torch
 from common import NUMBERS
 
-from fmnist import loop, repeat
-from fmnist.functional import lanes
+from fmnist.engine import cuda_graph, trainer
+from fmnist.functional import vmap
 from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.reference import fit_reference, from_module
@@ -36,12 +36,12 @@ def run(part: Part) -> None:
         part.check(f"lanes against solo runs: {how}", lambda how=how: solo(part, how, rows))
 
 
-def group(count: int, batch_size: int, precision: str = "float32") -> loop.Group:
+def group(count: int, batch_size: int, precision: str = "float32") -> trainer.Group:
     """Lanes of the baseline's network that differ in their learning rate."""
     own = tuple(
-        loop.Lane(0, NUMBERS | {"learning_rate": RATES[i % len(RATES)]}) for i in range(count)
+        trainer.Lane(0, NUMBERS | {"learning_rate": RATES[i % len(RATES)]}) for i in range(count)
     )
-    return loop.Group(ModelConfig(precision=precision), "adam", False, batch_size, own)
+    return trainer.Group(ModelConfig(precision=precision), "adam", False, batch_size, own)
 
 
 def sizes(part: Part) -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ def parity(part: Part) -> str:
     # Few steps: Adam divides by what is nearly nothing, which magnifies rounding with each.
     split, batch = part.images(90 if part.quick else 490), 20 if part.quick else 100
     own = group(3, batch)
-    ours = list(loop.fit(own, split, split, epochs=2, dtype=torch.float64))[-1]
+    ours = list(trainer.fit(own, split, split, epochs=2, dtype=torch.float64))[-1]
     worst = 0.0
     for i, lane in enumerate(own.lanes):
         *_, theirs = fit_reference(
@@ -66,7 +66,7 @@ def parity(part: Part) -> str:
         for mine, plain in ((ours.train, theirs.train), (ours.validation, theirs.validation)):
             worst = max(worst, abs(mine.loss_sum[i] / plain.loss_sum - 1).item())
             assert mine.correct[i] == plain.correct, "another number of images is right"
-        alone = lanes.take(ours.train_state.params, torch.tensor(i, device=part.device))
+        alone = vmap.take(ours.train_state.params, torch.tensor(i, device=part.device))
         expected = from_module(theirs.network)[0]
         for layer in expected:
             for leaf in expected[layer]:
@@ -85,7 +85,7 @@ def captured(part: Part) -> None:
     """The steps as replayed from a graph, and as called one by one."""
     if not part.cuda:
         raise SkipError("not a CUDA device; a stand-in follows")
-    with patch.object(loop, "repeater", lambda step, device: repeat._Looped(step)):
+    with patch.object(trainer, "repeater", lambda step, device: cuda_graph._Looped(step)):
         eager = train(part)
     same(train(part), eager)
 
@@ -97,9 +97,9 @@ def stand_in(part: Part) -> None:
         run()
         return run
 
-    with patch.object(loop, "repeater", lambda step, device: repeat.Replayed(step, called)):
+    with patch.object(trainer, "repeater", lambda step, device: cuda_graph.Replayed(step, called)):
         replayed = train(part)
-    with patch.object(loop, "repeater", lambda step, device: repeat._Looped(step)):
+    with patch.object(trainer, "repeater", lambda step, device: cuda_graph._Looped(step)):
         same(replayed, train(part))
 
 
@@ -107,11 +107,11 @@ def resumed(part: Part) -> str:
     """From the first pause to the end, against a run that was left alone."""
     count, batch, steps = sizes(part)
     split = part.images(batch * steps)
-    own, watch = group(count, batch), loop.Watch(pause=lambda: True, stop=lambda: False)
-    events: Iterator[Any] = loop.fit_watched(own, split, split, epochs=1, watch=watch)
+    own, watch = group(count, batch), trainer.Watch(pause=lambda: True, stop=lambda: False)
+    events: Iterator[Any] = trainer.fit_watched(own, split, split, epochs=1, watch=watch)
     state = next(events).state
     assert 0 < state.examples < batch * steps, "the first pause is not inside of the epoch"
-    *_, after = loop.fit(own, split, split, epochs=1, resume=state)
+    *_, after = trainer.fit(own, split, split, epochs=1, resume=state)
     same(after.train_state, train(part))
     return f"after {state.examples // batch} of {steps} steps"
 
@@ -125,14 +125,14 @@ def solo(part: Part, how: str, rows: list[tuple[object, ...]]) -> str:
     whole = group(count, batch)
     probe = Split(split.images[:batch], split.labels[:batch])
 
-    def end(own: loop.Group) -> loop.EpochResult:
-        (result,) = loop.fit(own, split, probe, epochs=1)
+    def end(own: trainer.Group) -> trainer.EpochResult:
+        (result,) = trainer.fit(own, split, probe, epochs=1)
         return result
 
     with conv.forced(how):
         together = end(whole)
         alone = [
-            end(loop.Group(whole.model, "adam", False, batch, (whole.lanes[i],)))
+            end(trainer.Group(whole.model, "adam", False, batch, (whole.lanes[i],)))
             for i in (0, count - 1)
         ]
     differ = total = 0
@@ -158,7 +158,7 @@ def train(part: Part) -> Any:
     """The lanes' state after one epoch of the usual steps."""
     count, batch, steps = sizes(part)
     split = part.images(batch * steps)
-    (result,) = loop.fit(group(count, batch), split, split, epochs=1)
+    (result,) = trainer.fit(group(count, batch), split, split, epochs=1)
     return result.train_state
 
 

@@ -22,7 +22,7 @@ def features(
     """Every block in turn: convolution, batch norm, ReLU, 2x2 max pooling.
 
     Args:
-        params, state: as in :func:`fmnist.functional.model.apply`; there are as many blocks as
+        params, state: as in :func:`fmnist.functional.cnn.apply`; there are as many blocks as
             batch norms.
         images: pixels in ``[0, 1]``.
         train: normalise by the batch, else by the running statistics.

@@ -1,4 +1,4 @@
-"""One step of one model. :mod:`fmnist.functional.lanes` makes it a step of many."""
+"""One step of one model. :mod:`fmnist.functional.vmap` makes it a step of many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fmnist.functional import losses, model, optim
+from fmnist.functional import cnn, losses, optim
 from fmnist.functional.optim import GradientTransformation
 from fmnist.functional.types import (
     Batch,
@@ -32,7 +32,7 @@ def start(
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
     """A model before its first step."""
-    params, state = model.init(seed, config, dtype=dtype)
+    params, state = cnn.init(seed, config, dtype=dtype)
     return TrainState(params, state, optimizer(hyperparams).init(params))
 
 
@@ -52,7 +52,7 @@ def train_step(
     """
 
     def loss(params: Params) -> tuple[Tensor, tuple[State, Metrics]]:
-        logits, state = model.apply(
+        logits, state = cnn.apply(
             params,
             train_state.state,
             batch.images,
@@ -76,5 +76,5 @@ def eval_step(
     params: Params, state: State, batch: Batch, *, compute: torch.dtype | None = None
 ) -> Metrics:
     """The metrics of ``batch`` in evaluation mode."""
-    logits, _ = model.apply(params, state, batch.images, train=False, compute=compute)
+    logits, _ = cnn.apply(params, state, batch.images, train=False, compute=compute)
     return losses.measure(losses.cross_entropy(logits, batch.labels), logits, batch.labels)

@@ -1,7 +1,7 @@
 """The pytrees that flow through the pure half, and the shapes of their leaves.
 
 Every tree here may carry a leading axis ``lanes`` on each of its leaves: then it
-describes many models at once (see :mod:`fmnist.functional.lanes`).
+describes many models at once (see :mod:`fmnist.functional.vmap`).
 """
 
 from __future__ import annotations

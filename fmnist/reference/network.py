@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fmnist.functional.model import CLASSES, feature_count
+from fmnist.functional.cnn import CLASSES, feature_count
 from fmnist.functional.types import ModelConfig, Params, State
 
 
 class Network(nn.Module):
-    """The twin of :func:`fmnist.functional.model.apply`, layer by layer.
+    """The twin of :func:`fmnist.functional.cnn.apply`, layer by layer.
 
     After ``torch.manual_seed(seed)`` it starts with the parameters of ``init(seed, config)``.
     Its dropout draws from torch's global generator, so with dropout the two differ in noise.

@@ -64,7 +64,7 @@ def _update(
     numbers: Sequence[Tensor],
     decoupled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import adam_loops
+    from fmnist.functional.kernels.cpu import adam as adam_loops
 
     lanes, length = mean.shape
     sizes = [leaf.numel() // lanes for leaf in params]

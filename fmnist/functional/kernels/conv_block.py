@@ -32,7 +32,7 @@ def serves(images: Tensor, compute: torch.dtype | None) -> bool:
 
 def pack(images: Float[Tensor, "examples channels height width"]) -> Blocks:
     """The images in blocks."""
-    from fmnist.functional.kernels.simd import WIDTH
+    from fmnist.functional.kernels.cpu.simd import WIDTH
 
     missing = -len(images) % WIDTH
     if missing:
@@ -108,7 +108,7 @@ def conv_block_given(
 def _forward(
     x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import cpu
+    from fmnist.functional.kernels.cpu import blocks as cpu
 
     return cpu.forward(x, weight, gamma, beta, examples, EPS)
 
@@ -127,7 +127,7 @@ def _backward(
     examples: int,
     for_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import cpu
+    from fmnist.functional.kernels.cpu import blocks as cpu
 
     saved = (x, weight, gamma, mean, var, y, centred, which)
     return cpu.backward(grad, *saved, examples, EPS, for_x)
@@ -137,7 +137,7 @@ def _backward(
 def _given(
     x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
-    from fmnist.functional.kernels import cpu
+    from fmnist.functional.kernels.cpu import blocks as cpu
 
     return cpu.forward_given(x, weight, gamma, beta, mean, var, EPS)
 

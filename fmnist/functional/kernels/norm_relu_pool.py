@@ -87,9 +87,9 @@ def _has_kernel(x: Tensor) -> bool:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
-    return triton_cuda.forward(x, weight, bias, EPS)
+    return cuda_kernels.forward(x, weight, bias, EPS)
 
 
 @torch.library.custom_op("fmnist::norm_relu_pool_grad", mutates_args=(), device_types="cuda")
@@ -102,16 +102,16 @@ def _backward(
     centred: Tensor,
     which: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
-    return triton_cuda.backward(grad, x, weight, mean, var, centred, which, EPS)
+    return cuda_kernels.backward(grad, x, weight, mean, var, centred, which, EPS)
 
 
 @torch.library.custom_op("fmnist::norm_relu_pool_given", mutates_args=(), device_types="cuda")
 def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    from fmnist.functional.kernels import triton_cuda
+    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
-    return triton_cuda.forward_given(x, weight, bias, mean, var, EPS)[0]
+    return cuda_kernels.forward_given(x, weight, bias, mean, var, EPS)[0]
 
 
 @_given.register_fake

@@ -1,0 +1,326 @@
+"""Study files (TOML) -> checked dataclasses, with one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fmnist.config import study_file
+from fmnist.config.results import Point, Value
+from fmnist.config.settings import (
+    DYNAMIC_KEYS,
+    IMAGES,
+    SETTINGS,
+    STATIC_KEYS,
+    TABLES,
+    ConfigError,
+    given_twice,
+    read_axis,
+    shown,
+)
+from fmnist.functional.types import Hyperparams, ModelConfig
+
+__all__ = [
+    "DYNAMIC_KEYS",
+    "STATIC_KEYS",
+    "ConfigError",
+    "OptimizerConfig",
+    "Static",
+    "StudyConfig",
+    "TrialConfig",
+    "differences",
+    "load",
+]
+
+BASELINE_GRID: Mapping[str, tuple[Value, ...]] = {
+    "learning_rate": (0.01, 0.001),
+    "batch_size": (100, 500, 1000),
+}
+MAX_POINTS = 100_000
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Which optimizer, and its numbers; an algorithm leaves alone those it does not know."""
+
+    algorithm: str = "adam"
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+
+
+class Static(NamedTuple):
+    """What must be equal for trials to share one program."""
+
+    model: ModelConfig
+    algorithm: str
+    nesterov: bool
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One configuration to train: a point of the grid with all its settings filled in."""
+
+    batch_size: int = 100
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def static(self) -> Static:
+        """The group that this trial trains in."""
+        optimizer = self.optimizer
+        return Static(self.model, optimizer.algorithm, optimizer.nesterov, self.batch_size)
+
+    @property
+    def hyperparams(self) -> dict[str, float]:
+        """The numbers of :class:`fmnist.functional.types.Hyperparams`, in its order."""
+        return {key: getattr(self.optimizer, key) for key in Hyperparams._fields}
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A whole study. Making one checks it: an instance is always valid.
+
+    Attributes:
+        name: also the name of the folder it writes.
+        epochs: how long each trial trains.
+        holdout: images kept from training to choose the winner. With 0 the test set does.
+        metric: what a trial is told to Optuna for.
+        seed, batch_size, model, optimizer: the settings that are no axis of the grid.
+        grid: axis -> values, in the file's order; empty means one trial.
+    """
+
+    name: str = "baseline"
+    epochs: int = 25
+    holdout: int = 5000
+    seed: int = 0
+    metric: str = "validation_accuracy"
+    batch_size: int = 100
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    grid: Mapping[str, tuple[Value, ...]] = field(
+        default_factory=lambda: dict(BASELINE_GRID), hash=False
+    )
+
+    def __post_init__(self) -> None:
+        values = {key: SETTINGS[key].read(self.setting(key)) for key in SETTINGS}
+        for key, value in values.items():
+            if SETTINGS[key].table == "study":
+                object.__setattr__(self, key, value)
+        object.__setattr__(self, "model", ModelConfig(**_of_table("model", values)))
+        object.__setattr__(self, "optimizer", OptimizerConfig(**_of_table("optimizer", values)))
+        object.__setattr__(self, "grid", {k: read_axis(k, raw) for k, raw in self.grid.items()})
+        if self.size > MAX_POINTS:
+            reason = f"has {self.size} points, at most {MAX_POINTS} are allowed"
+            raise ConfigError(reason, "grid", also=tuple(self.grid))
+        changed = [key for key, value in values.items() if value != _DEFAULTS[key]]
+        for key in changed:
+            if key in self.grid:
+                raise given_twice(key, values[key])
+        self._refuse_unread([*changed, *self.grid])
+        self._check_combinations()
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Which way the metric is better."""
+        return "minimize" if self.metric.endswith("loss") else "maximize"
+
+    @property
+    def validation_is_test(self) -> bool:
+        """Nothing is held out: the test set is looked at every epoch, as the original did."""
+        return self.holdout == 0
+
+    @property
+    def size(self) -> int:
+        """How many points the grid has."""
+        return math.prod(len(axis) for axis in self.grid.values())
+
+    def setting(self, key: str) -> Any:
+        """The value of a setting that is no axis (of an axis: the default)."""
+        table = SETTINGS[key].table
+        return getattr(self if table == "study" else getattr(self, table), key)
+
+    def points(self) -> Iterator[Point]:
+        """Every point of the grid; the last axis changes fastest."""
+        for values in product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
+
+    def trial(self, point: Point) -> TrialConfig:
+        """The configuration of a point. What its algorithm does not read is at its default."""
+        if set(point) != set(self.grid) or any(point[key] not in self.grid[key] for key in point):
+            raise ValueError(f"{dict(point)} is no point of the grid of {self.name}")
+        values = {
+            key: SETTINGS[key].read(point[key]) if key in point else self.setting(key)
+            for key in SETTINGS
+        }
+        for key, setting in SETTINGS.items():
+            if setting.need and not setting.need.met(values[setting.need.key]):
+                values[key] = _DEFAULTS[key]
+        return TrialConfig(
+            batch_size=values["batch_size"],
+            seed=values["seed"],
+            model=ModelConfig(**_of_table("model", values)),
+            optimizer=OptimizerConfig(**_of_table("optimizer", values)),
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The tables of the study file, without what no trial reads; JSON can hold them."""
+        tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+        for key, setting in SETTINGS.items():
+            if key not in self.grid and any(self._readers(key)):
+                value = self.setting(key)
+                tables[setting.table][key] = list(value) if setting.kind is tuple else value
+        tables["grid"] = {key: list(axis) for key, axis in self.grid.items()}
+        return {table: entries for table, entries in tables.items() if entries}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
+        """The inverse of :meth:`to_dict`; as in a file, no grid means one trial."""
+        return _build(*study_file.sort(data))
+
+    def to_toml(self) -> str:
+        """The study file that says the same, every setting written out."""
+        # The values are names, numbers, booleans and flat lists: TOML writes them as JSON does.
+        return "\n".join(
+            f"[{table}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entries.items())
+            for table, entries in self.to_dict().items()
+        )
+
+    def _values(self, key: str) -> list[Any]:
+        """What a setting is in some trial of the study."""
+        axis = self.grid.get(key)
+        return [self.setting(key)] if axis is None else list(map(SETTINGS[key].read, axis))
+
+    def _readers(self, key: str) -> list[bool]:
+        """For each value of what the setting needs: does it then have an effect?"""
+        need = SETTINGS[key].need
+        return [True] if need is None else [need.met(value) for value in self._values(need.key)]
+
+    def _refuse_unread(self, given: Collection[str]) -> None:
+        """A setting must act in some trial; an axis in all, or the same trial trains twice."""
+        for key in given:
+            need, axis, readers = SETTINGS[key].need, self.grid.get(key), self._readers(key)
+            if need is not None and not (any if axis is None else all)(readers):
+                # The first value that does not read it is the one to name.
+                other = shown(self._values(need.key)[readers.index(False)])
+                reason = f"has no effect with {need.key} = {other}; it acts with {need.reader} only"
+                value = self.setting(key)
+                if axis is not None:
+                    reason, value = f"{reason}, and an axis must act in every trial", axis
+                raise ConfigError(reason, key, value, also=(need.key,))
+
+    def _check_combinations(self) -> None:
+        for channels, kernel in product(self._values("channels"), self._values("kernel_size")):
+            if not _fits(channels, kernel):
+                largest = max(k for k in range(1, 28) if _fits(channels, k))
+                reason = f"must be at most {largest} for the {len(channels)} convolutions"
+                reason += f" of channels = {shown(channels)} to fit 28 x 28 images"
+                raise ConfigError(reason, "kernel_size", kernel, also=("channels",))
+        batch, images = max(self._values("batch_size")), IMAGES - self.holdout
+        if batch > images:
+            reason = f"must be at most {images}, the training images that a holdout"
+            reason += f" of {self.holdout} leaves"
+            raise ConfigError(reason, "batch_size", batch, also=("holdout",))
+        switches = product(*map(self._values, ("algorithm", "nesterov", "momentum")))
+        if ("sgd", True, 0.0) in switches:
+            reason = "needs a momentum above 0 in every trial of sgd"
+            raise ConfigError(reason, "nesterov", True, also=("momentum",))
+
+
+_DEFAULTS = {
+    each.name: each.default
+    for config in (StudyConfig, ModelConfig, OptimizerConfig)
+    for each in fields(config)
+    if each.name in SETTINGS
+}
+
+
+def load(
+    path: str | Path | None = None, *, overrides: Sequence[str] = (), epochs: int | None = None
+) -> StudyConfig:
+    """The study of a file, or the baseline; then ``--set key=v1,v2`` and ``--epochs N``.
+
+    Several values make an axis of the grid, one value sets the setting and removes its axis.
+    """
+    given: dict[str, Any] = {}
+    axes: dict[str, Any] = dict(BASELINE_GRID)
+    origin = "" if path is None else str(Path(path))
+    sources: dict[str, str] = {}
+    try:
+        if path is not None:
+            given, axes = study_file.sort(study_file.read(Path(path)))
+            sources = dict.fromkeys((*given, *axes), origin)
+        for text in overrides:
+            key, values = study_file.override(text)
+            if sources.get(key) == "--set":
+                raise ConfigError("given twice; which one counts?", key, source="--set")
+            sources[key] = "--set"
+            given.pop(key, None)
+            if len(values) == 1:
+                axes.pop(key, None)
+                given[key] = values[0]
+            else:
+                axes[key] = values
+        if epochs is not None:
+            if sources.get("epochs") == "--set":
+                reason = "given by --set, too; which one counts?"
+                raise ConfigError(reason, "epochs", epochs, source="--epochs")
+            sources["epochs"] = "--epochs"
+            given["epochs"] = epochs
+        return _build(given, axes)
+    except ConfigError as error:
+        named = dict.fromkeys(sources[key] for key in error.keys if key in sources)
+        error.source = error.source or " and ".join(named) or origin
+        raise
+
+
+def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
+    """Lines such as ``epochs: 25 there, 2 here``; none when the studies are the same."""
+    there, here = _flat(a), _flat(b)
+    lines = [
+        f"{key}: {there.get(key, 'unused')} there, {here.get(key, 'unused')} here"
+        for key in SETTINGS
+        if there.get(key) != here.get(key)
+    ]
+    if set(a.grid) == set(b.grid) and list(a.grid) != list(b.grid):
+        lines.append(f"order of the grid: {', '.join(a.grid)} there, {', '.join(b.grid)} here")
+    return lines
+
+
+def _flat(config: StudyConfig) -> dict[str, str]:
+    tables = config.to_dict().values()
+    return {key: json.dumps(value) for table in tables for key, value in table.items()}
+
+
+def _build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
+    config = StudyConfig(
+        **_of_table("study", given),
+        model=ModelConfig(**_of_table("model", given)),
+        optimizer=OptimizerConfig(**_of_table("optimizer", given)),
+        grid=axes,
+    )
+    # Again, now with those that were written down at their default.
+    config._refuse_unread(given)
+    return config
+
+
+def _of_table(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if SETTINGS[key].table == table}
+
+
+def _fits(channels: tuple[int, ...], kernel: int) -> bool:
+    side = 28
+    for _ in channels:
+        side = (side - kernel + 1) // 2  # a convolution without padding, then max pool 2
+    return side >= 1

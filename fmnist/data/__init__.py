@@ -1,0 +1,1 @@
+"""The images: where they come from, and as verified tensors."""

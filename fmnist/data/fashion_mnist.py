@@ -1,0 +1,228 @@
+"""Fashion-MNIST from wherever it can be had, as tensors whose content has been verified.
+
+:func:`load` tries its sources in order: a folder that the user names (then only that one), the
+user's cache, Debian's package, the official mirror, Debian's archive. Whatever the source, the
+*decompressed* files must have the sums below; then they are cached for the next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import logging
+import math
+import os
+import shutil
+import struct
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fmnist.data import sources
+from fmnist.data.sources import AbsentError
+from fmnist.data.sources import DataError as DataError
+from fmnist.functional.types import Split as Split
+from fmnist.utils import runtime
+
+CLASSES: tuple[str, ...] = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+"""The name of each label."""
+
+_HOLDOUT_SEED = 20170825  # a constant: every trial of every study holds out the same images
+_MOST_PARTS = 10_000  # of a .gz file; the usual is one
+
+_log = logging.getLogger("fmnist")
+
+
+class _File(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of an IDX file: a header of 4, and 4 for each dimension; then one an element."""
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+
+_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_SHAPES = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
+_FILES = tuple(map(_File, _SHA256, _SHAPES, _SHA256.values()))
+
+
+class Dataset(NamedTuple):
+    """The two splits, and a short name of the source that they were read from."""
+
+    train: Split
+    test: Split
+    source: str
+
+
+def load(root: str | Path | None = None) -> Dataset:
+    """Load Fashion-MNIST from the first source that works, and cache it.
+
+    Args:
+        root: a folder with the four IDX files, plain or .gz; default: ``$FMNIST_DATA``. When
+            either is given, no other source is tried.
+
+    Returns:
+        60,000 training and 10,000 test examples, on the CPU.
+
+    Raises:
+        DataError: no source works, or the named folder does not.
+    """
+    folder = root if root is not None else os.environ.get("FMNIST_DATA") or None
+    reasons = []
+    for name, source in sources.in_order(folder):
+        _log.info("data: trying %s", name)
+        try:
+            with source() as found:
+                contents = {file.name: _read(found, file) for file in _FILES}
+            dataset = _to_tensors(contents, name)
+            _keep(contents)
+            _log.info("data: using %s", name)
+            return dataset
+        except (DataError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())  # on one line
+            if folder is not None:
+                advice = "correct that, or leave out --data and FMNIST_DATA to have it fetched"
+                raise DataError(f"{reason}; {advice}") from error
+            reasons.append(f"  {name}: {reason}")
+            level = logging.INFO if isinstance(error, AbsentError) else logging.WARNING
+            _log.log(level, "data: %s: %s; trying the next source", name, reason)
+    first = "Fashion-MNIST could not be had from any source:"
+    last = "Put the four IDX files into a folder and name it with --data or FMNIST_DATA."
+    raise sources.NowhereError(first, *reasons, last)
+
+
+def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
+    """Keep images back from training, the same ones every time, in equal share of each class.
+
+    A class gives its exact proportion of ``holdout``, rounded down or up so that the total is
+    right (largest remainders first). Both parts keep the order of ``train``.
+
+    Returns:
+        The part to train on and the validation part, which is empty when ``holdout`` is 0.
+
+    Raises:
+        ValueError: ``holdout`` is negative or leaves nothing to train on.
+    """
+    total = len(train.labels)
+    if not 0 <= holdout < total:
+        raise ValueError(f"holdout must be from 0 to {total - 1}, not {holdout}")
+    labels = train.labels.cpu()
+    counts = torch.bincount(labels, minlength=len(CLASSES))
+    quota = counts * holdout // total
+    remainder = counts * holdout % total
+    quota[remainder.argsort(descending=True, stable=True)[: holdout - int(quota.sum())]] += 1
+
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(_HOLDOUT_SEED))
+    shuffled = labels[order]
+    held = torch.zeros(total, dtype=torch.bool)
+    for label, count in enumerate(quota.tolist()):
+        held[order[shuffled == label][:count]] = True
+    held = held.to(train.labels.device)
+    kept, back = (Split(train.images[mask], train.labels[mask]) for mask in (~held, held))
+    return kept, back
+
+
+def _read(folder: Path, file: _File) -> bytes:
+    """The decompressed content of ``file``, which may lie there plain or as .gz."""
+    candidates = [folder / file.name, folder / f"{file.name}.gz"]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        for other in candidates:
+            if other.exists() and not other.is_file():  # another process may just have put it there
+                raise DataError(f"{other} is not a regular file")
+        lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
+        raise AbsentError(f"{folder} {lack}")
+    limit = max(known.size for known in _FILES)  # a bomb is not unpacked beyond this
+    packed = path.suffix == ".gz"
+    with path.open("rb") as stream:  # what cannot be packed is a little larger as .gz
+        content = stream.read(limit + packed * (limit // 100 + 1000) + 1)
+    try:
+        if packed:
+            # Each part takes microseconds, also an empty one, and there may be millions.
+            if content.count(b"\x1f\x8b\x08") > _MOST_PARTS:
+                raise DataError(f"{path} is damaged: it has more than {_MOST_PARTS:,} parts")
+            with gzip.open(io.BytesIO(content)) as unpacked:
+                content = unpacked.read(limit + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is truncated or damaged: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == file.sha256:
+        return content
+    for known in _FILES:
+        if digest == known.sha256:
+            raise DataError(f"{path} holds {known.name}: the files are swapped")
+    if len(content) != file.size:
+        wrong = "truncated" if len(content) < file.size else "too long"
+        raise DataError(f"{path} is {wrong}: it should have {file.size:,} bytes of data")
+    sums = f"SHA-256 {digest[:12]}..., not {file.sha256[:12]}..."
+    raise DataError(f"{path} is damaged or of another data set: {sums}")
+
+
+def _keep(contents: dict[str, bytes]) -> None:
+    """Write what the cache does not have yet."""
+    try:
+        cache = runtime.cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(".new-*"):  # by a process that was killed
+            with contextlib.suppress(FileNotFoundError):  # or that has just finished
+                if time.time() - left.stat().st_mtime > 3600:
+                    shutil.rmtree(left)
+        for name, content in contents.items():
+            path = cache / name
+            if not path.is_file() or path.read_bytes() != content:
+                _write(path, content)
+    except (OSError, RuntimeError) as error:  # Path.home() raises the latter
+        _log.warning("data: not cached: %s", error)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it is there whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as new:
+        temporary = Path(new) / path.name
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+
+def _to_tensors(contents: dict[str, bytes], source: str) -> Dataset:
+    """The files as tensors; shapes and the range of the labels are checked.
+
+    The content is known to the bit, so there is nothing to parse but the header; torchvision,
+    which could, takes two seconds to import.
+    """
+    tensors = []
+    for file in _FILES:
+        content, header = contents[file.name], 4 + 4 * len(file.shape)
+        begin = content[:header].ljust(header, b"\0")
+        kind, *shape = struct.unpack(f">{1 + len(file.shape)}I", begin)
+        if (kind, *shape) != (0x800 + len(file.shape), *file.shape):  # 8: bytes
+            raise DataError(f"{file.name} has the shape {tuple(shape)}, not {file.shape}")
+        if len(content) != file.size:
+            raise DataError(f"{file.name} has {len(content):,} bytes, not {file.size:,}")
+        flat = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header)
+        tensor = flat.view(file.shape)
+        if len(file.shape) == 1 and int(tensor.max()) >= len(CLASSES):
+            raise DataError(f"{file.name} has a label {int(tensor.max())}; they go from 0 to 9")
+        tensors.append(tensor)
+    images, labels, test_images, test_labels = tensors
+    train = Split(images[:, None], labels.long())
+    return Dataset(train, Split(test_images[:, None], test_labels.long()), source)

@@ -1,0 +1,185 @@
+"""Where Fashion-MNIST can be had: what brings its files, packed or not, into a folder.
+
+What is downloaded must have a known SHA-256 before anything unpacks it, in memory. What the files
+hold is for :mod:`fmnist.data` to verify.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+from fmnist.utils import runtime
+from fmnist.utils.errors import UserError, printable
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
+_CONNECT_SECONDS = 10.0  # how long a silent server is waited for
+_APT_SECONDS = 300.0  # how long one apt command may take
+
+PACKED_SHA256 = {
+    "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+"""Of the official .gz, by the name of what is in it."""
+PACKAGE_SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
+"""Of Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1, the only version there is.
+
+Another distribution's build of it, such as Ubuntu's, holds the same data in other bytes and is not
+taken: the package can be installed there, and is found then.
+"""
+
+Opened = AbstractContextManager[Path]
+
+
+class DataError(UserError):
+    """The data cannot be had; the message says which file or source, why, and what to do."""
+
+
+class NowhereError(DataError):
+    """No source works: a line on each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
+
+
+class AbsentError(DataError):
+    """A source has nothing to offer here, which is no fault of its files."""
+
+
+def in_order(folder: str | Path | None) -> list[tuple[str, Callable[[], Opened]]]:
+    """The sources to try: a name, and what opens the folder that has the files.
+
+    Args:
+        folder: try this one alone.
+    """
+    if folder is not None:
+        return [(f"folder {folder}", lambda: contextlib.nullcontext(Path(folder)))]
+    return [
+        ("cache", lambda: contextlib.nullcontext(runtime.cache_folder())),
+        ("Debian package", lambda: contextlib.nullcontext(DEBIAN_FOLDER)),
+        ("official mirror through torchvision", lambda: _in_scratch(_from_mirror)),
+        ("Debian archive through apt", lambda: _in_scratch(_from_archive)),
+    ]
+
+
+@contextlib.contextmanager
+def _in_scratch(bring: Callable[[Path], None]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fmnist-") as scratch:
+        bring(Path(scratch))
+        yield Path(scratch)
+
+
+def _from_mirror(scratch: Path) -> None:
+    """Have torchvision download the files, not unpack them."""
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import download_url
+
+    urls = [f"{FashionMNIST.mirrors[0]}{name}.gz" for name in PACKED_SHA256]
+    if not _answers(urls[0]):
+        raise AbsentError(f"no answer from {urls[0]}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets none and would wait for ever
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            for url in urls:
+                download_url(url, str(scratch))
+    except Exception as error:  # what a network and a foreign parser may raise is no closed list
+        raise AbsentError(f"download failed: {error}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    for name, sha256 in PACKED_SHA256.items():
+        _check_download(scratch / f"{name}.gz", sha256)
+
+
+def _check_download(path: Path, sha256: str) -> None:
+    """Refuse what came over the network before anything looks into it."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != sha256:
+        raise DataError(f"{path.name} came with SHA-256 {digest[:12]}..., not {sha256[:12]}...")
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers in time; in a thread, as a look-up of its name may hang longer."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            urllib.request.urlopen(url, timeout=_CONNECT_SECONDS).close()
+            answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    return answered.is_set()
+
+
+def _from_archive(scratch: Path) -> None:
+    """Download and unpack Debian's package with private apt folders, as any user may."""
+    (scratch / "lists" / "partial").mkdir(parents=True)
+    apt = [
+        "apt-get",
+        f"-oDir::State::Lists={scratch}/lists",
+        f"-oDir::Cache={scratch}/cache",
+        "-oAPT::Sandbox::User=root",  # else root's apt drops to a user who may not write here
+        "-oAcquire::Languages=none",
+        "-oAcquire::Retries=1",
+        f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # and so of https
+    ]
+    updated = _run([*apt, "update"], scratch)  # one dead repository of several does not matter
+    downloaded = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
+    package = next(scratch.glob("*.deb"), None)
+    if package is None:
+        said = filter(None, (downloaded.complaint, updated.complaint))
+        raise AbsentError("; ".join(said) or "apt-get downloaded nothing")
+    _check_download(package, PACKAGE_SHA256)
+    unpacked = _run(["dpkg-deb", "--fsys-tarfile", package.name], scratch, scratch / "files.tar")
+    if not unpacked.well:
+        raise DataError(f"cannot unpack {package.name}: {unpacked.complaint}")
+    wanted = {f"{name}.gz" for name in PACKED_SHA256}
+    with tarfile.open(scratch / "files.tar") as archive:
+        for member in archive:
+            name = Path(member.name).name
+            if name in wanted and (stream := archive.extractfile(member)) is not None:
+                (scratch / name).write_bytes(stream.read())
+
+
+class _Ended(NamedTuple):
+    """How a command ended, and the first line of its complaint; warnings are such, too."""
+
+    well: bool
+    complaint: str
+
+
+def _run(command: list[str], folder: Path, output: Path | None = None) -> _Ended:
+    """Run a command in a folder."""
+    try:
+        with (output or Path(os.devnull)).open("wb") as stdout:
+            result = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                timeout=_APT_SECONDS,
+            )
+    except FileNotFoundError:
+        return _Ended(False, f"this machine has no {command[0]}")
+    except subprocess.TimeoutExpired:
+        return _Ended(False, f"{command[0]} took more than {_APT_SECONDS:g} s")
+    said = result.stderr.decode(errors="replace").strip().partition("\n")[0]
+    return _Ended(result.returncode == 0, said)

@@ -1,0 +1,87 @@
+"""One pass over parameters, gradients and moments, by Numba: what adam_update.py calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, prange
+
+from fmnist.functional.kernels.cpu.simd import WIDTH, load, pointer, root, splat, store
+
+PIECE = 8192  # parameters that a thread takes at a time
+
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
+_parallel: Any = njit(parallel=True, cache=True, nogil=True)
+
+
+@_compiled
+def weights(steps, rates, beta1, beta2, eps, decay, decoupled):
+    """What an update multiplies and divides with, reckoned in float64: ``[lanes, 9]``."""
+    factors = np.zeros((len(steps), 9), np.float32)
+    for lane in range(len(steps)):
+        correction = 1 - beta1[lane] ** np.float64(steps[lane])
+        own = factors[lane]
+        own[0] = 0.0 if decoupled else decay[lane]
+        own[1], own[2], own[3] = 1 - beta1[lane], beta2[lane], 1 - beta2[lane]
+        own[4] = np.sqrt(1 - beta2[lane] ** np.float64(steps[lane]))
+        own[5], own[6] = eps[lane], -np.float32(rates[lane] / correction)
+        own[7] = -rates[lane] * decay[lane] if decoupled else 0.0
+        own[8] = decoupled
+    return factors
+
+
+@_parallel
+def update(addresses, sizes, mean, square, updates, means, squares, factors):
+    """Fill the last three but one; the gradients, then the parameters lie at ``addresses``."""
+    lanes, leaves = len(mean), len(sizes)
+    starts = np.zeros(leaves + 1, np.int64)
+    pieces = np.zeros(leaves + 1, np.int64)
+    for leaf in range(leaves):
+        starts[leaf + 1] = starts[leaf] + sizes[leaf]
+        pieces[leaf + 1] = pieces[leaf] - (-sizes[leaf] // PIECE)
+    for task in prange(lanes * pieces[-1]):
+        lane, piece = divmod(np.int64(task), pieces[-1])
+        leaf = np.searchsorted(pieces, piece, side="right") - 1
+        shape = (lanes, sizes[leaf])
+        first = (piece - pieces[leaf]) * PIECE
+        last = min(first + PIECE, sizes[leaf])
+        g = carray(pointer(addresses[leaf]), shape)[lane, first:last]
+        p = carray(pointer(addresses[leaves + leaf]), shape)[lane, first:last]
+        here = slice(starts[leaf] + first, starts[leaf] + last)
+        m, s = mean[lane, here], square[lane, here]
+        to_u, to_m, to_s = updates[lane, here], means[lane, here], squares[lane, here]
+        rest = (last - first) % WIDTH
+        for at in range(0, last - first - rest, WIDTH):
+            _advance(g, p, m, s, to_u, to_m, to_s, at, factors[lane])
+        if rest:
+            g, p, m, s = _filled(g, rest), _filled(p, rest), _filled(m, rest), _filled(s, rest)
+            u = np.empty(WIDTH, np.float32)
+            _advance(g, p, m, s, u, m, s, 0, factors[lane])
+            to_u[-rest:], to_m[-rest:], to_s[-rest:] = u[:rest], m[:rest], s[:rest]
+
+
+@_compiled
+def _filled(part, rest):
+    """So many numbers from the end, filled up to a whole vector."""
+    whole = np.zeros(WIDTH, np.float32)
+    whole[:rest] = part[-rest:]
+    return whole
+
+
+@_compiled
+def _advance(grad, param, mean, square, to_update, to_mean, to_square, at, factors):
+    """``WIDTH`` parameters; no operation is joined with another, so it rounds as torch does."""
+    p = load(param, at)
+    g = load(grad, at)
+    if factors[8] == 0:
+        g = g + p * splat(factors[0])
+    m, s = load(mean, at), load(square, at)
+    m = m + (g - m) * splat(factors[1])
+    s = s * splat(factors[2]) + g * g * splat(factors[3])
+    update = splat(factors[6]) * m / (root(s) / splat(factors[4]) + splat(factors[5]))
+    if factors[8] != 0:
+        update = update + p * splat(factors[7])
+    store(to_update, at, update)
+    store(to_mean, at, m)
+    store(to_square, at, s)

@@ -1,0 +1,1 @@
+"""The kernels of an NVIDIA GPU, compiled by Triton."""

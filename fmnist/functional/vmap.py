@@ -1,0 +1,82 @@
+"""Many models as one: every leaf gets a leading axis ``lanes``, every step is vmapped over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeVar
+
+import optree
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fmnist.functional import train
+from fmnist.functional.types import Batch, Hyperparams, Metrics, Params, State, TrainState
+
+Tree = TypeVar("Tree")
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Lay trees of one structure side by side: leaves ``[...]`` become ``[lanes, ...]``.
+
+    Raises:
+        ValueError: when there is no tree, or two differ in structure or in a leaf's shape.
+    """
+    if not trees:
+        raise ValueError("there is nothing to stack")
+    try:
+        return optree.tree_map(lambda *leaves: torch.stack(leaves), *trees)
+    except RuntimeError as error:
+        raise ValueError(f"these trees do not stack: {error}") from error
+
+
+def size(tree: Tree) -> int:
+    """How many lanes a stacked tree has."""
+    return optree.tree_leaves(tree)[0].shape[0]
+
+
+def unstack(tree: Tree) -> list[Tree]:
+    """The lanes of a stacked tree, one tree each; undoes :func:`stack`."""
+    return [optree.tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(size(tree))]
+
+
+def take(tree: Tree, lanes: Int[Tensor, " chosen"]) -> Tree:
+    """The stacked tree of only the lanes at these positions, in their order."""
+    return optree.tree_map(lambda leaf: leaf[lanes], tree)
+
+
+def train_step(
+    train_state: TrainState,
+    batch: Batch,
+    hyperparams: Hyperparams,
+    *,
+    shared: bool,
+    optimizer: train.Optimizer,
+    dropout: float = 0.0,
+    compute: torch.dtype | None = None,
+) -> tuple[TrainState, Metrics]:
+    """:func:`fmnist.functional.train.train_step` of every lane at once.
+
+    Args:
+        train_state: stacked.
+        batch: one batch for all lanes when ``shared``, else stacked.
+        hyperparams: stacked.
+        shared: whether all lanes see the same examples and noise.
+        optimizer, dropout, compute: as in the solo step.
+
+    Returns:
+        The stacked state and the metrics ``[lanes]``.
+    """
+    step = partial(train.train_step, optimizer=optimizer, dropout=dropout, compute=compute)
+    return torch.func.vmap(step, in_dims=(0, None if shared else 0, 0))(
+        train_state, batch, hyperparams
+    )
+
+
+def eval_step(
+    params: Params, state: State, batch: Batch, *, compute: torch.dtype | None = None
+) -> Metrics:
+    """:func:`fmnist.functional.train.eval_step` of every lane on one shared batch."""
+    step = partial(train.eval_step, compute=compute)
+    return torch.func.vmap(step, in_dims=(0, 0, None))(params, state, batch)

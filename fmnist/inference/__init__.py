@@ -1,0 +1,1 @@
+"""What trained networks say of images, and how pictures become images."""

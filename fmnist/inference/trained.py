@@ -1,0 +1,180 @@
+"""The trained networks that a run left: which there are, and what they say of images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fmnist.config import study as configs
+from fmnist.config.results import label
+from fmnist.config.settings import SETTINGS, one_line, unknown
+from fmnist.functional import cnn
+from fmnist.functional.kernels import conv
+from fmnist.functional.types import ModelConfig, Params, State
+from fmnist.rundir import models
+from fmnist.utils.errors import UserError
+
+BATCH = 1000
+MAX_ABOUT, MAX_TABLE = 1_000_000, 64_000_000
+"""How many bytes are read of config.json and of results.csv; the largest study needs fewer."""
+
+
+class Trial(NamedTuple):
+    """A trained network: the model it is, and where its parameters lie."""
+
+    number: int
+    label: str
+    model: ModelConfig
+    path: Path
+
+
+def best_trial(run: Path) -> Trial:
+    """The winner of a run, as its ``best/config.json`` describes it.
+
+    Raises:
+        UserError: when the folder holds no finished run, or a damaged one.
+    """
+    path = run / "best" / "config.json"
+    try:
+        about = json.loads(_text(path, run, MAX_ABOUT))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({_line(error)})") from error
+    number = about.get("number") if isinstance(about, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise UserError(f"{path}: does not describe a trial: it has no number")
+    point = about.get("point")
+    name = label(point) if isinstance(point, dict) else ""
+    return Trial(number, name, _model(about, path), models.best_path(run))
+
+
+def complete_trials(run: Path) -> list[Trial]:
+    """Every complete trial of a run, by number.
+
+    Raises:
+        UserError: when the folder holds no finished run or no complete trial, or a damaged one.
+    """
+    path = run / "results.csv"
+    rows = csv.DictReader(io.StringIO(_text(path, run, MAX_TABLE)))
+    study = configs.load(run / "study.toml")
+    trials = []
+    try:
+        for count, row in enumerate(rows, 1):
+            if count > study.size:
+                raise UserError(f"there are more trials than the {study.size} of the study")
+            if row["state"] == "COMPLETE":
+                values = {key: SETTINGS[key].parse(row[key] or "") for key in study.grid}
+                point = {key: SETTINGS[key].scalar(value) for key, value in values.items()}
+                number = int(row["number"])
+                where = models.model_path(run, number)
+                trials.append(Trial(number, label(point), study.trial(point).model, where))
+    except KeyError as error:
+        raise UserError(f"{path}: has no column {error}") from error
+    except (ValueError, TypeError, csv.Error, UserError) as error:
+        raise UserError(f"{path}, line {rows.line_num}: {_line(error)}") from error
+    if not trials:
+        raise UserError(f"{path}: no trial is complete")
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def probabilities(
+    trials: Iterable[Trial], images: UInt8[Tensor, "examples 1 28 28"]
+) -> Float[Tensor, "examples 10"]:
+    """The probability of each class in float64, as a mean over the trials.
+
+    Raises:
+        UserError: when a trial's parameters cannot be used.
+    """
+    each = []
+    for trial in trials:
+        params, state = load(trial)
+        compute = cnn.compute_dtype(trial.model)
+        # A few pictures are not worth half a minute of compiling kernels.
+        with torch.no_grad(), conv.forced("grouped"):
+            logits = [
+                cnn.apply(params, state, part.float() / 255, train=False, compute=compute)[0]
+                for part in images.split(BATCH)
+            ]
+        each.append(torch.cat(logits).double().softmax(dim=1))
+        if not each[-1].isfinite().all():
+            raise UserError(f"{trial.path}: is damaged: it gives no probabilities, but NaN")
+    return torch.stack(each).mean(dim=0)
+
+
+def load(trial: Trial) -> tuple[Params, State]:
+    """The parameters and running statistics of a trial.
+
+    Raises:
+        UserError: when they cannot be read, or are not of the model that the trial is.
+    """
+    params, state = models.load_model(trial.path)
+    with torch.device("meta"):  # shapes alone: the settings may claim a network of gigabytes
+        wanted = _leaves(*cnn.init(0, trial.model))
+    there = _leaves(params, state)
+    wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
+    if wrong:
+        first = wrong[0]
+        what = f"{there.get(first, 'missing')}, not {wanted.get(first, 'to be there')}"
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{trial.path}: is not of the model that the run's settings describe: "
+            f"{_line(first)} is {what}{more}"
+        )
+    return params, state
+
+
+def _leaves(*trees: models.Trees) -> dict[str, str]:
+    """The type and shape of every leaf, by its name in the file."""
+    return {
+        f"{layer}.{name}": f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+        for tree in trees
+        for layer, tensors in tree.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def _model(about: Mapping[str, object], source: Path) -> ModelConfig:
+    """The model's settings in a description of a trial; one that is missing has its default."""
+    names = [key for key, setting in SETTINGS.items() if setting.table == "model"]
+    raw = about.get("model")
+    try:
+        if not isinstance(raw, Mapping):
+            raise configs.ConfigError("must be a table of settings", "model", raw)
+        for key, value in raw.items():
+            if key not in names:
+                raise unknown("setting of the model", key, value, names)
+        return configs.StudyConfig(grid={}, model=ModelConfig(**raw)).model
+    except configs.ConfigError as error:
+        error.source = str(source)
+        raise
+
+
+def _text(path: Path, run: Path, limit: int) -> str:
+    """A text file of the run, which has at most so many bytes."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"{path}: is too large: at most {limit:,} bytes are read")
+        return content.decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{run}: holds no finished run ({path.relative_to(run)} is missing); "
+            "name the folder of one, or make one with python -m fmnist.study"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason})") from error
+
+
+def _line(text: object) -> str:
+    return one_line(str(text), 200)

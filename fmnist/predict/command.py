@@ -1,0 +1,226 @@
+"""The command line ``python -m fmnist.predict``: which class is in a picture?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fmnist.utils import command_line, runtime
+from fmnist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+    from fmnist.inference.pictures import Invert
+
+PROG = "fmnist.predict"
+DEFAULT_RUN = Path("runs") / "baseline"
+LIKELIEST = 3
+NAME_WIDTH = 40
+
+_ABOUT = f"""\
+RUN is a folder that `python -m fmnist.study` left. The first argument is the RUN when it is a
+folder; otherwise the RUN is {DEFAULT_RUN} and every argument is an IMAGE.
+
+An IMAGE is a PNG, JPEG, GIF, BMP or WebP file of any size. It is turned upright, cut to its object
+where the ground is even, made grey and scaled to 28x28, a light object on dark as in the data set:
+a picture with a light border is inverted, and the output says so.
+
+The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
+why. The other files are predicted all the same.
+"""
+
+
+class Item(NamedTuple):
+    """Something to predict.
+
+    Attributes:
+        name: as the table shows it.
+        about: what is known of it, for programs; of a test image its label, too.
+        pixels: what the network sees.
+    """
+
+    name: str
+    about: dict[str, Any]
+    pixels: UInt8[Tensor, "28 28"]
+
+
+class Failures(list[dict[str, str]]):
+    """What could not be used, for programs; people hear of it at once, on stderr."""
+
+    def add(self, kind: str, what: str, reason: str) -> None:
+        """Note a failure and print its line."""
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        self.append({kind: what, "error": reason})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Predict the classes of pictures; 0 when all is well, 2 when one could not be used."""
+    args = _parser().parse_intermixed_args(argv)
+    run, files = split_paths(args.paths)
+    numbers = [word.strip() for text in args.test for word in text.split(",")]
+    if not files and not numbers:
+        raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
+    runtime.prepare()
+
+    import torch
+
+    from fmnist.inference import trained
+
+    trials = trained.complete_trials(run) if args.ensemble else [trained.best_trial(run)]
+    failures = Failures()
+    items = [
+        *_pictures(files, args.invert, failures),
+        *_test_images(numbers, args.data, failures),
+    ]
+    pixels = [item.pixels for item in items]
+    found = trained.probabilities(trials, torch.stack(pixels)[:, None]).tolist() if items else []
+    if args.json:
+        document = {
+            "run": str(run),
+            "trials": [trial.number for trial in trials],
+            "predictions": [_record(item, row) for item, row in zip(items, found, strict=True)],
+            "errors": failures,
+        }
+        print(json.dumps(document, indent=2, allow_nan=False))
+    elif items:
+        name = f"trial {trials[0].number}, {trials[0].label}"
+        who = f"mean of {len(trials)} complete trials" if args.ensemble else name
+        print("\n".join([_line(f"{run}: {who}"), *_table(items, found)]))
+    return 2 if failures else 0
+
+
+def split_paths(paths: Sequence[str]) -> tuple[Path, list[Path]]:
+    """The run and the images: the first path is the run when it is a folder."""
+    found = [Path(path) for path in paths]
+    if found and _is_folder(found[0]):
+        return found[0], found[1:]
+    return DEFAULT_RUN, found
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, or a way there that is barred
+        return False
+
+
+def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iterable[Item]:
+    """The pictures that can be read; the others are failures."""
+    import torch
+
+    from fmnist.inference import pictures
+
+    for path in paths:
+        try:
+            pixels, inverted = pictures.read(path, invert)
+        except UserError as error:
+            failures.add("image", str(path), _line(str(error)))
+        else:
+            about = {"image": str(path), "inverted": inverted}
+            yield Item(_line(str(path)), about, torch.from_numpy(pixels))
+
+
+def _test_images(words: Sequence[str], folder: str | None, failures: Failures) -> Iterable[Item]:
+    """The test set's images of these numbers; what is no such number is a failure."""
+    from fmnist.data import fashion_mnist
+
+    if not words:
+        return
+    try:
+        test = fashion_mnist.load(folder).test
+    except UserError as error:
+        failures.add("test", ",".join(words), str(error))
+        return
+    for word in words:
+        number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else -1
+        if 0 <= number < len(test.labels):
+            about = {"test": number, "label": int(test.labels[number])}
+            yield Item(f"test image {number}", about, test.images[number, 0])
+        else:
+            reason = f"must be a whole number from 0 to {len(test.labels) - 1}"
+            failures.add("test", word, f"--test {_line(repr(word))}: {reason}")
+
+
+def _likeliest(row: Sequence[float]) -> list[int]:
+    """The labels, the likeliest first; of equals, the lower."""
+    return sorted(range(len(row)), key=lambda label: -row[label])[:LIKELIEST]
+
+
+def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
+    """A prediction in the JSON document."""
+    from fmnist.data.fashion_mnist import CLASSES
+
+    record = dict(item.about)
+    best = _likeliest(row)
+    if "label" in record:
+        record |= {"class": CLASSES[record["label"]], "right": best[0] == record["label"]}
+    record["likeliest"] = [
+        {"label": label, "class": CLASSES[label], "probability": row[label]} for label in best
+    ]
+    record["probabilities"] = row
+    return record
+
+
+def _table(items: Sequence[Item], found: Sequence[Sequence[float]]) -> list[str]:
+    """A line an item: its name, the likeliest classes, a remark."""
+    from fmnist.data.fashion_mnist import CLASSES
+
+    widest = max(map(len, CLASSES))
+    width = min(NAME_WIDTH, max(len(item.name) for item in items))
+    lines = []
+    for item, row in zip(items, found, strict=True):
+        best = _likeliest(row)
+        cells = [f"{CLASSES[label]:<{widest}} {row[label]:>6.1%}" for label in best]
+        remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
+        if "label" in item.about:
+            label = item.about["label"]
+            remark = "right" if best[0] == label else f"wrong: {CLASSES[label]}"
+        lines.append("   ".join([f"{item.name:<{width}}", *cells, remark]).rstrip())
+    return lines
+
+
+def _line(text: str) -> str:
+    """On one line, whatever is in the name of a file or in a message."""
+    from fmnist.config.settings import one_line
+
+    return one_line(text, 500)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.Parser(
+        prog=f"python -m {PROG}",
+        usage=f"python -m {PROG} [options] [RUN] [IMAGE ...]",
+        description="Which class of Fashion-MNIST is in a picture? Prints the three likeliest.",
+        epilog=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "paths", nargs="*", metavar="[RUN] IMAGE", help="a run's folder, then files; see below"
+    )
+    parser.add_argument(
+        "--test",
+        action="append",
+        default=[],
+        metavar="N[,N...]",
+        help="predict these images of the test set, counted from 0; may be repeated",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="average the probabilities of every complete trial (default: the winner alone)",
+    )
+    parser.add_argument(
+        "--invert",
+        choices=("yes", "no", "auto"),
+        default="auto",
+        help="make light dark and dark light (default: auto, when the border is light)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--data", metavar="DIR", help="for --test: where the four IDX files are")
+    return parser

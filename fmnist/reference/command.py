@@ -1,0 +1,116 @@
+"""``python -m fmnist.reference``: the same study files, the plain loop, the same results files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist.utils import command_line, runtime
+
+if TYPE_CHECKING:
+    from fmnist.config.results import Point, TrialResult
+    from fmnist.config.study import StudyConfig
+    from fmnist.functional.types import Split
+
+PROG = "fmnist.reference"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train a study's configurations one after the other with torch.nn; 0 when all is well.
+
+    It keeps no snapshots: a command that was stopped begins again.
+    """
+    parser = command_line.study_parser(
+        PROG, "Train every configuration of a study file, one after the other, with torch.nn."
+    )
+    args = parser.parse_args(argv)
+    runtime.prepare()
+
+    from fmnist.config import study as configs
+    from fmnist.data import fashion_mnist as sources
+    from fmnist.reports import publish
+    from fmnist.reports.markdown import print_outcome
+    from fmnist.rundir import files, lock, ownership
+    from fmnist.study.run import splits
+    from fmnist.tuning import storage_errors
+    from fmnist.utils import provenance
+    from fmnist.utils.device import find_device
+
+    config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
+    out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
+    device = find_device(args.device)
+    with lock.holding(out), storage_errors.told(out):
+        ownership.take_for_reference(out, config)
+        files.sweep(out)
+        dataset = sources.load(args.data)
+        on_device = splits(config, dataset, device)
+        began = time.perf_counter()
+        results = []
+        for number, point in enumerate(config.points()):
+            results.append(_train(config, number, point, *on_device, out))
+            if not args.quiet:
+                result = results[-1]
+                accuracy = result.last.validation_accuracy
+                print(f"{result.label}: validation accuracy {accuracy:.4f}, {result.seconds:.0f} s")
+        wall = time.perf_counter() - began
+        facts = provenance.facts(command_line.command(PROG, argv), device, wall, dataset.source)
+        publish.publish(out, config, results, dataset, facts)
+    if not args.quiet:
+        print_outcome(config, results, out, None)
+    return int(any(result.state != "COMPLETE" for result in results))
+
+
+def _train(
+    config: StudyConfig,
+    number: int,
+    point: Point,
+    training: Split,
+    validation: Split,
+    test: Split,
+    out: Path,
+) -> TrialResult:
+    """Train and test one configuration, and keep its parameters."""
+    from fmnist.config.results import EpochMetrics, TrialResult
+    from fmnist.functional import losses
+    from fmnist.functional.types import Metrics
+    from fmnist.reference import evaluate, fit_reference, from_module
+    from fmnist.rundir import models
+
+    def numbers(metrics: Metrics) -> tuple[float, float]:
+        return losses.mean_loss(metrics).item(), losses.accuracy(metrics).item()
+
+    trial = config.trial(point)
+    began = time.perf_counter()
+    history: list[EpochMetrics] = []
+    reason = ""
+    for epoch in fit_reference(
+        trial.model,
+        trial.optimizer.algorithm,
+        trial.hyperparams,
+        training,
+        validation,
+        batch_size=trial.batch_size,
+        seed=trial.seed,
+        epochs=config.epochs,
+        nesterov=trial.optimizer.nesterov,
+    ):
+        metrics = EpochMetrics(*numbers(epoch.train), *numbers(epoch.validation))
+        if not all(map(math.isfinite, metrics)):
+            reason = f"the loss was not finite in epoch {epoch.epoch}"
+            break
+        history.append(metrics)
+    test_loss, test_accuracy = numbers(evaluate(epoch.network, test))
+    models.save_model(models.model_path(out, number), *from_module(epoch.network))
+    return TrialResult(
+        number=number,
+        point=point,
+        state="FAIL" if reason else "COMPLETE",
+        history=tuple(history),
+        test_loss=math.nan if reason else test_loss,
+        test_accuracy=math.nan if reason else test_accuracy,
+        seconds=time.perf_counter() - began,
+        reason=reason,
+    )

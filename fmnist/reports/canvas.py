@@ -1,0 +1,109 @@
+"""The paper the figures are drawn on: style, titles, pictures of images, compact PNG files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
+from PIL import Image
+
+from fmnist.reports.words import one_line
+from fmnist.rundir.files import replacing
+
+DPI = 110
+INK, PALE, ACCENT = "#26323d", "#b9c3cc", "#c8452d"
+
+_STYLE = {
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#c4ccd3",
+    "grid.color": "#e8ecef",
+    "hatch.color": "#d5dbe0",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    # A "$" in a study's name is a dollar sign.
+    "text.parse_math": False,
+}
+
+
+@contextmanager
+def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> Iterator[Figure]:
+    """A titled figure of ``size`` inches, written to ``path`` when the block ends well.
+
+    The note stands under the title in a warning's colour. The file appears whole or not at all.
+    """
+    style: Any = {**sns.axes_style("whitegrid"), **_STYLE}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Names may be in a script that the font lacks: boxes are drawn, and that is that.
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+        figure = Figure(figsize=size, dpi=DPI, layout=layout)
+        FigureCanvasAgg(figure)
+        width, height = size
+        letters = int(width * 11)
+        # The empty second line of the title keeps the place in which the note is written.
+        heading = short(title, letters) + ("\n" if note else "")
+        figure.suptitle(heading, x=0.1 / width, ha="left", weight="bold", size=12)
+        if note:
+            place = (0.1 / width, 1 - 0.33 / height)
+            figure.text(*place, short(note, letters), color=ACCENT, size=9.5, va="top")
+        yield figure
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    with Image.open(drawn) as picture, replacing(Path(path)) as scratch:
+        # 256 colours are plenty for a diagram and make a third of the file.
+        small = picture.convert("RGB").quantize(
+            256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
+        small.save(scratch, format="png", optimize=True)
+
+
+def show(axes: Axes, picture: NDArray[np.float64]) -> None:
+    """Draw a grey picture, ink on paper, without a frame."""
+    axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def montage(
+    images: Any,
+    chosen: NDArray[np.intp],
+    places: int,
+    vertical: bool = False,
+) -> NDArray[np.float64]:
+    """The chosen images side by side (or on top of each other), with gaps, in ``places`` places.
+
+    Args:
+        images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
+        chosen: which of them; places beyond these stay blank.
+    """
+    pixels = np.asarray(images[chosen])
+    height, width = pixels.shape[-2:]
+    gap = max(height // 9, 1)
+    tiles = np.zeros((places, height + gap, width + gap))
+    tiles[: len(chosen), :height, :width] = pixels.reshape(-1, height, width)
+    if vertical:
+        return tiles.reshape(-1, width + gap)[:-gap, :-gap]
+    return tiles.transpose(1, 0, 2).reshape(height + gap, -1)[:-gap, :-gap]
+
+
+def short(text: str, width: int) -> str:
+    """The text on one line, cut to ``width`` characters."""
+    text = one_line(text)
+    return text if len(text) <= width else text[: width - 1] + "…"

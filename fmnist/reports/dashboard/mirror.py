@@ -1,0 +1,302 @@
+"""What optuna-dashboard shows of a study beside its own plots: attributes, artifacts, notes.
+
+Attributes and artifacts need only Optuna. Notes and the plot over time need the extra
+``dashboard``; without it they are left out, and one line says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist.config.results import winner
+from fmnist.reports.dashboard import notes
+from fmnist.reports.dashboard.time_plot import TimePlot
+from fmnist.rundir import files
+
+if TYPE_CHECKING:
+    import optuna
+
+    from fmnist.config.results import TrialResult, Value
+    from fmnist.config.study import StudyConfig
+
+ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
+"""Provenance -> the user attribute of a trial."""
+
+VERSIONS = {"Python", "fmnist", "torch", "optuna"}
+"""Those a trial's page shows: it breaks no lines. The study's note has all."""
+
+OF_A_TRIAL = {
+    "curves": "curves.png",
+    "parameters": "params.safetensors",
+    "configuration": "config.json",
+}
+"""What a trial that was the best gets as artifacts; the names begin with the trial's."""
+
+FIGURES = ("curves", "heatmap", "confusion", "confused_pairs", "samples")
+"""The figures of a run that the study's note shows, in its order."""
+
+PLOT_ID = "fmnist-over-time"
+
+_log = logging.getLogger(__name__)
+
+
+def artifact_folder(out: Path) -> Path:
+    """Where, in a run's folder, its artifacts lie: ``optuna-dashboard --artifact-dir``."""
+    return Path(out) / "artifacts"
+
+
+def installed() -> bool:
+    """Whether optuna-dashboard is."""
+    return find_spec("optuna_dashboard") is not None
+
+
+class DashboardMirror:
+    """Writes into a running study what optuna-dashboard is to show of it.
+
+    A trial that is the best when it ends gets its learning curves, parameters and configuration
+    as artifacts, for Optuna takes none of a trial that it was told of. The winner is among these
+    trials; of hundreds, in the random order of the grid, they are a handful.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        config: StudyConfig,
+        out: Path,
+        *,
+        provenance: Mapping[str, str],
+        done: Sequence[TrialResult],
+        images: int,
+    ) -> None:
+        """Write the note of a study that runs.
+
+        Args:
+            study: Optuna's study.
+            config: what is run.
+            out: the run's folder.
+            provenance: where the results come from; trials get :data:`ATTRIBUTES` of it.
+            done: the results of the trials that ended in an earlier process.
+            images: how many a trial trains on in an epoch.
+        """
+        self._study, self._config, self._out, self._images = study, config, Path(out), images
+        self._about = {key: provenance.get(name, "") for name, key in ATTRIBUTES.items()}
+        parts = self._about["versions"].split(", ")
+        shown = [part for part in parts if part.partition(" ")[0] in VERSIONS]
+        self._about["versions"] = ", ".join(shown)
+        self._ended, self._best = len(done), winner(done, config.metric)
+        if not installed():
+            _log.info(
+                "optuna-dashboard is not installed, so the study gets no notes: "
+                "pip install 'fmnist[dashboard]'"
+            )
+        elif len(done) < config.size:
+            _write_note(study, notes.running(config, provenance))
+
+    def finish(self, result: TrialResult, parameters: Path) -> None:
+        """Write a trial's attributes and, when it is the best so far, its artifacts and note.
+
+        To be called before Optuna is told of the trial's end.
+
+        Args:
+            result: how it ended.
+            parameters: the file of its parameters.
+        """
+        trial = _trial(self._study, result.number)
+        for key, value in self._attributes(result).items():
+            trial.set_user_attr(key, value)
+        self._ended += 1
+        rivals = [result] if self._best is None else [self._best, result]
+        if winner(rivals, self._config.metric) is not result:
+            return
+        self._best = result
+        _upload_of_trial(trial, self._config, result, parameters, self._out)
+        if installed():
+            links = _trial_links(trial, result.number)
+            _write_note(trial, notes.best(self._config, result, links, of=self._ended))
+
+    def _attributes(self, result: TrialResult) -> dict[str, Value]:
+        """What the result does not say: its seconds, test metrics and failure are told with it."""
+        found: dict[str, Value] = {key: value for key, value in self._about.items() if value}
+        if result.state == "COMPLETE" and result.seconds > 0:
+            seen = self._images * len(result.history)
+            found["images_per_second"] = float(f"{seen / result.seconds:.4g}")
+        return found
+
+
+def publish(
+    study: optuna.Study,
+    config: StudyConfig,
+    results: Sequence[TrialResult],
+    out: Path,
+    provenance: Mapping[str, str],
+) -> None:
+    """Write what the dashboard shows of the whole study: figures, note, the plot over time.
+
+    Written again it is replaced: there is one note, and one artifact of a name. What a person
+    wrote above our part of a note is kept.
+
+    Args:
+        study: Optuna's study.
+        config: what was run.
+        results: of every trial.
+        out: the run's folder; the note shows :data:`FIGURES` that are in its ``figures/``.
+        provenance: what the note says of where this comes from.
+    """
+    with files.scratch_folder(Path(out)) as folder:
+        for name in FIGURES:
+            drawn, copy = Path(out) / "figures" / f"{name}.png", folder / _figure(name)
+            if drawn.exists():
+                shutil.copyfile(drawn, copy)
+                _upload(study, copy, out)
+    if not installed():
+        return
+    from optuna_dashboard import save_plotly_graph_object
+
+    best, known = winner(results, config.metric), _artifacts(study)
+    pictures = {name: known[_figure(name)] for name in FIGURES if _figure(name) in known}
+    page = f"/dashboard/studies/{study._study_id}"
+    _write_note(study, notes.results(config, results, best, pictures, provenance, page))
+    if best is not None:
+        trial = _trial(study, best.number)
+        _write_note(trial, notes.best(config, best, _trial_links(trial, best.number)))
+    # It asks for a figure of plotly's and takes no more than its JSON.
+    save_plotly_graph_object(study, TimePlot(config, results), graph_object_id=PLOT_ID)
+
+
+def mend(
+    study: optuna.Study,
+    config: StudyConfig,
+    results: Sequence[TrialResult],
+    out: Path,
+    parameters: Mapping[int, Path],
+    wrong: Set[Path] | None,
+) -> None:
+    """Write the files of trials' artifacts again, of those trials of which one is wrong.
+
+    A trial that was told of its end takes no new artifacts.
+
+    Args:
+        study: Optuna's study.
+        config: what was run.
+        results: of every trial.
+        out: the run's folder.
+        parameters: the file of each trial's parameters; without a trial whose are lost.
+        wrong: the files that are damaged or lost; None when that is not known, and any may be:
+            Optuna does not write them in one piece.
+    """
+    attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    for result in results:
+        known = _ids_in(attrs[result.number])
+        names = {kind: name for kind, name in _names(result.number).items() if name in known}
+        if result.number not in parameters:
+            names.pop("parameters", None)
+        paths = {artifact_folder(out) / known[name] for name in names.values()}
+        if names and (wrong is None or paths & wrong):
+            trial, path = _trial(study, result.number), parameters.get(result.number)
+            _upload_of_trial(trial, config, result, path, out, names.keys())
+
+
+def artifacts(study: optuna.Study, parameters: Mapping[int, Path], out: Path) -> list[Path]:
+    """The files behind our artifacts that are as they should be after :func:`mend`."""
+    trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    ours = [(_ids(study), [_figure(name) for name in FIGURES])]
+    ours += [(_ids_in(trials[number]), [*_names(number).values()]) for number in parameters]
+    keys = [known[name] for known, names in ours for name in names if name in known]
+    paths = [artifact_folder(out) / key for key in keys]
+    return [path for path in paths if path.is_file()]
+
+
+def _names(number: int) -> dict[str, str]:
+    return {kind: f"trial-{number}-{name}" for kind, name in OF_A_TRIAL.items()}
+
+
+def _figure(name: str) -> str:
+    return f"study-{name}.png"
+
+
+def _trial(study: optuna.Study, number: int) -> optuna.Trial:
+    import optuna
+
+    key = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    return optuna.Trial(study, key)
+
+
+def _trial_links(trial: optuna.Trial, number: int) -> dict[str, str]:
+    known = _artifacts(trial)
+    return {kind: known[name] for kind, name in _names(number).items() if name in known}
+
+
+def _artifacts(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+    """File name -> the address that the dashboard serves it at, of the owner's artifacts."""
+    from optuna_dashboard.artifact import get_artifact_path
+
+    return {name: get_artifact_path(owner, key) for name, key in _ids(owner).items()}
+
+
+def _ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+    """File name -> id, of the owner's artifacts."""
+    import optuna
+
+    if isinstance(owner, optuna.Study):
+        return _ids_in(owner._storage.get_study_system_attrs(owner._study_id))
+    return _ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
+
+
+def _ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
+    """:func:`_ids` in the system attributes of their owner."""
+    # optuna.artifacts.get_all_artifact_meta fails on one that was deleted in the dashboard.
+    stored = [json.loads(value) for key, value in attrs.items() if key.startswith("artifacts:")]
+    return {meta["filename"]: meta["artifact_id"] for meta in stored if meta is not None}
+
+
+def _upload_of_trial(
+    trial: optuna.Trial,
+    config: StudyConfig,
+    result: TrialResult,
+    parameters: Path | None,
+    out: Path,
+    kinds: Set[str] = OF_A_TRIAL.keys(),
+) -> None:
+    """Make these of :data:`OF_A_TRIAL` artifacts; ``parameters`` must be there for those."""
+    from fmnist.reports import figures
+
+    with files.scratch_folder(out) as folder:
+        paths = {kind: folder / name for kind, name in _names(result.number).items()}
+        figures.curves([result], config, paths["curves"])
+        if parameters is not None:
+            shutil.copyfile(parameters, paths["parameters"])
+        about = {"point": dict(result.point), **asdict(config.trial(result.point))}
+        paths["configuration"].write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        for kind in OF_A_TRIAL:
+            if kind in kinds:
+                _upload(trial, paths[kind], out)
+
+
+def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:
+    """Make a file an artifact, in the place of the one of its name if there is one."""
+    from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+
+    folder = artifact_folder(out)
+    folder.mkdir(exist_ok=True)
+    store = FileSystemArtifactStore(folder)
+    known = _ids(owner).get(path.name)
+    if known is None:
+        upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=owner)
+        return
+    with path.open("rb") as file:
+        store.write(known, file)
+
+
+def _write_note(owner: optuna.Study | optuna.Trial, text: str) -> None:
+    from optuna_dashboard import get_note, save_note
+
+    known = get_note(owner)
+    if (whole := notes.with_kept(known, text)) != known:
+        save_note(owner, whole)

@@ -1,0 +1,175 @@
+"""The notes of optuna-dashboard, in Markdown: of a study that runs, its results, its best trials.
+
+Its pages show images of their own server only, so notes take the addresses of artifacts. Raw
+HTML and data URIs are not rendered.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from fmnist.reports.markdown import caption, escape, table_header, table_row
+from fmnist.reports.sentences import protocol_sentences, winner_sentence
+from fmnist.reports.words import TEST_WAS_SEEN, decimals, metric_name, score
+from fmnist.utils.passwords import starred_text
+
+if TYPE_CHECKING:
+    from fmnist.config.results import TrialResult
+    from fmnist.config.study import StudyConfig
+
+MOST_ROWS = 20
+"""A note is for reading: of more trials than this, the best are listed."""
+
+GAP = "\N{EM SPACE}"
+
+MARK = "[//]: # (fmnist writes what is below this line, and keeps what is above it)"
+"""Where our part of a note begins; a definition that nothing refers to, so it is not shown."""
+
+
+def with_kept(known: str, text: str) -> str:
+    """The note ``known`` with our part of it replaced by ``text``; a person's part stays."""
+    kept = known.partition(MARK)[0].rstrip()
+    return f"{kept}\n\n{MARK}\n\n{text}".lstrip("\n")
+
+
+def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
+    """The note of a study that is not at its end."""
+    known = {name: value for name, value in provenance.items() if name != "Wall time"}
+    trials = f"{study.size} trial" + ("s" if study.size != 1 else "")
+    return _joined(
+        f"# Study {escape(study.name)}",
+        f"**It is running.** What its {trials} found will stand here at the end.",
+        *_what_was_run(study, known, "What is run"),
+    )
+
+
+def best(
+    study: StudyConfig,
+    result: TrialResult,
+    links: Mapping[str, str],
+    of: int | None = None,
+) -> str:
+    """The note of a trial that was the best when it ended.
+
+    Args:
+        study: what is run.
+        result: of the trial.
+        links: the addresses of its artifacts, by kind.
+        of: how many trials had ended by then; None for the winner of a study at its end.
+    """
+    if of is None:
+        title = "The winner of the study"
+    elif of == 1:
+        title = "The first trial that ended"
+    else:
+        title = f"The best of the {of} trials that had ended when it did"
+    known = [f"{metric_name(study)} {decimals(score(study, result))}"]
+    if not study.validation_is_test and math.isfinite(result.test_accuracy):
+        known.append(f"test accuracy {decimals(result.test_accuracy)}")
+    files = {kind: address for kind, address in links.items() if kind != "curves"}
+    return _joined(
+        f"**{title}**: {escape(', '.join(known))}.",
+        _mark(study),
+        f"![learning curves]({links['curves']})" if "curves" in links else "",
+        "Files: " + ", ".join(f"[{kind}]({address})" for kind, address in files.items())
+        if files
+        else "",
+    )
+
+
+def results(
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    winner: TrialResult | None,
+    figures: Mapping[str, str],
+    provenance: Mapping[str, str],
+    page: str,
+) -> str:
+    """The note of a study at its end.
+
+    Args:
+        study: what was run.
+        results: of every trial.
+        winner: the best of them; None when none is complete.
+        figures: name -> address.
+        provenance: what to say of where this comes from; entries without a value are left out.
+        page: the address of the study in the dashboard.
+    """
+    shown = [
+        f"![{escape(name.replace('_', ' '))}]({address})\n\n*{escape(caption(name, study))}*"
+        for name, address in figures.items()
+    ]
+    return _joined(
+        f"# Study {escape(study.name)}",
+        _mark(study),
+        escape(winner_sentence(study, winner)),
+        "## Results",
+        _table(study, results, winner, page),
+        *shown,
+        *_what_was_run(study, provenance, "What was run"),
+    )
+
+
+def _table(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None, page: str
+) -> str:
+    """The best trials, the best one first, each with the way to its page."""
+    sign = -1 if study.direction == "maximize" else 1
+
+    def rank(result: TrialResult) -> tuple[bool, float, int]:
+        failed = result.state != "COMPLETE"
+        return failed, 0.0 if failed else sign * score(study, result), result.number
+
+    header = table_header(study)
+    # What decides; the dashboard has the rest on its other pages.
+    wanted = ["trial", *study.grid, metric_name(study), "test accuracy", "epochs", "time", "state"]
+    shown = [name for name in dict.fromkeys(wanted) if name in header]
+    lines = []
+    for result in sorted(results, key=rank)[:MOST_ROWS]:
+        won = winner is not None and result.number == winner.number
+        row = dict(zip(header, map(escape, table_row(study, result, won)), strict=True))
+        row["trial"] = f"[{row['trial']}]({page}/trials?numbers={result.number})"
+        cells = [row[name] for name in shown]
+        lines.append([f"**{cell}**" if won and cell else cell for cell in cells])
+    right = {name for name in shown if name not in (*study.grid, "state")}
+    table = _markdown({escape(name): "---:" if name in right else "---" for name in shown}, lines)
+    if len(results) <= MOST_ROWS:
+        return table
+    return f"The best {MOST_ROWS} of {len(results)} trials.\n\n{table}"
+
+
+def _markdown(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the dashboard leaves no room between columns, so the cells bring it along.
+
+    Args:
+        columns: name -> how Markdown is to align it.
+        rows: cells, literal in Markdown.
+    """
+    lines = [[cell + GAP for cell in columns], list(columns.values())]
+    lines += [[cell + GAP for cell in cells] for cells in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
+    facts = [
+        [escape(name), escape(starred_text(value))] for name, value in provenance.items() if value
+    ]
+    text = study.to_toml().rstrip()
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return [
+        f"## {title}",
+        escape(protocol_sentences(study)),
+        f"{fence}toml\n{text}\n{fence}",
+        _markdown({"from": "---", "": "---"}, facts) if facts else "",
+    ]
+
+
+def _mark(study: StudyConfig) -> str:
+    return f"> **{TEST_WAS_SEEN}.**" if study.validation_is_test else ""
+
+
+def _joined(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"

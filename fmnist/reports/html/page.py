@@ -1,0 +1,172 @@
+"""``report.html``: all that a study found on one page that needs nothing but itself.
+
+Text is escaped by the template engine, numbers for the script stand in a JSON block that
+cannot end early, and the page's own policy lets no other script run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist.reports import words
+from fmnist.reports.markdown import caption, view_commands
+from fmnist.reports.sentences import protocol_sentences, winner_sentence
+from fmnist.rundir.files import write_text
+from fmnist.utils.passwords import starred_text
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from markupsafe import Markup
+    from torch import Tensor
+
+    from fmnist.config.results import TrialResult
+    from fmnist.config.study import StudyConfig
+    from fmnist.functional.types import Split
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_html(
+    out: Path,
+    *,
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    winner: TrialResult | None,
+    test: Split | None,
+    probabilities: Float[Tensor, "examples 10"] | None,
+    classes: Sequence[str],
+    provenance: Mapping[str, str],
+    storage: str | None = None,
+    training_images: int | None = None,
+    phases: Mapping[str, float] | None = None,
+) -> Path:
+    """Write ``out/report.html``, whole or not at all.
+
+    Args:
+        out: the run's folder.
+        study: what was run.
+        results: of every trial.
+        winner: the best of them; None when none is complete.
+        test: the test set, images uint8 ``[n, 1, 28, 28]`` and labels ``[n]``.
+        probabilities: the winner's softmax outputs on it. Without these, or ``test``, the
+            report has no confusion matrix and no calibration.
+        classes: the names of the ten classes.
+        provenance: what to say of where this comes from; entries without a value are left out.
+        storage: Optuna's storage URL, when it is not the default.
+        training_images: how many images an epoch trains on; without it no throughput is given.
+        phases: seconds by phase of the run, where they are known.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: when ``test`` and ``probabilities`` do not fit together.
+    """
+    from fmnist.reports.html import curves, tables
+    from fmnist.reports.html.winner import winner_parts
+
+    out = Path(out)
+    parts: dict[str, Any] = {}
+    if winner is not None and test is not None and probabilities is not None and len(test.labels):
+        parts = winner_parts(test, probabilities, classes)
+    page = {
+        "name": words.one_line(study.name),
+        "note": words.protocol_note(study),
+        "winner_sentence": winner_sentence(study, winner),
+        "protocol": protocol_sentences(study),
+        "figures": _key_figures(study, results, winner),
+        "metric": words.metric_name(study),
+        "held_out": words.held_out(study),
+        "results": tables.results_table(study, results, winner),
+        "curves": curves.curves(study, results),
+        "heat": tables.heat_map(study, results, winner),
+        "seeds": tables.seeds_table(study, results),
+        "time": tables.time_table(study, results, training_images, phases),
+        "facts": {
+            words.one_line(name): words.one_line(starred_text(value))
+            for name, value in provenance.items()
+            if value
+        },
+        "toml": study.to_toml().rstrip(),
+        "commands": [words.one_line(command) for command in view_commands(out, storage)],
+        "captions": {
+            name: words.one_line(caption(name, study))
+            for name in ("curves", "heatmap", "confusion", "confused pairs")
+        },
+        **parts,
+    }
+    path = out / "report.html"
+    write_text(path, render(page))
+    return path
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """The page of these parts, with style and script inside."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+    )
+    environment.filters["breakable"] = _breakable
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    # A block of a page is text up to its end tag, so ours may hold none.
+    style, script = (_block(name) for name in ("report.css", "report.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return environment.get_template("report.html.jinja").render(
+        page, style=Markup(style), script=Markup(script), script_hash=f"sha256-{digest}"
+    )
+
+
+def _printable(value: object) -> object:
+    """Text without control characters, which would turn the reading direction, say."""
+    if type(value) is not str:  # a Markup is ours, and done
+        return value
+    bad = "\N{REPLACEMENT CHARACTER}"
+    return "".join(c if c.isprintable() or c == "\n" else bad for c in value)
+
+
+def _breakable(text: str) -> Markup:
+    """The name of a point, or a sentence with one in it: a line may end after a comma."""
+    from markupsafe import Markup, escape
+
+    # No entity of an escaped text has a comma.
+    return Markup(escape(_printable(text)).replace(",", Markup(",<wbr>")))
+
+
+def _block(name: str) -> str:
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
+    assert "</" not in text, f"{name} would end its own block"
+    return text
+
+
+def _key_figures(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+) -> list[tuple[str, str, str]]:
+    """Name, value and remark of what is read first."""
+    failed = sum(result.state != "COMPLETE" for result in results)
+    figures = []
+    if winner is not None:
+        by = "the winner's, after its last epoch"
+        figures.append((words.metric_name(study), words.decimals(words.score(study, winner)), by))
+        if words.metric_name(study) != "test accuracy":
+            by = "the winner's; it had no part in the choice"
+            by = "the winner's" if study.validation_is_test else by
+            figures.append(("test accuracy", words.decimals(winner.test_accuracy), by))
+    remark = f"{failed:,} failed" if failed else "all complete"
+    if len(results) < study.size:
+        remark += f", {study.size - len(results):,} not run"
+    epochs = f"{study.epochs:,} epoch" + ("" if study.epochs == 1 else "s")
+    figures.append(("trials", f"{len(results):,}", f"{remark}, {epochs} each"))
+    if seconds := sum(result.seconds for result in results):
+        figures.append(("time", words.duration(seconds), "all trials together"))
+    return figures

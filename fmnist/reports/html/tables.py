@@ -1,0 +1,292 @@
+"""The tables of ``report.html``: results, the grid as a heat map, seeds, time."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from fmnist.reports import words
+from fmnist.reports.html.curves import SIDE
+from fmnist.reports.markdown import table_header, table_row
+
+if TYPE_CHECKING:
+    from fmnist.config.results import TrialResult, Value
+    from fmnist.config.study import StudyConfig
+
+MOST_ROWS = 2000
+"""A longer table is cut, and says so: results.csv has every trial."""
+MOST_CELLS = 4000
+
+Cell = dict[str, Any]
+
+
+def results_table(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+) -> dict[str, Any]:
+    """``header``, ``rows`` by trial number, and ``cut``: how many rows are not there.
+
+    A cell has its text; ``sort``, where the text alone does not give the order; and ``share``
+    of the selecting metric's range, for a bar.
+    """
+    judged = words.metric_name(study)
+    scores = [s for r in results if math.isfinite(s := words.score(study, r))]
+    low, high = (min(scores), max(scores)) if scores else (0.0, 0.0)
+    header = table_header(study)
+    rows = []
+    ordered = sorted(results, key=lambda r: r.number)
+    shown = ordered[:MOST_ROWS]
+    if winner is not None and winner.number not in {r.number for r in shown}:
+        shown[-1] = winner
+    for result in shown:
+        won = winner is not None and result.number == winner.number
+        exact = _exact(result)
+        cells = []
+        for name, text in zip(header, table_row(study, result, won), strict=True):
+            cell: Cell = {"text": text, "word": name in study.grid or name == "state"}
+            if name not in study.grid and math.isfinite(exact.get(name, math.nan)):
+                cell["sort"] = f"{exact[name]:.8g}"
+            if name == judged and math.isfinite(score := words.score(study, result)):
+                share = (score - low) / (high - low) if high > low else 1.0
+                cell["share"] = round(100 * (share if study.direction == "maximize" else 1 - share))
+            cells.append(cell)
+        state = "winner" if won else ("failed" if result.state != "COMPLETE" else "")
+        rows.append({"cells": cells, "state": state})
+    columns = [
+        {"name": n, "word": n in study.grid or n == "state", "judged": n == judged} for n in header
+    ]
+    return {"header": columns, "rows": rows, "cut": len(ordered) - len(shown)}
+
+
+def heat_map(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+) -> dict[str, Any] | None:
+    """The metric over two axes of the grid; over the other axes it is averaged.
+
+    None when fewer than two axes vary, or when the map would be too large to read. Seeds are
+    averaged where there are two other axes.
+    """
+    used = [key for key, values in study.grid.items() if len(values) > 1]
+    used.sort(key=lambda key: key == "seed")
+    if len(used) < 2:
+        return None
+    # The longer axis lies along the row, as screens are wide.
+    row_key, column_key = sorted(used[:2], key=lambda key: len(study.grid[key]))
+    rows, columns = list(study.grid[row_key]), list(study.grid[column_key])
+    if len(rows) * len(columns) > MOST_CELLS:
+        return None
+    members: dict[tuple[Value, Value], list[TrialResult]] = {}
+    for result in results:
+        members.setdefault((result.point[row_key], result.point[column_key]), []).append(result)
+    means = {
+        place: statistics.fmean(scores)
+        for place, trials in members.items()
+        if (scores := [s for r in trials if math.isfinite(s := words.score(study, r))])
+    }
+    low, high = (min(means.values()), max(means.values())) if means else (0.0, 0.0)
+    best_at = (winner.point[row_key], winner.point[column_key]) if winner else None
+
+    def cell(place: tuple[Value, Value]) -> Cell:
+        trials = members.get(place, [])
+        failed = sum(r.state != "COMPLETE" for r in trials)
+        if place not in means:
+            return {
+                "text": "failed" if failed else "not run",
+                "share": None,
+                "note": "",
+                "won": False,
+            }
+        share = (means[place] - low) / (high - low) if high > low else 0.5
+        share = share if study.direction == "maximize" else 1 - share
+        return {
+            "text": words.decimals(means[place]),
+            "share": round(100 * share),
+            "note": f"{failed} failed" if failed else "",
+            "won": place == best_at,
+        }
+
+    return {
+        "row_key": row_key,
+        "column_key": column_key,
+        "columns": [words.one_line(value) for value in columns],
+        "rows": [
+            {"name": words.one_line(row), "cells": [cell((row, column)) for column in columns]}
+            for row in rows
+        ],
+        "averaged": used[2:],
+        "worst": words.decimals(low if study.direction == "maximize" else high),
+        "best": words.decimals(high if study.direction == "maximize" else low),
+    }
+
+
+def seeds_table(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any] | None:
+    """Mean and standard deviation over seeds for each other point of the grid, the best first.
+
+    None where the grid has fewer than two seeds.
+    """
+    if len(study.grid.get("seed", ())) < 2:
+        return None
+    keys = [key for key in study.grid if key != "seed"]
+    groups: dict[tuple[Value, ...], list[TrialResult]] = {}
+    for result in sorted(results, key=lambda r: r.number):
+        groups.setdefault(tuple(result.point[key] for key in keys), []).append(result)
+    scores = {
+        point: [s for r in trials if math.isfinite(s := words.score(study, r))]
+        for point, trials in groups.items()
+    }
+    everything = [score for found in scores.values() for score in found]
+    low, high = (min(everything), max(everything)) if everything else (0.0, 1.0)
+    room = 0.06 * (high - low) or 0.01
+    within = (low - room, high + room)
+    sign = -1 if study.direction == "maximize" else 1
+    order = {point: index for index, point in enumerate(product(*(study.grid[k] for k in keys)))}
+
+    def rank(point: tuple[Value, ...]) -> tuple[float, int]:
+        found = scores[point]
+        return (sign * statistics.fmean(found) if found else math.inf), order[point]
+
+    # With nothing held out the metric is the test set's already.
+    tested = not (study.validation_is_test and study.metric == "validation_accuracy")
+    rows = []
+    for point in sorted(groups, key=rank)[:MOST_ROWS]:
+        trials = groups[point]
+        complete = [r for r in trials if r.state == "COMPLETE"]
+        failed = len(trials) - len(complete)
+        values = [scores[point]]
+        if tested:
+            values.append([r.test_accuracy for r in complete if math.isfinite(r.test_accuracy)])
+        numbers = [figure for each in values for figure in (_mean(each), _spread(each))]
+        rows.append(
+            {
+                "point": [words.one_line(value) for value in point],
+                "numbers": [{"text": words.decimals(v), "sort": f"{v:.8g}"} for v in numbers],
+                "n": len(complete),
+                "failed": failed,
+                "strip": _strip(scores[point], within),
+            }
+        )
+    return {
+        "axes": keys,
+        "metrics": [words.metric_name(study), *(["test accuracy"] if tested else [])],
+        "rows": rows,
+        "cut": len(groups) - len(rows),
+        "low": words.decimals(low),
+        "high": words.decimals(high),
+        "n": len(study.grid["seed"]),
+    }
+
+
+def time_table(
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    training_images: int | None,
+    phases: Mapping[str, float] | None,
+) -> dict[str, Any] | None:
+    """Seconds and images per second, by what makes a group of lanes, and by phase where known.
+
+    None when no trial says how long it took.
+    """
+    timed = [r for r in results if r.history and r.seconds > 0]
+    spent = {name: s for name, s in (phases or {}).items() if s > 0}
+    if not timed and not spent:
+        return None
+    from fmnist.config.study import DYNAMIC_KEYS
+
+    keys = [k for k, values in study.grid.items() if len(values) > 1 and k not in DYNAMIC_KEYS]
+    groups: dict[tuple[Value, ...], list[TrialResult]] = {}
+    for result in timed:
+        groups.setdefault(tuple(result.point[key] for key in keys), []).append(result)
+    order = {point: index for index, point in enumerate(product(*(study.grid[k] for k in keys)))}
+    lines = [
+        {
+            "point": [words.one_line(value) for value in point],
+            "trials": len(groups[point]),
+            **_speed(groups[point], training_images),
+        }
+        for point in sorted(groups, key=lambda point: order[point])[:MOST_ROWS]
+    ]
+    slowest = max((line["epoch_seconds"] for line in lines), default=1.0)
+    for line in lines:
+        line["share"] = round(100 * line["epoch_seconds"] / slowest)
+    # A trial that failed was quick, which says nothing.
+    ends = sorted((r for r in timed if r.state == "COMPLETE"), key=lambda r: (r.seconds, r.number))
+    total, all_phases = _speed(timed, training_images), sum(spent.values())
+    return {
+        "axes": keys,
+        "rows": lines,
+        "total": total,
+        "known": training_images is not None,
+        "trials": len(timed),
+        "ends": ends if len(ends) > 1 and ends[0].seconds < ends[-1].seconds else None,
+        "phases": [
+            {
+                "name": words.one_line(name),
+                "time": words.duration(seconds),
+                "sort": f"{seconds:.8g}",
+                "percent": f"{seconds / all_phases:.1%}",
+                "share": round(100 * seconds / max(spent.values())),
+            }
+            for name, seconds in spent.items()
+        ],
+    }
+
+
+def _speed(results: Sequence[TrialResult], images: int | None) -> dict[str, Any]:
+    seconds, epochs = sum(r.seconds for r in results), sum(len(r.history) for r in results)
+    each = seconds / epochs if epochs else math.nan
+    rate = images / each if images and each > 0 else math.nan
+    return {
+        "time": words.duration(seconds),
+        "seconds": f"{seconds:.8g}",
+        "epoch_seconds": each,
+        "epoch": f"{each:.3g} s" if each < 1 else words.duration(each),
+        "rate": f"{rate:,.0f}" if math.isfinite(rate) else "-",
+        "rate_sort": f"{rate:.8g}",
+    }
+
+
+def _exact(result: TrialResult) -> dict[str, float]:
+    """The numbers behind the cells of the results table, where rounding or units hide them."""
+    if result.state != "COMPLETE":
+        return {"time": result.seconds}
+    last = result.last
+    return {
+        "training loss": last.train_loss,
+        "training accuracy": last.train_accuracy,
+        "validation loss": last.validation_loss,
+        "validation accuracy": last.validation_accuracy,
+        "test loss": result.test_loss,
+        "test accuracy": result.test_accuracy,
+        "time": result.seconds,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def _strip(values: Iterable[float], within: tuple[float, float]) -> dict[str, Any] | None:
+    """A dot a seed, their mean and the standard deviation about it, along one line."""
+    values = list(values)
+    if not values:
+        return None
+    low, high = within
+
+    def place(value: float) -> int:
+        return round(SIDE * min(max((value - low) / (high - low), 0.0), 1.0))
+
+    mean, spread = _mean(values), _spread(values)
+    half = spread if math.isfinite(spread) else 0.0
+    left, right = place(mean - half), place(mean + half)
+    return {
+        "dots": "".join(f"M{place(value)} 50h0" for value in values),
+        "mean": place(mean),
+        "left": left,
+        "width": right - left,
+    }

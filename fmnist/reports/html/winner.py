@@ -1,0 +1,213 @@
+"""The winner on the test set, for ``report.html``: confusion, mistakes, calibration."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist.reports import words
+from fmnist.reports.confusion import confusion_matrix, most_confused
+from fmnist.reports.html.curves import SIDE, ticks
+from fmnist.reports.sentences import confusion_sentences
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from fmnist.functional.types import Split
+
+BINS = 10
+PAIRS = 6
+EXAMPLES = 8
+
+
+class Calibration(NamedTuple):
+    """Confidence against accuracy, in bins of equal width; NaN where a bin is empty.
+
+    Attributes:
+        counts: examples in each bin, ``int64 [bins]``.
+        confidence: their mean confidence, ``float64 [bins]``.
+        accuracy: the share of them that is right, ``float64 [bins]``.
+        error: the expected calibration error.
+    """
+
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    error: float
+
+
+def calibration(probabilities: Any, labels: Any, bins: int = BINS) -> Calibration:
+    """How well confidence, the likeliest class's probability, says how often it is right.
+
+    The expected calibration error is the mean over examples of the distance between the
+    accuracy and the mean confidence of their bin (Guo et al., 2017). Bins are open below and
+    closed above, as there.
+
+    Args:
+        probabilities: ``[examples, classes]``.
+        labels: true classes, integers ``[examples]``.
+        bins: how many there are.
+
+    Raises:
+        ValueError: when there is no example.
+    """
+    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels).ravel()
+    if not len(labels):
+        raise ValueError("calibration needs at least one example")
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)[1:-1]
+    place = np.digitize(sure, edges, right=True)
+    counts = np.bincount(place, minlength=bins).astype(np.int64)
+    # 0 / 0 is NaN: an empty bin has neither.
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(place, sure, minlength=bins) / counts
+        accuracy = np.bincount(place, right.astype(float), minlength=bins) / counts
+    gaps = np.nan_to_num(np.abs(accuracy - confidence))
+    return Calibration(counts, confidence, accuracy, float(gaps @ counts / counts.sum()))
+
+
+def calibration_sentence(found: Calibration) -> str:
+    """How sure the winner is, how often it is right, and how far the two are apart."""
+    total = found.counts.sum()
+    sure = float(np.nansum(found.confidence * found.counts) / total)
+    right = float(np.nansum(found.accuracy * found.counts) / total)
+    text = (
+        f"On average the winner is {sure:.1%} sure of its class, and right on {right:.1%} of the "
+        f"test images. The expected calibration error in {len(found.counts)} bins is "
+        f"{words.decimals(found.error)} (Guo et al., 2017)"
+    )
+    if abs(sure - right) < 0.01:
+        return f"{text}: its confidence is about right on the whole."
+    return f"{text}: it is {'overconfident' if sure > right else 'underconfident'}."
+
+
+def winner_parts(
+    test: Split, probabilities: Float[Tensor, "examples 10"], classes: Sequence[str]
+) -> dict[str, Any]:
+    """What the template shows of the winner: ``confusion``, ``pairs`` and ``calibration``.
+
+    Args:
+        test: the test set, images uint8 ``[n, 1, 28, 28]`` and labels ``[n]``.
+        probabilities: the winner's softmax outputs on it.
+        classes: the names of the classes.
+
+    Raises:
+        ValueError: when there are not as many probabilities as labels, or none at all.
+    """
+    labels = np.asarray(test.labels.cpu())
+    chances = probabilities.detach().double().cpu().numpy()
+    if len(chances) != len(labels):
+        raise ValueError(f"{len(labels)} labels, but {len(chances)} rows of probabilities")
+    predicted = chances.argmax(axis=1)
+    matrix = confusion_matrix(labels, predicted, len(classes))
+    names = [words.one_line(name) for name in classes]
+    return {
+        "sentences": confusion_sentences(matrix, names),
+        "confusion": _confusion(matrix, names),
+        "pairs": _pairs(matrix, np.asarray(test.images.cpu()), labels, chances, names),
+        "calibration": _reliability(calibration(chances, labels)),
+    }
+
+
+def _confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
+    totals = matrix.sum(axis=1)
+    share = matrix / np.maximum(totals[:, None], 1)
+    rows = []
+    for index, name in enumerate(names):
+        right = share[index, index] if totals[index] else math.nan
+        cells = [
+            {
+                "count": f"{matrix[index, other]:,}",
+                "percent": f"{share[index, other]:.1%}" if matrix[index, other] else "",
+                # Mistakes are a few percent: a power scale tells them from none at all.
+                "share": round(100 * float(share[index, other]) ** 0.45),
+                "right": index == other,
+            }
+            for other in range(len(names))
+        ]
+        accuracy = f"{right:.1%}" if math.isfinite(right) else "-"
+        bar = round(100 * right) if math.isfinite(right) else 0
+        rows.append({"name": name, "cells": cells, "accuracy": accuracy, "bar": bar})
+    return {"names": names, "rows": rows}
+
+
+def _pairs(
+    matrix: NDArray[np.int64],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    chances: NDArray[np.float64],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The most frequent mistakes, each with its first images and how sure the winner was."""
+    predicted, found = chances.argmax(axis=1), []
+    for true, other, count in most_confused(matrix, PAIRS):
+        chosen = np.flatnonzero((labels == true) & (predicted == other))[:EXAMPLES]
+        total = matrix[true].sum()
+        found.append(
+            {
+                "true": names[true],
+                "predicted": names[other],
+                "count": f"{count:,} of {total:,}, {count / total:.1%}",
+                "examples": [
+                    {
+                        "image": png(images[index, 0]),
+                        "number": int(index),
+                        "sure": f"{chances[index, other]:.0%}",
+                    }
+                    for index in chosen
+                ],
+            }
+        )
+    return found
+
+
+def png(pixels: NDArray[np.uint8]) -> str:
+    """A grey picture, uint8 ``[height, width]``, as the data URI of a PNG."""
+    from PIL import Image
+
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
+
+
+def _reliability(found: Calibration) -> dict[str, Any]:
+    """The reliability diagram's bars, in a drawing of ``SIDE``, and the table beside it."""
+    bins = len(found.counts)
+    width = SIDE / bins
+    most = max(int(found.counts.max()), 1)
+    bars = []
+    for index, count in enumerate(found.counts):
+        bar: dict[str, Any] = {
+            "range": f"{index / bins:.1f} to {(index + 1) / bins:.1f}",
+            "count": f"{count:,}",
+            "confidence": words.decimals(found.confidence[index]),
+            "accuracy": words.decimals(found.accuracy[index]),
+            "x": round(index * width + 0.04 * width),
+            "width": round(0.92 * width),
+            "tall": round(100 * count / most),
+        }
+        if count:
+            top = SIDE - round(SIDE * found.accuracy[index])
+            sure = SIDE - round(SIDE * found.confidence[index])
+            bar |= {
+                "top": top,
+                "gap_top": min(top, sure),
+                "gap": abs(top - sure),
+                "dot": f"M{round(SIDE * found.confidence[index])} {top}h0",
+            }
+        bars.append(bar)
+    axis = ticks((0.0, 1.0), at_most=5)
+    return {
+        "sentence": calibration_sentence(found),
+        "error": words.decimals(found.error),
+        "bars": bars,
+        "x": axis,
+        "y": axis,
+    }

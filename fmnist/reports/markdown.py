@@ -1,0 +1,252 @@
+"""The report: ``report.md`` with all that a study found, and the table on the terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fmnist.config.results import winner as pick_winner
+from fmnist.reports.sentences import confusion_sentences, protocol_sentences, winner_sentence
+from fmnist.reports.words import (
+    TEST_WAS_SEEN,
+    decimals,
+    duration,
+    held_out,
+    metric_name,
+    one_line,
+    protocol_note,
+)
+from fmnist.rundir.files import write_text
+from fmnist.tuning import storage_url
+from fmnist.utils.passwords import starred, starred_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fmnist.config.results import TrialResult
+    from fmnist.config.study import StudyConfig
+
+
+def write_report(
+    out: Path,
+    *,
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    winner: TrialResult | None,
+    matrix: NDArray[np.int64] | None,
+    classes: Sequence[str],
+    provenance: Mapping[str, str],
+    figures: Mapping[str, str],
+    storage: str | None = None,
+) -> Path:
+    """Write ``out/report.md``, whole or not at all.
+
+    Args:
+        out: the run's folder.
+        study: what was run.
+        results: of every trial.
+        winner: the best of them; None when none is complete.
+        matrix: the winner's confusion matrix on the test set.
+        classes: the names of its rows and columns.
+        provenance: what to say of where this comes from; entries without a value are left out.
+        figures: name -> file, relative to ``out``. Known names get a caption.
+        storage: Optuna's storage URL, when it is not the default.
+    """
+    mark = [f"> **{TEST_WAS_SEEN}.**"] if study.validation_is_test else []
+    pictures = [_picture(name, file, study) for name, file in figures.items()]
+    commands = [command for command in view_commands(out, storage) if command]
+    parts = [
+        f"# Study {escape(study.name)}",
+        *mark,
+        escape(winner_sentence(study, winner)),
+        "## What was run",
+        _fenced(study.to_toml(), "toml"),
+        _facts(provenance),
+        escape(protocol_sentences(study)),
+        "## Results",
+        *mark,
+        _markdown_table(study, results, winner),
+        "## Figures" if pictures else "",
+        *pictures,
+        "## What is confused" if matrix is not None else "",
+        escape(confusion_sentences(matrix, classes)) if matrix is not None else "",
+        "## How to look at it" if commands else "",
+        _fenced("\n".join(commands), "sh") if commands else "",
+    ]
+    path = Path(out) / "report.md"
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def results_table(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None = None
+) -> Table:
+    """The results for a terminal, by trial number; the winner is marked by word and colour.
+
+    Args:
+        study: what was run.
+        results: of every trial.
+        winner: the best of them; found by the study's own rule when not given.
+    """
+    best = winner or pick_winner(results, study.metric)
+    note = protocol_note(study)
+    table = Table(
+        title=Text(f"Study {one_line(study.name)}"),
+        caption=Text(note) if note else None,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    # A terminal has room for what decides; report.md and results.csv have all of it.
+    shown = ["trial", *study.grid, metric_name(study), "test accuracy", "time", "state"]
+    header = table_header(study)
+    shown = [name for name in dict.fromkeys(shown) if name in header]
+    for name in shown:
+        axis = name in study.grid
+        # On a narrow terminal it is the names of the axes that fold; the numbers stay whole.
+        table.add_column(
+            Text(name if axis else name.replace(" ", "\n")),
+            justify="left" if axis or name == "state" else "right",
+            no_wrap=not axis,
+            min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
+            overflow="fold",
+        )
+    for result in sorted(results, key=lambda r: r.number):
+        won = best is not None and result.number == best.number
+        style = "bold green" if won else ("red" if result.state == "FAIL" else None)
+        cells = dict(zip(header, table_row(study, result, won), strict=True))
+        # Short, as terminals are narrow; the reasons are in the report.
+        cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
+        table.add_row(*(Text(cells[name]) for name in shown), style=style)
+    return table
+
+
+def print_outcome(
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    out: Path,
+    storage: str | None,
+    console: Console | None = None,
+) -> None:
+    """Print the last lines of a run: the table, the winner, and how to look at it."""
+    console = console or Console()
+    if not console.is_terminal:
+        # A log has no right edge: a table squeezed into 80 columns would be hard to read.
+        console.width = max(console.width, 200)
+    best = pick_winner(results, study.metric)
+    console.print(results_table(study, results, best))
+    lines = [winner_sentence(study, best), *view_commands(out, storage)]
+    if (Path(out) / "report.md").exists():
+        lines.insert(1, f"Report: {Path(out) / 'report.html'}")
+    for line in lines:
+        console.print(Text(one_line(line)), soft_wrap=True)
+
+
+def view_commands(out: Path, storage: str | None = None) -> list[str]:
+    """The commands that open what there is to open: both servers, or each by itself."""
+    commands: list[list[str]] = []
+    out = Path(out)
+    folder = f"./{out}" if str(out).startswith("-") else str(out)  # no option
+    board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
+    where = [] if storage is None else ["--storage", starred(storage)]
+    url = storage_url.of_run(out) if storage is None and database.exists() else storage
+    if board.is_dir():
+        if url is not None:
+            commands.append(["python", "-m", "fmnist.view", folder, *where])
+        commands.append(["tensorboard", "--logdir", f"{folder}/tensorboard"])
+    if url is not None:
+        served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts.is_dir() else []
+        commands.append(["optuna-dashboard", starred(url) if storage else url, *served])
+    return [shlex.join(command) for command in commands]
+
+
+def escape(text: object) -> str:
+    """The text on one line and literal in Markdown, also inside a table."""
+    literal = re.sub(r"([\\`*\[\]<>|~$&])", r"\\\1", one_line(text))
+    # An underscore within a word means nothing; at its edge it would be emphasis.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", literal)
+
+
+def _picture(name: str, file: str, study: StudyConfig) -> str:
+    link = quote(file.replace(os.sep, "/"))
+    return f"![{escape(name)}]({link})\n\n*{escape(caption(name, study))}*"
+
+
+def caption(name: str, study: StudyConfig) -> str:
+    """What stands under a figure; of a figure not known here, its name."""
+    note = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
+    captions = {
+        "samples": "The first training images of each class.",
+        "curves": f"Loss and accuracy of every trial: training dashed, {held_out(study)} solid. "
+        f"Training is measured while the epoch trains.{note}",
+        "heatmap": f"The grid, coloured by {metric_name(study)}; the winner is framed.{note}",
+        "confusion": "The winner on the test set: a row is a true class, a column a predicted "
+        f"one. Percentages are of the row.{note}",
+        "confused pairs": f"The winner's most frequent mistakes on the test set.{note}",
+    }
+    return captions.get(name.replace("_", " "), name)
+
+
+def table_header(study: StudyConfig) -> list[str]:
+    """The columns of the results table, axes of the grid included."""
+    metrics = ["training loss", "training accuracy", "test loss", "test accuracy"]
+    if not study.validation_is_test:
+        metrics[2:2] = ["validation loss", "validation accuracy"]
+    return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
+
+
+def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
+    """One trial's cells, in the order of :func:`table_header`; text, not escaped."""
+    last = result.last
+    # A failed trial's last sound epoch says nothing about its configuration.
+    metrics = [*last, result.test_loss, result.test_accuracy]
+    if result.state != "COMPLETE":
+        metrics = [float("nan")] * len(metrics)
+    if study.validation_is_test:
+        del metrics[2:4]
+    state = "winner" if won else "complete"
+    if result.state != "COMPLETE":
+        state = f"failed: {result.reason}" if result.reason else "failed"
+    values = (one_line(result.point.get(key, "-")) for key in study.grid)
+    shown = (decimals(value) for value in metrics)
+    spent = (str(len(result.history)), duration(result.seconds))
+    return [str(result.number), *values, *shown, *spent, one_line(state)]
+
+
+def _markdown_table(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+) -> str:
+    header = table_header(study)
+    lines = [[escape(name) for name in header]]
+    lines.append(["---" if name in (*study.grid, "state") else "---:" for name in header])
+    for result in sorted(results, key=lambda r: r.number):
+        won = winner is not None and result.number == winner.number
+        cells = [escape(cell) for cell in table_row(study, result, won)]
+        lines.append([f"**{cell}**" if won and cell else cell for cell in cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _facts(provenance: Mapping[str, str]) -> str:
+    rows = [
+        f"| {escape(name)} | {escape(starred_text(value))} |"
+        for name, value in provenance.items()
+        if value
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any within."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

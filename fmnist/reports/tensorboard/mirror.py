@@ -1,0 +1,295 @@
+"""A mirror of the study in TensorBoard: one run a trial, scalars each epoch, HParams, a layout.
+
+It works without TensorFlow and without ``SummaryWriter.add_hparams``, whose extra
+timestamped sub-runs would clutter the run list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.tensorflow_stub import errors
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.hparams.summary_v2 import Discrete, Metric, hparams_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from fmnist.config.results import label
+from fmnist.reports.words import TEST_WAS_SEEN, held_out
+
+if TYPE_CHECKING:
+    from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
+    from fmnist.config.study import StudyConfig
+
+NAME_BYTES = 200
+"""The longest folder name; file systems allow 255 bytes, and tools append to names."""
+
+_serial = itertools.count()
+
+
+class TensorBoardMirror:
+    """Writes a study to ``root``, where ``tensorboard --logdir root`` shows it.
+
+    Event files are open only while something is appended to them: a group of hundreds
+    of lanes holds no descriptors and no writer threads.
+
+    A trial that runs has a session start and no end, and no test metrics: TensorBoard gives its
+    status as UNKNOWN. There is a STATUS_RUNNING, but it cannot be taken back: a status is the
+    metadata of a tag, both of TensorBoard's loaders keep the first metadata they read of a tag,
+    and neither a later event nor a removed file makes them forget it while the run is there. A
+    TensorBoard that had seen RUNNING would never show how the trial ended.
+    """
+
+    def __init__(self, root: Path, study: StudyConfig) -> None:
+        self.root = Path(root)
+        self._domains = {key: _one_type(values) for key, values in study.grid.items()}
+        self._running: dict[int, _EventFile] = {}
+        self.root.mkdir(exist_ok=True)
+        self._describe(study)
+
+    def start(self, number: int, point: Point, history: Sequence[EpochMetrics] = ()) -> None:
+        """Open the trial's run anew and write the epochs it has behind it, if any.
+
+        An earlier, partial run of the same point is removed, so that a trial that is
+        repeated leaves no point twice.
+        """
+        folder = self.root / run_name(point)
+        _remove_events(folder)
+        run = self._running[number] = _EventFile(folder)
+        hparams = {key: _convert(value, self._domains.get(key)) for key, value in point.items()}
+        run.append(
+            # A TensorBoard that is watching forgets what it has read of the removed run.
+            Event(session_log=SessionLog(status=SessionLog.START), step=0),
+            Event(summary=hparams_pb(hparams, trial_id=run_name(point))),
+            *(_scalars(step, metrics) for step, metrics in enumerate(history, start=1)),
+        )
+
+    def epoch(self, number: int, epoch: int, metrics: EpochMetrics) -> None:
+        """Write the metrics of a started trial after its epoch ``epoch`` (the first is 1)."""
+        self._running[number].append(_scalars(epoch, metrics))
+
+    def finish(self, result: TrialResult) -> None:
+        """Write the test metrics and how the trial ended; a trial not started is written whole."""
+        if result.number not in self._running:
+            self.start(result.number, result.point, result.history)
+        complete = result.state == "COMPLETE"
+        status = api_pb2.STATUS_SUCCESS if complete else api_pb2.STATUS_FAILURE
+        end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+        # NaN says "not evaluated" here, and then there is nothing to show.
+        test = {"loss/test": result.test_loss, "accuracy/test": result.test_accuracy}
+        known = {tag: value for tag, value in test.items() if math.isfinite(value)}
+        self._running.pop(result.number).append(
+            Event(summary=_values(known), step=len(result.history)),
+            Event(summary=_hparams_summary(metadata.SESSION_END_INFO_TAG, data)),
+        )
+
+    def mend(self, result: TrialResult) -> None:
+        """Write the run of a trial that ended anew, unless it is whole."""
+        if metadata.SESSION_END_INFO_TAG not in _tags(self.root / run_name(result.point)):
+            self.finish(result)
+
+    def close(self) -> None:
+        """Forget the trials still running; TensorBoard goes on showing them as such."""
+        self._running.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _describe(self, study: StudyConfig) -> None:
+        """Write the HParams experiment and the layout at the root, unless they are there."""
+        experiment, layout = _experiment(study, self._domains), _layout(study)
+        parts = (part.SerializeToString(deterministic=True) for part in (experiment, layout))
+        digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+        # The name tells what is inside, if it is whole.
+        suffix = f".experiment-{digest}"
+        known = any(self.root.glob(f"*tfevents*{suffix}"))
+        if known and metadata.EXPERIMENT_TAG in _tags(self.root):
+            return
+        _remove_events(self.root)
+        experiment.time_created_secs = time.time()
+        data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
+        _EventFile(self.root, suffix).append(
+            # A TensorBoard that is watching forgets the layout it has read.
+            Event(session_log=SessionLog(status=SessionLog.START), step=0),
+            Event(summary=_hparams_summary(metadata.EXPERIMENT_TAG, data)),
+            Event(summary=_layout_summary(layout)),
+        )
+
+
+def run_name(point: Point) -> str:
+    """The trial's folder: its label, made safe and, when too long, cut and told apart by a hash."""
+    full = label(point)
+    safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in full)
+    safe = safe.strip(". ")
+    if safe == full and len(safe.encode()) < NAME_BYTES:
+        return safe
+    tail = "-" + hashlib.sha256(full.encode()).hexdigest()[:12]
+    return safe.encode()[: NAME_BYTES - len(tail) - 1].decode(errors="ignore") + tail
+
+
+class _EventFile:
+    """A new event file in ``folder``; each append is written in one piece and closed."""
+
+    def __init__(self, folder: Path, suffix: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads a folder's files in the order of their names: time first. The
+        # process and a serial number tell apart what the clock does not.
+        stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_serial):06d}"
+        self._path = folder / f"events.out.tfevents.{stamp}{suffix}"
+        self._first = True
+
+    def append(self, *events: Event) -> None:
+        buffer = io.BytesIO()
+        records = RecordWriter(buffer)
+        now = time.time()
+        if self._first:
+            records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            self._first = False
+        for event in events:
+            event.wall_time = now
+            records.write(event.SerializeToString())
+        content = buffer.getvalue()
+        # All at once; and a disk with room for a part of it is an error, which a raw write is not.
+        with self._path.open("ab", buffering=len(content) + 1) as file:
+            file.write(content)
+
+
+def _tags(folder: Path) -> set[str]:
+    """The tags of the events in ``folder``; none when one of its files is torn or damaged."""
+    tags: set[str] = set()
+    for path in folder.glob("*tfevents*"):
+        try:
+            reader = PyRecordReader_New(str(path))
+            with contextlib.suppress(errors.OutOfRangeError):  # which is the end
+                while True:
+                    reader.GetNext()
+                    tags.update(v.tag for v in Event.FromString(reader.record()).summary.value)
+        except (errors.OpError, DecodeError):
+            return set()
+    return tags
+
+
+def _remove_events(folder: Path) -> None:
+    """Remove the event files directly in ``folder``; anything else there is not ours."""
+    for path in folder.glob("*tfevents*"):
+        path.unlink(missing_ok=True)
+
+
+def _scalars(step: int, metrics: EpochMetrics) -> Event:
+    # NaN and infinity are written as they are: TensorBoard marks them in the curve.
+    values = {
+        "loss/train": metrics.train_loss,
+        "loss/validation": metrics.validation_loss,
+        "accuracy/train": metrics.train_accuracy,
+        "accuracy/validation": metrics.validation_accuracy,
+    }
+    return Event(summary=_values(values), step=step)
+
+
+def _values(values: Mapping[str, float]) -> Summary:
+    return Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in values.items()])
+
+
+def _hparams_summary(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summary:
+    described = metadata.create_summary_metadata(data)
+    return Summary(
+        value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)],
+    )
+
+
+def _layout_summary(layout: layout_pb2.Layout) -> Summary:
+    described = custom_scalar.create_summary_metadata()
+    described.data_class = DATA_CLASS_TENSOR
+    tensor = TensorProto(
+        dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[layout.SerializeToString()]
+    )
+    tag = custom_scalar.CONFIG_SUMMARY_TAG
+    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=tensor)])
+
+
+def _layout(study: StudyConfig) -> layout_pb2.Layout:
+    """The custom-scalars dashboard: training and validation in one chart, for every run."""
+    title = f"training and {held_out(study)}"
+    if study.validation_is_test:
+        title += f" ({TEST_WAS_SEEN})"
+    charts = [
+        layout_pb2.Chart(
+            title=f"{kind}: training and {held_out(study)}",
+            # Regular expressions, of which TensorBoard asks each run for what matches.
+            multiline=layout_pb2.MultilineChartContent(
+                tag=[f"^{kind}/train$", f"^{kind}/validation$"]
+            ),
+        )
+        for kind in ("loss", "accuracy")
+    ]
+    return layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts)])
+
+
+def _experiment(study: StudyConfig, domains: Mapping[str, Sequence[Value]]) -> api_pb2.Experiment:
+    """The columns of the HParams table: each axis with its values, and the metrics."""
+    axes = []
+    for key, values in domains.items():
+        # TensorBoard may show only the columns that differ.
+        axis = api_pb2.HParamInfo(name=key, differs=len(set(values)) > 1)
+        Discrete(values).update_hparam_info(axis)
+        axes.append(axis)
+    seen = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
+    metrics = [
+        ("accuracy/validation", f"validation accuracy{seen}", Metric.VALIDATION),
+        ("loss/validation", f"validation loss{seen}", Metric.VALIDATION),
+        ("accuracy/test", "test accuracy", None),
+        ("loss/test", "test loss", None),
+        ("accuracy/train", "training accuracy", Metric.TRAINING),
+        ("loss/train", "training loss", Metric.TRAINING),
+    ]
+    return api_pb2.Experiment(
+        name=study.name,
+        description=f"Hyperparameter study {study.name}{seen}",
+        hparam_infos=axes,
+        metric_infos=[
+            Metric(tag, display_name=name, dataset_type=kind).as_proto()
+            for tag, name, kind in metrics
+        ],
+    )
+
+
+def _one_type(values: Sequence[Value]) -> list[Value]:
+    """The axis with one type throughout, as an HParams column needs: bools, numbers or strings."""
+    if all(isinstance(value, bool) for value in values):
+        return list(values)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return [float(value) for value in values]
+    return [str(value) for value in values]
+
+
+def _convert(value: Value, domain: Sequence[Value] | None) -> Any:
+    """A trial's value as the type of its axis."""
+    return type(domain[0])(value) if domain else value

@@ -1,0 +1,252 @@
+"""The winner's own run in TensorBoard: pictures, precision and recall, its features, its graph.
+
+They are heavy, so no other trial has them. The run lies beside the trials' and holds no
+hyperparameters, so that it is no row of the HParams table.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fmnist.reports import sentences, words
+from fmnist.reports.confusion import integers
+from fmnist.rundir import files
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from fmnist.config.results import TrialResult
+    from fmnist.config.study import StudyConfig
+    from fmnist.functional.types import Split
+
+WINNER_RUN = "_winner"
+"""The run's name. An underscore sorts before every letter: it stands above the trials."""
+
+EMBEDDING = "penultimate-layer"
+EMBEDDED = 1000
+"""How many test images the projector shows, at most: it lays them out in the browser."""
+
+MISTAKES = (5, 8)
+"""Rows and columns of the picture of mistakes."""
+
+
+def write_winner(
+    root: Path,
+    *,
+    study: StudyConfig,
+    winner: TrialResult,
+    test: Split,
+    probabilities: Float[Tensor, "examples 10"],
+    features: Float[Tensor, "examples width"],
+    classes: Sequence[str],
+    twin: torch.nn.Module,
+    confusion: Path,
+) -> Path:
+    """Write the winner's run, in place of one that is there.
+
+    Args:
+        root: the folder that the trials' runs lie in.
+        study: the study.
+        winner: its best trial.
+        test: the test set; every tensor here has its examples in the same order.
+        probabilities: what the winner makes of them (softmax of its logits).
+        features: its activations before the last layer.
+        classes: the names, in the order of the labels.
+        twin: the winner as a ``torch.nn.Module``; its mode is left as it was.
+        confusion: the picture of the winner's confusion matrix, as
+            :func:`fmnist.reports.figures.confusion` draws it.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        ValueError: the tensors are not of the same number of examples.
+    """
+    # It writes the proper events without TensorFlow; importing it takes a while.
+    from torch.utils.tensorboard import SummaryWriter
+
+    sizes = {len(test.images), len(test.labels), len(probabilities), len(features)}
+    if len(sizes) > 1:
+        raise ValueError(f"images, labels, probabilities and features differ: {sorted(sizes)}")
+    images, labels = test.images.cpu().numpy(), integers(test.labels.cpu())
+    chances = probabilities.detach().cpu().double().numpy()
+    names = [words.one_line(name) for name in classes]
+    root = Path(root)
+    root.mkdir(exist_ok=True)
+    # TensorBoard would show a half-written run if it were made below the root.
+    with files.scratch_folder(root.parent) as scratch:
+        # purge_step: a TensorBoard that is watching forgets what it has read of the old run.
+        with _told_once(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
+            _write_sentences(writer, study, winner)
+            drawn = _draw(scratch, study, images, labels, chances, names)
+            for tag, path in {**drawn, "confusion matrix": Path(confusion)}.items():
+                writer.add_image(f"test set/{tag}", _pixels(path), 0, dataformats="HWC")
+            for index, name in enumerate(names):
+                tag = f"precision-recall/{name}"
+                writer.add_pr_curve(tag, labels == index, chances[:, index], 0)
+            _write_embedding(writer, features, images, labels, chances.argmax(axis=1), names)
+            _write_graph(writer, twin)
+        run = root / WINNER_RUN
+        if run.exists():
+            run.rename(scratch / "old")
+        (scratch / "run").rename(run)
+    return run
+
+
+def balanced(labels: Any, count: int) -> NDArray[np.intp]:
+    """At most ``count`` examples, the first of each class in equal share, in their own order."""
+    true = integers(labels)
+    present = np.unique(true)
+    share = count // max(len(present), 1)
+    chosen = [np.flatnonzero(true == label)[:share] for label in present]
+    return np.sort(np.concatenate([np.empty(0, dtype=np.intp), *chosen]))
+
+
+def mistakes(
+    images: Any,
+    labels: Any,
+    probabilities: Any,
+    classes: Sequence[str],
+    path: Path,
+    study: StudyConfig,
+    shape: tuple[int, int] = MISTAKES,
+) -> Path:
+    """Draw the mistakes that the model was surest of, each with its true and predicted name.
+
+    Args:
+        images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
+        labels: integers ``[N]``.
+        probabilities: ``[N, classes]``.
+        classes: the names, in the order of the labels.
+        path: the PNG file to write.
+        study: whose protocol is named when it saw the test set.
+        shape: rows and columns, at most.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from fmnist.reports.canvas import ACCENT, sheet, short, show
+
+    true, chances = integers(labels), np.asarray(probabilities)
+    predicted, sureness = chances.argmax(axis=1), chances.max(axis=1)
+    wrong = np.flatnonzero(predicted != true)
+    # Of equally sure ones, the first.
+    worst = wrong[np.argsort(-sureness[wrong], kind="stable")][: shape[0] * shape[1]]
+    rows = max(-(-len(worst) // shape[1]), 1)
+    size = (1.25 * shape[1], 0.8 + 1.6 * rows)
+    title = (
+        f"The {len(worst)} surest of {len(wrong):,} mistakes among {len(true):,} test images: "
+        "true class above, predicted below"
+    )
+    if not len(worst):
+        title = f"No mistake among {len(true):,} test images"
+    with sheet(path, size, title, words.protocol_note(study)) as figure:
+        engine = figure.get_layout_engine()
+        assert isinstance(engine, ConstrainedLayoutEngine)
+        engine.set(hspace=0.08)
+        cells = figure.subplots(rows, shape[1], squeeze=False).ravel()
+        for axes in cells[len(worst) :]:
+            axes.set_axis_off()
+        for axes, index in zip(cells, worst, strict=False):
+            show(axes, np.asarray(images[index]).reshape(images.shape[-2:]))
+            axes.set_title(short(classes[true[index]], 16), size=9, loc="center", pad=3)
+            answer = f"{short(classes[predicted[index]], 16)}\n{sureness[index]:.1%}"
+            axes.text(0.5, -0.05, answer, transform=axes.transAxes, ha="center", va="top",
+                      size=8.5, color=ACCENT, linespacing=1.15)  # fmt: skip
+    return path
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Without a traceback from the writer's thread: its errors are raised again in ours."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _draw(
+    folder: Path,
+    study: StudyConfig,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    chances: NDArray[np.float64],
+    names: Sequence[str],
+) -> dict[str, Path]:
+    """The pictures that are drawn for this run alone: tag -> file."""
+    from fmnist.reports import figures
+
+    wrong = mistakes(images, labels, chances, names, folder / "mistakes.png", study)
+    return {
+        "sample images": figures.samples(images, labels, names, folder / "samples.png"),
+        "surest mistakes": wrong,
+    }
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _write_sentences(writer: SummaryWriter, study: StudyConfig, winner: TrialResult) -> None:
+    from fmnist.reports.markdown import escape
+
+    said = (sentences.winner_sentence(study, winner), sentences.protocol_sentences(study))
+    writer.add_text("winner", "\n\n".join(escape(text) for text in said), 0)
+
+
+def _write_embedding(
+    writer: SummaryWriter,
+    features: Tensor,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.intp],
+    names: Sequence[str],
+) -> None:
+    """The features of some test images for the projector, with their pictures and names."""
+    chosen = balanced(labels, EMBEDDED)
+    # Written as decimal text: five digits are plenty for a picture and halve the file.
+    rows = features.detach().cpu()[torch.from_numpy(chosen)].double().numpy().round(5)
+    facts = [
+        [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
+        for i in chosen.tolist()
+    ]
+    # Ink on paper: the projector tints the paper with the colour of the class.
+    sprites = torch.from_numpy(255 - images[chosen]).float() / 255
+    writer.add_embedding(
+        rows,
+        metadata=facts,
+        metadata_header=["class", "predicted class", "right", "test image"],
+        label_img=sprites,
+        tag=EMBEDDING,
+    )
+
+
+def _write_graph(writer: SummaryWriter, twin: torch.nn.Module) -> None:
+    """The module's graph, layer by layer, of one image."""
+    parameter = next(twin.parameters())
+    image = torch.zeros(1, 1, 28, 28, dtype=parameter.dtype, device=parameter.device)
+    with warnings.catch_warnings(), torch.no_grad():
+        # SummaryWriter.add_graph traces with TorchScript, which still works.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        writer.add_graph(twin, image)

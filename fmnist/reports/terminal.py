@@ -1,0 +1,305 @@
+"""What a study says while it runs: a live display, plain lines in a log, or nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fmnist.reports.words import decimals, duration, one_line
+
+if TYPE_CHECKING:
+    from fmnist.config.results import EpochMetrics, TrialResult
+
+MOST_ROWS = 12
+SPARK = 12
+"""Characters of a lane's little curve, at most."""
+
+NARROW = 72
+"""Columns of a terminal below which there is no room for it."""
+
+OTHER_LINES = 7
+"""Lines of the live display that are no lane's: headings, bar, "more", and room to breathe."""
+
+
+class Progress:
+    """Is told what happens. This one says nothing; the others say it in their way."""
+
+    def group(
+        self,
+        index: int,
+        total: int,
+        labels: Mapping[int, str],
+        epochs: int,
+        images_per_epoch: int,
+        total_trial_epochs_left: int,
+    ) -> None:
+        """A group starts to train.
+
+        Args:
+            index: which one, from 0.
+            total: how many groups there are.
+            labels: trial number -> name of its configuration.
+            epochs: how long they train.
+            images_per_epoch: training images of all its lanes together.
+            total_trial_epochs_left: of this and the later groups, an epoch of one trial being one.
+        """
+
+    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
+        """The group has trained ``epoch`` (the first is 1), ``seconds`` after it began.
+
+        A lane without metrics has failed.
+        """
+
+    def trial(self, result: TrialResult) -> None:
+        """A trial has ended."""
+
+    def message(self, text: str) -> None:
+        """Say a line that does not fit anywhere else."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was."""
+
+
+def make_progress(quiet: bool, console: Console | None = None) -> Progress:
+    """The form that suits: live on a terminal, lines elsewhere, silence if ``quiet``."""
+    if quiet:
+        return Progress()
+    if console is None:
+        console = Console()
+        # FORCE_COLOR makes rich call a log file a terminal; redrawing lines has no place there.
+        if not sys.stdout.isatty():
+            return PlainProgress(console)
+    return LiveProgress(console) if console.is_interactive else PlainProgress(console)
+
+
+class _Watch(Progress):
+    """Keeps the numbers that both visible forms show."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.place, self.labels = "", dict[int, str]()
+        self.accuracy: dict[int, float] = {}
+        self.curves: dict[int, tuple[float, ...]] = {}
+        self.done = self.epochs = 0
+        self.rate = self.fraction = 0.0
+        self.left = math.nan
+        self._images = self._seen = 0
+        self._todo = self._all = 0
+        self._seconds, self._past_seconds, self._past_epochs = 0.0, 0.0, 0
+
+    def group(
+        self,
+        index: int,
+        total: int,
+        labels: Mapping[int, str],
+        epochs: int,
+        images_per_epoch: int,
+        total_trial_epochs_left: int,
+    ) -> None:
+        # What the last group took helps to judge the groups that are not yet begun.
+        self._past_seconds += self._seconds
+        self._past_epochs += self._seen * len(self.labels)
+        self.place = f"group {index + 1}/{total}"
+        # The display draws in a thread of its own: it is given new mappings, not changing ones.
+        self.labels = {number: one_line(text) for number, text in labels.items()}
+        self.accuracy, self.curves = {}, {}
+        self.epochs, self.done, self.rate = epochs, 0, 0.0
+        self._images, self._seen, self._seconds = images_per_epoch, 0, 0.0
+        self._todo = total_trial_epochs_left
+        self._all = max(self._all, total_trial_epochs_left)
+        self.fraction = 1 - self._todo / max(self._all, 1)
+
+    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
+        self.accuracy = {number: m.validation_accuracy for number, m in metrics.items()}
+        self.curves = {
+            number: (*self.curves.get(number, ()), value)[-SPARK:]
+            for number, value in self.accuracy.items()
+        }
+        self.done, self._seen, self._seconds = epoch, self._seen + 1, seconds
+        self.rate = self._images * self._seen / max(seconds, 1e-9)
+        lanes = len(self.labels)
+        todo = max(self._todo - self._seen * lanes, 0)
+        own = min((self.epochs - epoch) * lanes, todo)
+        pace = seconds / (self._seen * max(lanes, 1))
+        overall = (seconds + self._past_seconds) / (self._seen * max(lanes, 1) + self._past_epochs)
+        self.left = own * pace + (todo - own) * overall
+        self.fraction = 1 - todo / max(self._all, 1)
+
+    def pace(self) -> str:
+        """How fast it goes and how long it will take."""
+        if not self.rate:
+            return ""
+        return f"{self.rate:,.0f} images/s, {duration(self.left)} left"
+
+
+class PlainProgress(_Watch):
+    """A line an event, each flushed at once: for log files and pipes."""
+
+    def group(
+        self,
+        index: int,
+        total: int,
+        labels: Mapping[int, str],
+        epochs: int,
+        images_per_epoch: int,
+        total_trial_epochs_left: int,
+    ) -> None:
+        """Say how many trials begin."""
+        super().group(index, total, labels, epochs, images_per_epoch, total_trial_epochs_left)
+        trials = f"{len(labels)} trials" if len(labels) != 1 else "1 trial"
+        self.message(f"{self.place}: {trials}, {epochs} epochs")
+
+    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
+        """Say how good the lanes are and how fast it goes."""
+        super().epoch(epoch, metrics, seconds)
+        words = [f"{self.place} epoch {epoch}/{self.epochs}:"]
+        if self.accuracy:
+            best = max(self.accuracy, key=lambda number: self.accuracy[number])
+            low = min(self.accuracy.values())
+            span = f"{decimals(low)} to " if len(self.accuracy) > 1 else ""
+            name = f" ({self.labels[best]})" if best in self.labels else ""
+            words.append(f"validation accuracy {span}{decimals(self.accuracy[best])}{name},")
+        failed = len(self.labels) - len(self.accuracy)
+        if failed:
+            words.append(f"{failed} failed,")
+        self.message(" ".join([*words, self.pace()]))
+
+    def trial(self, result: TrialResult) -> None:
+        """Say how it ended."""
+        self.message(outcome(result))
+
+    def message(self, text: str) -> None:
+        """Say it on one line."""
+        # A name that the log's encoding lacks must not end the study.
+        encoding = self.console.encoding
+        line = one_line(text).encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.console.file.flush()
+
+
+class LiveProgress(_Watch):
+    """Redraws a few lines on the terminal: where it is, how fast, and every lane."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._since = time.monotonic()
+        self._live = Live(
+            console=console, get_renderable=self.render, refresh_per_second=2, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
+        """Show the new numbers at the next redraw."""
+        super().epoch(epoch, metrics, seconds)
+        self._since = time.monotonic()
+
+    def trial(self, result: TrialResult) -> None:
+        """Say how it ended, above the display."""
+        # The lines of hundreds would only scroll by; the table at the end has them.
+        if result.state != "COMPLETE" or len(self.labels) <= MOST_ROWS:
+            self.message(outcome(result))
+
+    def message(self, text: str) -> None:
+        """Say it above the display."""
+        self.console.print(Text(one_line(text)), soft_wrap=True)
+
+    def pace(self) -> str:
+        """As the last epoch left it, less the time that has gone by since."""
+        if not self.rate:
+            return "starting"
+        left = max(self.left - (time.monotonic() - self._since), 0)
+        return f"{self.rate:,.0f} images/s, {duration(left)} left"
+
+    def render(self) -> RenderableType:
+        """The display as it is now."""
+        if not self.labels:
+            return Text("starting", style="dim")
+        head = Text(f"{self.place}, epoch {self.done}/{self.epochs}, {self.pace()}", style="bold")
+        bar = Table.grid(expand=True)
+        bar.add_row(ProgressBar(total=1.0, completed=self.fraction))
+        rows = max(min(MOST_ROWS, self.console.height - OTHER_LINES), 1)
+        shown = self._chosen(rows)
+        table = Table(box=None, pad_edge=False, expand=False)
+        table.add_column("trial", justify="right", no_wrap=True)
+        table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column("validation accuracy", justify="right", min_width=8, overflow="fold")
+        roomy = self.console.width >= NARROW and not self.console.options.ascii_only
+        if roomy:
+            table.add_column("", no_wrap=True, min_width=min(self.epochs, SPARK))
+        curves = self.curves
+        bounds = (
+            min((min(curve) for curve in curves.values()), default=0.0),
+            max((max(curve) for curve in curves.values()), default=1.0),
+        )
+        for number in shown:
+            cells: list[RenderableType] = [str(number), Text(self.labels[number])]
+            cells.append(self._cell(number))
+            if roomy:
+                cells.append(Text(spark(curves.get(number, ()), *bounds), style="cyan"))
+            table.add_row(*cells)
+        parts: list[RenderableType] = [head, bar, table]
+        if len(self.labels) > len(shown):
+            parts.append(Text(f"... and {len(self.labels) - len(shown)} more", style="dim"))
+        return Group(*parts)
+
+    def _chosen(self, rows: int) -> list[int]:
+        """The lanes to show: all in their order, or the best where there are too many."""
+        numbers = sorted(self.labels)
+        if len(numbers) <= rows:
+            return numbers
+        accuracy = self.accuracy
+        return sorted(numbers, key=lambda number: (-accuracy.get(number, -1.0), number))[:rows]
+
+    def _cell(self, number: int) -> Text:
+        accuracy = self.accuracy
+        if number in accuracy:
+            top = accuracy[number] == max(accuracy.values()) and len(accuracy) > 1
+            return Text(decimals(accuracy[number]), style="bold green" if top else "")
+        return Text("failed", style="red") if self.done else Text("-", style="dim")
+
+
+def spark(values: Sequence[float], low: float, high: float) -> str:
+    """A curve as a line of blocks, the lowest for ``low`` and the highest for ``high``."""
+    blocks = "▁▂▃▄▅▆▇█"
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((value - low) * scale)] for value in values)
+
+
+def outcome(result: TrialResult) -> str:
+    """How a trial ended, in a line."""
+    name = f"trial {result.number} {result.label}:"
+    if result.state != "COMPLETE":
+        return f"{name} failed, {result.reason}"
+    return (
+        f"{name} validation accuracy {decimals(result.last.validation_accuracy)}, "
+        f"test accuracy {decimals(result.test_accuracy)}, {duration(result.seconds)}"
+    )

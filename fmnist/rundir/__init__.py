@@ -1,0 +1,1 @@
+"""A run's folder: whole files, its lock and owner, models, snapshots, and what shows damage."""

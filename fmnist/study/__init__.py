@@ -1,0 +1,1 @@
+"""The command ``python -m fmnist.study``, and :func:`fmnist.study.run.run_study` behind it."""

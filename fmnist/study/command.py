@@ -1,0 +1,103 @@
+"""The command line ``python -m fmnist.study``: trains every configuration of a study file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist.utils import command_line, passwords, runtime
+from fmnist.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fmnist.config.study import StudyConfig
+
+PROG = "fmnist.study"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a study from the command line; 0 when all is well, 1 when a trial failed."""
+    parser = command_line.study_parser(
+        PROG, "Train every configuration of a study file as vmapped lanes."
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="Optuna's storage (default: sqlite, OUT/study.db)"
+    )
+    parser.add_argument(
+        "--max-lanes",
+        type=command_line.positive_or_auto,
+        metavar="N|auto",
+        help="train at most this many configurations at once (default: as memory allows)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="train again the trials that diverged"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
+    args = parser.parse_args(argv)
+    runtime.prepare()
+    if runtime.address_space_is_limited():
+        _load_libraries()
+
+    from fmnist.config import study as configs
+    from fmnist.reports.markdown import print_outcome
+    from fmnist.reports.terminal import make_progress
+    from fmnist.study.run import run_study
+    from fmnist.utils.device import find_device
+
+    config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
+    out = Path(args.out) if args.out else Path("runs") / config.name
+    if args.dry_run:
+        print(plan(config, args.max_lanes, find_device(args.device)))
+        return 0
+    with make_progress(args.quiet) as progress:
+        results = run_study(
+            config,
+            out,
+            storage=args.storage,
+            data=args.data,
+            device=args.device,
+            max_lanes=args.max_lanes,
+            retry_failed=args.retry_failed,
+            command=command_line.command(PROG, map(passwords.starred, argv)),
+            progress=progress,
+        )
+    if not args.quiet:
+        print_outcome(config, results, out, args.storage)
+    return int(any(result.state != "COMPLETE" for result in results))
+
+
+def _load_libraries() -> None:
+    """Load now what else is loaded when it is used, and might not fit in any more then.
+
+    Raises:
+        UserError: when it does not fit in.
+    """
+    try:
+        for name in (
+            "reports.publish",
+            "functional.kernels.cpu.loops",
+            "functional.kernels.cpu.adam",
+        ):
+            importlib.import_module(f"fmnist.{name}")
+    except (ImportError, OSError, MemoryError) as error:
+        what = "the limit of the address space (ulimit -v) has no room for PyTorch and Numba"
+        raise UserError(what) from error
+
+
+def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> str:
+    """What a run would train, a line a group."""
+    from fmnist.config.results import label
+    from fmnist.tuning import scheduler
+
+    lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
+    trials = [(point, config.trial(point)) for point in config.points()]
+    most = max_lanes or scheduler.lanes_that_fit([trial for _, trial in trials], device)
+    groups = scheduler.chunks(trials, lambda trial: trial[1].static, most)
+    for index, group in enumerate(groups, 1):
+        static = group[0][1].static
+        lines.append(f"group {index} of {len(groups)}: batch size {static.batch_size}")
+        lines += [f"  lane {lane}: {label(point)}" for lane, (point, _) in enumerate(group)]
+    return "\n".join(lines)

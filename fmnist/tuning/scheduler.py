@@ -1,0 +1,275 @@
+"""Trains the grid: groups the trials, runs each group as lanes, and tells Optuna of each lane.
+
+:func:`run` is a generator of events. What looks at a study (terminal, TensorBoard) acts on an
+event before the generator goes on, so everything is written before Optuna is told: a trial
+that Optuna calls finished has left all its traces.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import optuna
+import torch
+
+from fmnist.config.results import EpochMetrics, TrialResult, label
+from fmnist.config.study import StudyConfig, TrialConfig
+from fmnist.engine import trainer
+from fmnist.engine.evaluation import evaluate
+from fmnist.functional import cnn, losses, vmap
+from fmnist.functional.types import Metrics, Params, Split, State
+from fmnist.tuning import grid
+from fmnist.tuning.grid import Trial
+from fmnist.tuning.progress import Keeper, Progress, group_of
+from fmnist.utils import memory
+from fmnist.utils.errors import UserError
+from fmnist.utils.signals import Stop
+
+T = TypeVar("T")
+
+MOST_LANES = 128
+"""However much memory there is: a kill loses the epochs of all of them."""
+
+
+class Splits(NamedTuple):
+    """The examples of a study, on the device that trains."""
+
+    training: Split
+    validation: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class GroupStarted:
+    """A group is about to train; ``index`` counts from 0 among ``total``."""
+
+    index: int
+    total: int
+    trials: Sequence[Trial]
+    epochs_left: int  # of all trials of this and the later groups, in trial epochs
+    histories: Mapping[int, Sequence[EpochMetrics]]  # of a group that goes on, by trial number
+
+
+@dataclass(frozen=True)
+class EpochFinished:
+    """Every sound lane's metrics of an epoch, by trial number; ``seconds`` for the whole group."""
+
+    epoch: int
+    metrics: dict[int, EpochMetrics]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A trial ended and Optuna has not been told yet."""
+
+    result: TrialResult
+    params: Params
+    state: State
+
+
+@dataclass(frozen=True)
+class LanesHalved:
+    """Memory ran out: so many lanes go on in two halves from after this epoch."""
+
+    lanes: int
+    epoch: int
+
+
+Event = GroupStarted | EpochFinished | TrialFinished | LanesHalved
+
+
+def chunks(items: Iterable[T], key: Callable[[T], object], most: int) -> list[list[T]]:
+    """Items of equal key together, at most ``most`` in a list, in the order they came."""
+    together: dict[object, list[T]] = {}
+    for item in items:
+        together.setdefault(key(item), []).append(item)
+    return [
+        group[start : start + most]
+        for group in together.values()
+        for start in range(0, len(group), most)
+    ]
+
+
+def run(
+    study: optuna.Study,
+    config: StudyConfig,
+    splits: Splits,
+    *,
+    max_lanes: int | None,
+    keeper: Keeper | None = None,
+    stop: Stop | None = None,
+    retry_failed: bool = False,
+) -> Iterator[Event]:
+    """Train every trial of the grid that is not finished, and tell Optuna of each.
+
+    Args:
+        study, config, splits: what to train, and on what.
+        max_lanes: at once, at most; by default as many as memory allows.
+        keeper: keeps where the groups are, and knows where they were.
+        stop: asked often; when it is requested, that is kept, and it raises what it raises.
+        retry_failed: try again the points whose trial diverged.
+
+    Yields:
+        Events, each before its consequence is told to Optuna.
+    """
+    trials = grid.pending(study, config, retry_failed=retry_failed)
+    device = splits.training.images.device
+    groups = keeper.restore(trials, device) if keeper else []
+    known = {trial.number for progress in groups for trial in progress.trials}
+    fresh = [trial for trial in trials if trial.number not in known]
+    most = max_lanes or lanes_that_fit([trial.config for trial in fresh], device)
+    groups += [Progress(some) for some in chunks(fresh, lambda trial: trial.config.static, most)]
+    waiting = deque(groups)
+    index = 0
+    while waiting:
+        left = sum(len(some.trials) * (config.epochs - some.epoch) for some in waiting)
+        progress = waiting.popleft()
+        total = index + 1 + len(waiting)
+        yield GroupStarted(index, total, progress.trials, left, progress.histories)
+        halves = yield from _train(study, config, progress, splits, keeper, stop or Stop())
+        waiting.extendleft(reversed(halves))
+        index += not halves
+
+
+def _train(
+    study: optuna.Study,
+    config: StudyConfig,
+    progress: Progress,
+    splits: Splits,
+    keeper: Keeper | None,
+    stop: Stop,
+) -> Generator[Event, None, list[Progress]]:
+    """Train one group to its end and tell each of its lanes as its own trial.
+
+    Returns:
+        When memory runs out, the lanes in two halves, each where it was; else nothing is left.
+    """
+    try:
+        with stop.released():
+            yield from _epochs(config, progress, splits, keeper, stop)
+        results = _finish(progress, splits.test)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not memory.ran_out(error):
+            raise
+        if len(progress.trials) == 1:
+            what = label(progress.trials[0].point)
+            raise UserError(f"there is not enough memory to train {what} even alone") from error
+    else:
+        assert progress.at is not None
+        trained = progress.at.train_state
+        for lane, (trial, result) in enumerate(zip(progress.trials, results, strict=True)):
+            own = vmap.take((trained.params, trained.state), torch.tensor(lane))
+            yield TrialFinished(result, *own)
+            grid.tell(study, trial, result, config)
+        if keeper:
+            keeper.forget(progress)
+        return []
+    memory.release()
+    yield LanesHalved(len(progress.trials), progress.epoch)
+    halves = progress.halves()
+    if keeper:
+        for half in halves:
+            keeper.save(half)
+        keeper.forget(progress)
+    return halves
+
+
+def _epochs(
+    config: StudyConfig, progress: Progress, splits: Splits, keeper: Keeper | None, stop: Stop
+) -> Iterator[Event]:
+    """Train the epochs that are left, keeping ``progress`` up to date."""
+    began, before = time.perf_counter(), progress.seconds
+    watch = trainer.Watch(pause=keeper.overdue if keeper else lambda: False, stop=stop.asked)
+    for event in trainer.fit_watched(
+        group_of([trial.config for trial in progress.trials]),
+        splits.training,
+        splits.validation,
+        epochs=config.epochs,
+        watch=watch,
+        resume=progress.at,
+    ):
+        progress.seconds = before + time.perf_counter() - began
+        if isinstance(event, trainer.Paused):
+            progress.at = event.state
+        else:
+            sound = _measured(config, progress, event)
+            progress.at = trainer.LoopState(event.epoch, event.train_state)
+            yield EpochFinished(event.epoch, sound, progress.seconds)
+        done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
+        if keeper and (isinstance(event, trainer.Paused) or done or stop.requested or keeper.due()):
+            keeper.save(progress)
+        stop.check()
+        if done:
+            break
+
+
+def _measured(
+    config: StudyConfig, progress: Progress, epoch: trainer.EpochResult
+) -> dict[int, EpochMetrics]:
+    """Every sound lane's metrics of an epoch, reported to Optuna; the others have failed."""
+    sound: dict[int, EpochMetrics] = {}
+    measured = epoch_metrics(epoch.train, epoch.validation)
+    for trial, metrics in zip(progress.trials, measured, strict=True):
+        if trial.number in progress.failed:
+            continue
+        if not all(map(math.isfinite, metrics)):
+            progress.failed[trial.number] = f"the loss was not finite in epoch {epoch.epoch}"
+            continue
+        progress.histories.setdefault(trial.number, []).append(metrics)
+        sound[trial.number] = metrics
+        grid.report(trial, getattr(metrics, config.metric), epoch.epoch)
+    return sound
+
+
+def _finish(progress: Progress, test: Split) -> list[TrialResult]:
+    """Evaluate every lane on the test set, once, and say how its trial ended."""
+    assert progress.at is not None
+    began = time.perf_counter()
+    compute = cnn.compute_dtype(progress.trials[0].config.model)
+    trained = progress.at.train_state
+    tested = evaluate(trained.params, trained.state, test, compute=compute)
+    test_loss, test_accuracy = losses.mean_loss(tested), losses.accuracy(tested)
+    results = []
+    for lane, trial in enumerate(progress.trials):
+        bad = trial.number in progress.failed
+        results.append(
+            TrialResult(
+                number=trial.number,
+                point=trial.point,
+                state="FAIL" if bad else "COMPLETE",
+                history=tuple(progress.histories.get(trial.number, ())),
+                test_loss=math.nan if bad else test_loss[lane].item(),
+                test_accuracy=math.nan if bad else test_accuracy[lane].item(),
+                seconds=(progress.seconds + time.perf_counter() - began) / len(progress.trials),
+                reason=progress.failed.get(trial.number, ""),
+            )
+        )
+    return results
+
+
+def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
+    """How many lanes of the largest of these configurations fit in half of the free memory.
+
+    Half, because the estimate is one: what does not fit all the same is halved when it shows.
+    """
+    largest = max((trainer.lane_bytes(group_of([config])) for config in configs), default=1)
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory.available()
+    return max(1, min(MOST_LANES, free // 2 // largest))
+
+
+def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:
+    """The lanes' metrics of an epoch as Python numbers."""
+    columns = (
+        losses.mean_loss(train),
+        losses.accuracy(train),
+        losses.mean_loss(validation),
+        losses.accuracy(validation),
+    )
+    return [EpochMetrics(*row) for row in torch.stack(columns, dim=1).tolist()]

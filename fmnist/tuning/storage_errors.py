@@ -1,0 +1,62 @@
+"""What a full disk, a lost folder or a storage that went away raises, told in one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+
+from fmnist.rundir import lock
+from fmnist.utils.errors import UserError, of_the_system
+from fmnist.utils.passwords import hide, starred
+
+_LOST = {errno.ENOENT, errno.ENOTDIR}
+_DELETED = "Record does not exist"  # optuna.storages._rdb.models.NOT_FOUND_MSG
+_GO_ON = "when that is mended, give the same command again"
+
+
+@contextlib.contextmanager
+def told(out: Path, storage: str = "") -> Iterator[None]:
+    """Tell of what goes wrong outside of the program while the block works in ``out``.
+
+    Raises:
+        UserError: of that; what is the program's own fault is raised as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _LOST and not (Path(out) / lock.NAME).exists():
+            raise UserError(f"--out {out} is gone; {_GO_ON}") from error
+        reason = of_the_system(error, out)
+        if error.errno == errno.ENOENT and Path(out) in Path(str(error.filename)).parents:
+            reason = f"{error.filename}: is gone"
+        if reason:
+            raise UserError(f"{reason}; {_GO_ON}") from error
+        raise
+    except KeyError as error:
+        if _DELETED not in str(error):
+            raise
+        raise UserError(f"the study was deleted from the storage; {_GO_ON}") from error
+    except (SQLAlchemyError, StorageInternalError) as error:
+        if not isinstance(_cause(error), DBAPIError) or isinstance(
+            _cause(error), DataError | IntegrityError
+        ):
+            raise
+        raise UserError(f"{words(error, storage)}; {_GO_ON}") from error
+
+
+def words(error: Exception, storage: str) -> str:
+    """What a storage says, without what is secret."""
+    reason = " ".join(str(_cause(error)).split())
+    reason = re.split(r" \[SQL| \(Background on", reason)[0]
+    return f"storage {starred(storage)} cannot be used: {hide(reason, storage)[:300]}"
+
+
+def _cause(error: Exception) -> BaseException:
+    # Optuna says no more than that something went wrong.
+    return error.__cause__ or error

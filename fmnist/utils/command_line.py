@@ -1,0 +1,176 @@
+"""What the command lines share: their options, and how errors reach the user.
+
+Imports nothing heavy: ``--help`` answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import io
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TextIO, cast
+
+from fmnist.utils import passwords
+from fmnist.utils.errors import UserError, of_the_system
+from fmnist.utils.signals import SIGNALS, Terminated
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+"""The exit status after Ctrl-C, and after SIGTERM."""
+
+BUG = """
+This is a mistake in fmnist, not yours; what was trained is kept. Please report it, with these
+lines, your command and the study file."""
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text[:12]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text[:12])
+
+
+def positive_or_auto(text: str) -> int | None:
+    """A whole number above zero, or None for ``auto``."""
+    return None if text == "auto" else positive(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says nothing that is secret of an argument that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(passwords.hide_arguments(message, sys.argv))
+
+
+def study_parser(prog: str, description: str) -> Parser:
+    """The options of a command that runs a study file."""
+    parser = Parser(prog=f"python -m {prog}", description=description)
+    parser.add_argument(
+        "study", nargs="?", metavar="STUDY.toml", help="the study file (default: the baseline)"
+    )
+    parser.add_argument("--epochs", type=positive, metavar="N", help="train this many epochs")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=V1[,V2...]",
+        help="a setting, or with several values an axis of the grid; may be repeated",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="where results go (default: runs/ and the study's name)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="a folder with the four IDX files")
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="where to train"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def command(prog: str, argv: Iterable[str]) -> str:
+    """The command line as it could be typed again."""
+    return shlex.join(["python", "-m", prog, *argv])
+
+
+def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> None:
+    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when ``stopped``.
+
+    A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
+    """
+    passwords.cover_arguments()
+    said = ""
+    if sys.stdout is not None:  # closed before we began
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not fit its encoding
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout = cast(TextIO, _Output(sys.stdout))
+    try:
+        status = main(sys.argv[1:])
+    except BaseException as error:
+        status, said = _ending(error, stopped)
+    unwritten = _unwritten()
+    if unwritten is not None and not said:
+        status, said = _ending(unwritten, stopped)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # a full disk, perhaps
+            print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
+    if status in (INTERRUPTED, TERMINATED):
+        # Now: taking the interpreter apart, with all that it loaded, takes a second or two.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        atexit._run_exitfuncs()
+        os._exit(status)
+    sys.exit(status)
+
+
+class _Output:
+    """Standard output; an error of it says so."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
+    """The exit status for an error, and what is said of it."""
+    match error:
+        case UserError():
+            return 2, f"error: {error}\n"
+        case SystemExit():  # argparse has said why
+            return error.code if isinstance(error.code, int) else 2, ""
+        case KeyboardInterrupt() | Terminated():
+            status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
+            return status, f"\n{stopped}\n"
+        case BrokenPipeError():  # "| head": nobody reads on
+            return 128 + signal.SIGPIPE, ""
+        case OSError() if reason := of_the_system(error):
+            return 2, f"error: {reason}\n"
+    if _memory_ran_out(error):
+        return 2, "error: there is not enough memory\n"
+    lines = "".join(traceback.format_exception(error))
+    return 70, f"{lines}{BUG}\n"
+
+
+def _unwritten() -> OSError | None:
+    """Why what was printed did not reach its place; then it goes nowhere, quietly."""
+    if sys.stdout is None:  # closed before we began
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails again at the exit
+        return error
+    return None
+
+
+def _memory_ran_out(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from fmnist.utils import memory
+
+    return memory.ran_out(error)

@@ -1,0 +1,189 @@
+"""The command line ``python -m fmnist.view``: TensorBoard and optuna-dashboard of a run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from fmnist.tuning import storage_url
+from fmnist.utils import command_line
+from fmnist.utils.errors import UserError
+
+PROG = "fmnist.view"
+ENDING_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+
+
+class Stopped(BaseException):
+    """A signal asked us to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve a run until a signal comes; 128 and its number then, 1 when a server dies before."""
+    parser = command_line.Parser(
+        prog=f"python -m {PROG}",
+        description="Start TensorBoard and optuna-dashboard for a run, on this machine only.",
+    )
+    parser.add_argument(
+        "run",
+        nargs="?",
+        default="runs/baseline",
+        metavar="RUN",
+        help="the run's folder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--storage", metavar="URL", help="Optuna's storage (default: sqlite, RUN/study.db)"
+    )
+    for name in ("tensorboard", "dashboard"):
+        parser.add_argument(
+            f"--port-{name}", type=port, default=0, metavar="N", help="default: a free one"
+        )
+    args = parser.parse_args(argv)
+    folder = Path(args.run)
+    storage = storage_of(folder, args.storage)
+    if find_spec("optuna_dashboard") is None:
+        raise UserError("optuna-dashboard is not installed: pip install 'fmnist[dashboard]'")
+    (folder / "artifacts").mkdir(exist_ok=True)  # what is uploaded in the dashboard goes there
+    orders = {
+        "TensorBoard": {
+            "server": "tensorboard",
+            "logdir": str(folder / "tensorboard"),
+            "port": args.port_tensorboard,
+        },
+        "optuna-dashboard": {
+            "server": "dashboard",
+            "storage": storage,
+            "artifacts": str(folder / "artifacts"),
+            "port": args.port_dashboard,
+        },
+    }
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        with contextlib.ExitStack() as stack:
+            servers = [stack.enter_context(serving(name, what)) for name, what in orders.items()]
+            print(f"starting TensorBoard and optuna-dashboard for {folder}", flush=True)
+            addresses = [server.address() for server in servers]
+            for server, address in zip(servers, addresses, strict=True):
+                print(f"{server.name:<16}  {address}", flush=True)
+            print("Ctrl-C ends both.", flush=True)
+            while True:
+                for server in servers:
+                    if (how := server.death()) is not None:
+                        print(f"error: {how}; the other one is ended, too", file=sys.stderr)
+                        return 1
+                time.sleep(0.2)
+    except Stopped as stopped:
+        return 128 + stopped.number
+
+
+def port(text: str) -> int:
+    """A port's number, for argparse."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
+    return int(text)
+
+
+def storage_of(folder: Path, storage: str | None) -> str:
+    """The URL of a run's Optuna storage.
+
+    Raises:
+        UserError: when the folder holds no run, or its study lies elsewhere.
+    """
+    if not (folder / "tensorboard").is_dir():
+        raise UserError(f"{folder}: there is no run (it has no folder tensorboard)")
+    file = folder / "study.db"
+    if storage is None and not file.is_file():
+        raise UserError(f"{folder}: has no study.db; say --storage URL, as when it was run")
+    return storage or storage_url.of_run(folder)
+
+
+class Server:
+    """A process of :mod:`fmnist.view.servers`."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], said: Path) -> None:
+        self.name, self._process, self._said = name, process, said
+
+    def address(self) -> str:
+        """Wait until it answers and return where.
+
+        Raises:
+            UserError: when it does not start.
+        """
+        assert self._process.stdout is not None
+        address = self._process.stdout.readline().decode().strip()
+        if not address:
+            self._process.wait()
+            raise UserError(self.death() or f"{self.name} ended")
+        # Not through a proxy that the environment names.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                with opener.open(address, timeout=ANSWER_SECONDS):
+                    return address
+            except OSError as error:
+                if self.death() is not None or time.monotonic() > deadline:
+                    raise UserError(self.death() or f"{self.name}: {error}") from error
+                time.sleep(0.1)
+
+    def death(self) -> str | None:
+        """How the process ended, in a line; None while it runs."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        if status < 0:
+            return f"{self.name} was ended by signal {-status}"
+        lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"{self.name}: {lines[-1]}" if lines else f"{self.name} ended with status {status}"
+
+
+@contextlib.contextmanager
+def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
+    """A server that has been started, and is ended with the block."""
+    with tempfile.TemporaryDirectory(prefix="fmnist-view-") as folder:
+        said = Path(folder) / "stderr"
+        with said.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fmnist.view.servers"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,  # the terminal's Ctrl-C is for us; we end it
+            )
+        assert process.stdin is not None
+        with process:
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(orders).encode() + b"\n")
+                    process.stdin.flush()
+                yield Server(name, process, said)
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_IGN)  # it is ending already
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+                try:
+                    process.wait(ENDING_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
