@@ -4,7 +4,7 @@
 
 Half of the kills come after a random time, half at a chosen step of what makes a run last: before
 or after a file takes its place, an epoch is reported, a trial is told, a view is written. Wall
-times and dates are left out of the comparison (remains.py).
+times and dates are left out of the comparison (compare_runs.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ runtime.prepare()
 
 import optuna
 import torch._dynamo  # noqa: F401  # what every child would load anew
-from remains import differences, outcome
+from compare_runs import differences, outcome
 from slice_study import dataset
 
 from fmnist.config.study import StudyConfig
@@ -66,7 +66,7 @@ STEPS = [
     (os, "fsync"),
     (os, "unlink"),
     (snapshots.Generations, "save"),
-    (progress.Keeper, "forget"),
+    (progress.Checkpointer, "forget"),
     (grid, "report"),
     (grid, "tell"),
     (optuna.Study, "ask"),
@@ -140,7 +140,7 @@ def start(
     os.dup2(log, 2)
     status = 70
     try:
-        progress.Keeper.__init__.__kwdefaults__.update(every=0.0, within=0.0)
+        progress.Checkpointer.__init__.__kwdefaults__.update(every=0.0, within=0.0)
         trainer._stride = lambda group, device: 3
         if kill is not None and kill.step is not None:
             trap(kill)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import crash
-from remains import differences, outcome
+from compare_runs import differences, outcome
 
 from fmnist.data.fashion_mnist import Dataset
 

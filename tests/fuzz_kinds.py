@@ -154,7 +154,7 @@ def run(content: bytes, place: Place, chance: random.Random) -> None:
     name = next((n for n in names if content.startswith(n.encode())), "")
     content = content[len(name) :]
     with replaced(place, name or chance.choice(names), content):
-        trained.best_trial(place.run)
+        trained.best_model(place.run)
         command([str(place.run), str(place.picture), "--ensemble"])
 
 
@@ -165,8 +165,8 @@ def path(content: bytes, place: Place, chance: random.Random) -> None:
     readers: list[Callable[[], object]] = [
         lambda: studies.load(name),
         lambda: pictures.read(folder),
-        lambda: trained.best_trial(folder),
-        lambda: trained.complete_trials(folder),
+        lambda: trained.best_model(folder),
+        lambda: trained.complete_models(folder),
         lambda: models.load_model(folder),
         lambda: fashion_mnist.load(folder),
         lambda: command([str(place.run), f"./{name}" if name.startswith("-") else name]),

@@ -19,9 +19,9 @@ import chromium
 import numpy as np
 import pytest
 from chromium import needs_chromium
+from fake_results import CLASS_NAMES, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CLASSES, results_of
 
 from fmnist.config.results import TrialResult, winner
 from fmnist.config.study import StudyConfig
@@ -80,7 +80,7 @@ def draw(out, config, results):
     figures.curves(results, config, folder / "curves.png")
     figures.heatmap(results, config, folder / "heatmap.png")
     matrix = np.random.default_rng(0).integers(0, 30, (10, 10)) + 870 * np.eye(10, dtype=int)
-    figures.confusion(matrix, CLASSES, folder / "confusion.png", "Test set", config)
+    figures.confusion(matrix, CLASS_NAMES, folder / "confusion.png", "Test set", config)
 
 
 @contextlib.contextmanager

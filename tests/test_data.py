@@ -137,7 +137,7 @@ def test_real_data(real):
     assert real.train.labels.dtype == torch.int64
     assert real.train.labels.bincount().tolist() == [6_000] * 10
     assert real.test.labels.bincount().tolist() == [1_000] * 10
-    assert [fashion_mnist.CLASSES[i] for i in real.test.labels[:3]] == [
+    assert [fashion_mnist.CLASS_NAMES[i] for i in real.test.labels[:3]] == [
         "Ankle boot",
         "Pullover",
         "Trouser",
@@ -148,7 +148,7 @@ def test_real_data(real):
 def test_classes_are_those_of_torchvision():
     from torchvision.datasets import FashionMNIST
 
-    assert list(fashion_mnist.CLASSES) == FashionMNIST.classes
+    assert list(fashion_mnist.CLASS_NAMES) == FashionMNIST.classes
 
 
 # Sources

@@ -213,11 +213,11 @@ def run(tmp_path):
 def test_a_description_of_a_huge_network_takes_no_memory(run):
     attack = next(content for name, content in bad_input.run_attacks() if "3 GB" in name)
     (run / "best" / "config.json").write_bytes(attack.removeprefix(b"best/config.json"))
-    assert "is not of the model" in refusal(trained.load, trained.best_trial(run))
+    assert "is not of the model" in refusal(trained.load, trained.best_model(run))
 
 
 def test_a_table_of_more_trials_than_the_study_has_is_refused(run):
-    assert [trial.number for trial in trained.complete_trials(run)] == [0, 1]
+    assert [trial.number for trial in trained.complete_models(run)] == [0, 1]
     with (run / "results.csv").open("a") as file:
         file.write("1,0.001,FAIL,\n")
     assert "more trials than the 2 of the study" in refusal(trained.complete_trials, run)

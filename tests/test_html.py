@@ -20,9 +20,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fake_results import CLASS_NAMES, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CLASSES, results_of
 from PIL import Image
 
 from fmnist.config.results import EpochMetrics, TrialResult, winner
@@ -57,7 +57,7 @@ def written(tmp_path, study=STUDY, results=None, **changes):
         "winner": winner(results, study.metric),
         "test": test,
         "probabilities": probabilities,
-        "classes": CLASSES,
+        "classes": CLASS_NAMES,
         "provenance": {"Command": "python -m fmnist.study", "Commit": ""},
     }
     path = write_html(tmp_path, **{**given, **changes})
@@ -178,11 +178,11 @@ def test_the_winner_is_shown_on_the_test_set(tmp_path):
     (table,) = [t for t in Outline(page).tables if "predicted class" in t[0]]
     for index, row in enumerate(table[2:]):
         total = matrix[index].sum()
-        assert row[0] == CLASSES[index]
+        assert row[0] == CLASS_NAMES[index]
         for count, text in zip(matrix[index], row[1:-1], strict=True):
             assert text == (f"{count}{count / total:.1%}" if count else "0")
         assert row[-1] == f"{matrix[index, index] / total:.1%}"
-    assert sentences.confusion_sentences(matrix, CLASSES) in visible(page)
+    assert sentences.confusion_sentences(matrix, CLASS_NAMES) in visible(page)
     pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"[^>]*alt="test image (\d+)"',
                           page)  # fmt: skip
     assert len(pictures) > 6

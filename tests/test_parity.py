@@ -140,5 +140,5 @@ def test_unbiased_variance_of_one_value_stays_finite():
     from fmnist.functional import layers
 
     state = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}
-    new = layers.moved(state, torch.ones(2), torch.zeros(2), count=1)
+    new = layers.update_running_stats(state, torch.ones(2), torch.zeros(2), count=1)
     assert torch.isfinite(new["running_var"]).all()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from slice_study import CONFIG, dataset
 
-from fmnist.data.fashion_mnist import CLASSES, Dataset
+from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
 from fmnist.functional import cnn
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.inference import trained
@@ -75,7 +75,7 @@ def saved(picture, path, **options):
 def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count, seed):
     images = np.random.default_rng(seed).integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
     images = torch.from_numpy(images)
-    trials = trained.complete_trials(run)
+    trials = trained.complete_models(run)
     each = [trained.probabilities([trial], images) for trial in trials]
     together = trained.probabilities(trials, images)
     for found in (*each, together):
@@ -83,13 +83,13 @@ def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count,
         assert ((found >= 0) & (found <= 1)).all()
         torch.testing.assert_close(found.sum(dim=1), torch.ones(count, dtype=torch.float64))
     torch.testing.assert_close(together, torch.stack(each).mean(dim=0))
-    best = trained.best_trial(run)
+    best = trained.best_model(run)
     assert torch.equal(each[best.number], trained.probabilities([best], images))
 
 
 def test_every_trial_predicts_as_the_study_did(run, real):
     """In its own precision: bfloat16 gives other probabilities than float32."""
-    for trial in trained.complete_trials(run):
+    for trial in trained.complete_models(run):
         params, state = models.load_model(trial.path)
         compute = cnn.compute_dtype(trial.model)
         assert compute == (torch.bfloat16 if "bfloat16" in trial.label else None)
@@ -106,7 +106,7 @@ def test_a_failed_trial_is_no_part_of_the_ensemble(broken):
     table[2] = table[2].replace("COMPLETE", "FAIL")
     (broken / "results.csv").write_text("\n".join(table))
     models.model_path(broken, 1).unlink()
-    assert [trial.number for trial in trained.complete_trials(broken)] == [0, 2, 3]
+    assert [trial.number for trial in trained.complete_models(broken)] == [0, 2, 3]
 
 
 def test_a_description_of_before_there_were_precisions_is_float32(broken):
@@ -114,7 +114,7 @@ def test_a_description_of_before_there_were_precisions_is_float32(broken):
     about = json.loads(path.read_text())
     del about["model"]["precision"]
     path.write_text(json.dumps(about))
-    assert trained.best_trial(broken).model.precision == "float32"
+    assert trained.best_model(broken).model.precision == "float32"
 
 
 def failing(capsys, *args):
@@ -242,7 +242,7 @@ def test_the_ensemble_asks_for_all_parameters(broken, shirt, capsys):
 def test_test_images_are_told_right_from_wrong(run, real, capsys):
     assert predict.main([str(run), "--test", "0,1", "--test", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    expected = trained.probabilities([trained.best_trial(run)], real.test.images[:3]).tolist()
+    expected = trained.probabilities([trained.best_model(run)], real.test.images[:3]).tolist()
     for number, found in enumerate(document["predictions"]):
         assert (found["test"], found["label"]) == (number, int(real.test.labels[number]))
         assert found["probabilities"] == pytest.approx(expected[number], abs=1e-6)
@@ -251,7 +251,7 @@ def test_test_images_are_told_right_from_wrong(run, real, capsys):
     lines = capsys.readouterr().out.splitlines()[1:]
     for number, line in enumerate(lines):
         assert line.startswith(f"test image {number}  ")
-        true = CLASSES[real.test.labels[number]]
+        true = CLASS_NAMES[real.test.labels[number]]
         first = line.removeprefix(f"test image {number}").strip()
         assert line.endswith("right" if first.startswith(f"{true} ") else f"wrong: {true}")
 
@@ -322,7 +322,7 @@ def test_the_command_prints_one_json_document(run, real, tmp_path):
     best = [found["probabilities"][entry["label"]] for entry in found["likeliest"]]
     assert best == sorted(found["probabilities"], reverse=True)[:3]
     assert [entry["class"] for entry in found["likeliest"]] == [
-        CLASSES[entry["label"]] for entry in found["likeliest"]
+        CLASS_NAMES[entry["label"]] for entry in found["likeliest"]
     ]
     assert error["image"] == "nowhere.png"
     assert done.stderr.decode().splitlines() == [f"error: {error['error']}"]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_up import CLASSES, history, results_of
+from fake_results import CLASS_NAMES, history, results_of
 from markdown_it import MarkdownIt
 from rich.console import Console
 
@@ -34,7 +34,7 @@ def written(tmp_path, study=STUDY, results=None, **changes):
         "results": results,
         "winner": winner(results, study.metric),
         "matrix": matrix,
-        "classes": CLASSES,
+        "classes": CLASS_NAMES,
         "provenance": {"Command": "python -m fmnist.study", "Commit": ""},
         "figures": {"curves": "figures/curves.png", "my own": "figures/a b.png"},
     }
@@ -110,16 +110,16 @@ def test_untrusted_text_stays_text(tmp_path):
 
 def test_confusion_sentences_are_computed():
     matrix = np.diag([90] * 10)
-    assert sentences.confusion_sentences(matrix, CLASSES) == (
+    assert sentences.confusion_sentences(matrix, CLASS_NAMES) == (
         "The winner is right on all 900 test images."
     )
     matrix[6, 0], matrix[1, 2] = 30, 10
-    assert sentences.confusion_sentences(matrix, CLASSES) == (
+    assert sentences.confusion_sentences(matrix, CLASS_NAMES) == (
         "The winner is wrong on 40 of the 940 test images (4.3%). Most often it takes Shirt for "
         "T-shirt/top (30 of 120, 25.0%) and Trouser for Pullover (10 of 100, 10.0%). It knows "
         "T-shirt/top best (100.0% right) and Shirt least (75.0%)."
     )
-    assert "0 test images" in sentences.confusion_sentences(np.zeros((10, 10), int), CLASSES)
+    assert "0 test images" in sentences.confusion_sentences(np.zeros((10, 10), int), CLASS_NAMES)
 
 
 def test_passwords_are_not_shown(tmp_path):

@@ -25,7 +25,7 @@ from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig
 from fmnist.rundir.snapshots import Generations
 from fmnist.tuning import grid, scheduler, storage
-from fmnist.tuning.progress import Keeper, Progress, group_of
+from fmnist.tuning.progress import Checkpointer, GroupProgress, group_of
 from fmnist.utils import signals
 from fmnist.utils.signals import Stop, Terminated
 
@@ -139,9 +139,9 @@ def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pau
         if isinstance(event, trainer.Paused)
     )
     at = next(itertools.islice(states, pauses - 1, None))
-    keeper = Keeper(tmp_path)
-    keeper.save(Progress(trials, at))
-    (found,) = keeper.restore(trials, CPU)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(GroupProgress(trials, at))
+    (found,) = checkpointer.restore(trials, CPU)
     assert (found.at.epoch, found.at.examples) == (at.epoch, at.examples)
     rest = list(trainer.fit(group, *SPLITS[:2], epochs=2, resume=found.at))
     if at.epoch < 2:
@@ -153,33 +153,33 @@ def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pau
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 7, 9])
 def test_a_killed_study_goes_on_bit_for_bit(study, tmp_path, expected, stop_after):
-    keeper = Keeper(tmp_path / "checkpoints", every=0.0)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", every=0.0)
     seen = []
-    for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=2, keeper=keeper):
+    for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=2, checkpointer=checkpointer):
         if isinstance(event, scheduler.EpochFinished | scheduler.TrialFinished):
             seen.append(event)
         if len(seen) == stop_after:
             break  # as a kill: nothing after this event is done
-    again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
+    again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     results, params = expected
     assert same(grid.results(study, CONFIG), results)
     assert equal(final(again), params)
     epochs = sum(isinstance(e, scheduler.EpochFinished) for e in seen)
     repeated = sum(isinstance(e, scheduler.EpochFinished) for e in again)
     assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most the one that was not kept
-    keeper.clear()
-    assert not keeper.folder.exists()
+    checkpointer.clear()
+    assert not checkpointer.folder.exists()
 
 
 def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, expected):
-    keeper = Keeper(tmp_path / "checkpoints")
-    events = scheduler.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper)
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    events = scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer)
     told = 0
     for event in events:
         told += isinstance(event, scheduler.TrialFinished)
         if told == 2:
             break  # the first is told, the second is not
-    again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, keeper=keeper))
+    again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     started = [e for e in again if isinstance(e, scheduler.GroupStarted)]
     assert len(started[0].trials) == 3
     assert all(len(started[0].histories[t.number]) == CONFIG.epochs for t in started[0].trials)
@@ -192,24 +192,24 @@ def test_a_snapshot_of_something_else_is_not_used(study, tmp_path, caplog):
     lane = trainer.Lane(0, small[0].config.hyperparams)
     wider = ModelConfig(channels=(3, 5), hidden=(7,), dropout=0.3)
     other = trainer.Group(wider, "adam", False, 10, (lane,))
-    keeper = Keeper(tmp_path)
-    keeper.save(Progress(small, trainer.LoopState(1, trainer.start(other, CPU))))
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(GroupProgress(small, trainer.LoopState(1, trainer.start(other, CPU))))
     with caplog.at_level(logging.WARNING):
-        assert keeper.restore(trials, CPU) == []
+        assert checkpointer.restore(trials, CPU) == []
     assert "another shape" in caplog.text
     assert not any(tmp_path.glob("*/*"))
     at = trainer.LoopState(1, trainer.start(group_of([small[0].config]), CPU))
-    keeper.save(Progress([small[0]._replace(point={"learning_rate": 7.0})], at))
-    assert keeper.restore(trials, CPU) == []
+    checkpointer.save(GroupProgress([small[0]._replace(point={"learning_rate": 7.0})], at))
+    assert checkpointer.restore(trials, CPU) == []
 
 
 def test_when_to_keep():
     times = iter([0.0, 4.9, 5.0, 59.9, 60.0, 60.0, 64.9])
-    keeper = Keeper(Path("nowhere"), clock=lambda: next(times))
-    assert [keeper.due(), keeper.due()] == [False, True]
-    assert [keeper.overdue(), keeper.overdue()] == [False, True]
-    keeper.save(Progress([]))  # nothing to keep, but it was asked
-    assert not keeper.due()
+    checkpointer = Checkpointer(Path("nowhere"), clock=lambda: next(times))
+    assert [checkpointer.due(), checkpointer.due()] == [False, True]
+    assert [checkpointer.overdue(), checkpointer.overdue()] == [False, True]
+    checkpointer.save(GroupProgress([]))  # nothing to keep, but it was asked
+    assert not checkpointer.due()
 
 
 STOPS = pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_results import history, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import history, results_of
 from real_tensorboard import served
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from made_up import results_of
+from fake_results import results_of
 
 from fmnist.config.study import StudyConfig
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from chromium import needs_chromium
+from fake_results import CLASS_NAMES, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CLASSES, results_of
 from PIL import Image
 from real_tensorboard import served
 
@@ -49,11 +49,11 @@ def made_up_test(count=1500, sure=2.5, seed=0):
     return Split(images, labels), logits.softmax(dim=1).float(), features
 
 
-def write(root, test, probabilities, features, study=STUDY, twin=None, classes=CLASSES):
+def write(root, test, probabilities, features, study=STUDY, twin=None, classes=CLASS_NAMES):
     best = winner(results_of(study), study.metric)
     matrix = confusion_matrix(test.labels, probabilities.argmax(dim=1))
     path = root.parent / "figures" / "confusion.png"
-    confusion = figures.confusion(matrix, CLASSES, path, "Test set", study)
+    confusion = figures.confusion(matrix, CLASS_NAMES, path, "Test set", study)
     return write_winner(
         root,
         study=study,
@@ -117,7 +117,7 @@ def test_images_decode_and_are_there_once(board):
 def test_every_class_has_a_precision_recall_curve(board):
     ask, _ = board
     test, probabilities, _ = made_up_test()
-    tags = {f"precision-recall/{name}": i for i, name in enumerate(CLASSES)}
+    tags = {f"precision-recall/{name}": i for i, name in enumerate(CLASS_NAMES)}
     assert set(ask("plugin/pr_curves/tags")[WINNER_RUN]) == set(tags)
     for tag, index in tags.items():
         (curve,) = ask("plugin/pr_curves/pr_curves", run=WINNER_RUN, tag=tag)[WINNER_RUN]
@@ -147,7 +147,7 @@ def test_the_projector_has_features_names_and_pictures(board):
     predicted = probabilities.argmax(dim=1)
     for line, index in zip(lines[1:], chosen.tolist(), strict=True):
         true, said, right, number = line.split("\t")
-        assert (true, said) == (CLASSES[test.labels[index]], CLASSES[predicted[index]])
+        assert (true, said) == (CLASS_NAMES[test.labels[index]], CLASS_NAMES[predicted[index]])
         assert (right, number) == ("yes" if true == said else "no", str(index))
     with Image.open(io.BytesIO(ask.get("plugin/projector/sprite_image", **query))) as sprite:
         side = 28 * 32
@@ -173,7 +173,7 @@ def test_the_text_says_which_trial_it_is(board):
 
 def test_a_seen_test_set_is_told_and_odd_names_stay_on_their_line(tmp_path):
     study = StudyConfig(holdout=0, grid={"hidden": ("120",)})
-    classes = tuple(f"{name}\t<b>\n" for name in CLASSES)
+    classes = tuple(f"{name}\t<b>\n" for name in CLASS_NAMES)
     run = write(tmp_path / "tensorboard", *made_up_test(60), study=study, classes=classes)
     lines = (run / "00000" / "penultimate-layer" / "metadata.tsv").read_text().splitlines()
     assert len(lines) == 61
@@ -208,11 +208,11 @@ def test_mistakes_are_the_surest_first(tmp_path, monkeypatch):
     chances = np.full((5, 10), 0.01)
     chances[range(5), [1, 2, 3, 4, 5]] = [0.5, 0.9, 0.8, 0.9, 0.99]
     labels = [0, 0, 0, 0, 5]  # the last is right
-    path = mistakes(images, labels, chances, CLASSES, tmp_path / "a.png", STUDY, (2, 3))
+    path = mistakes(images, labels, chances, CLASS_NAMES, tmp_path / "a.png", STUDY, (2, 3))
     assert shown == [1, 3, 2, 0]
     with Image.open(path) as picture:
         assert picture.size == (412, 440)
-    mistakes(images[4:], labels[4:], chances[4:], CLASSES, tmp_path / "b.png", STUDY)
+    mistakes(images[4:], labels[4:], chances[4:], CLASS_NAMES, tmp_path / "b.png", STUDY)
     assert len(shown) == 4
 
 
@@ -223,7 +223,7 @@ def test_mistakes_are_marked_where_the_test_set_was_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(canvas, "sheet", lambda *a: notes.append(a[3:]) or sheet(*a))
     study = StudyConfig(holdout=0)
     test, probabilities, _ = made_up_test(30, sure=0)
-    mistakes(test.images, test.labels, probabilities, CLASSES, tmp_path / "a.png", study)
+    mistakes(test.images, test.labels, probabilities, CLASS_NAMES, tmp_path / "a.png", study)
     assert notes == [(TEST_WAS_SEEN,)]
 
 

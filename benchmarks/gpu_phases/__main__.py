@@ -19,7 +19,7 @@ import optuna
 import torch
 
 from gpu_phases import PHASES
-from gpu_phases.part import Part, one_line
+from gpu_phases.part import Part, describe_error
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
             importlib.import_module(f"gpu_phases.{args.phase}").run(part)
     except Exception as error:
         traceback.print_exc()
-        part.save(error=one_line(error))
+        part.save(error=describe_error(error))
         return 1
     part.save(done=True)
     return 0

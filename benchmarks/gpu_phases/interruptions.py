@@ -17,7 +17,7 @@ import torch
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import ModelConfig
 from fmnist.tuning import grid, scheduler, storage
-from fmnist.tuning.progress import Keeper
+from fmnist.tuning.progress import Checkpointer
 from fmnist.utils import memory
 from fmnist.utils.errors import UserError
 from fmnist.utils.signals import Stop
@@ -45,12 +45,22 @@ class Small:
         split = part.images(images)
         self.splits = scheduler.Splits(split, split, split)
 
-    def results(self, folder: str, keeper: Keeper | None = None, stop: Stop | None = None,
-                seen: list[object] | None = None) -> list[tuple[object, ...]]:  # fmt: skip
+    def results(
+        self,
+        folder: str,
+        checkpointer: Checkpointer | None = None,
+        stop: Stop | None = None,
+        seen: list[object] | None = None,
+    ) -> list[tuple[object, ...]]:
         """Train what is left of it; each trial's history."""
         study = storage.open_study(self.config, f"sqlite:///{folder}/study.db")
         events = scheduler.run(
-            study, self.config, self.splits, max_lanes=self.lanes, keeper=keeper, stop=stop
+            study,
+            self.config,
+            self.splits,
+            max_lanes=self.lanes,
+            checkpointer=checkpointer,
+            stop=stop,
         )
         for event in events:
             if seen is not None:
@@ -149,7 +159,7 @@ def stopped(part: Part) -> str:
     with tempfile.TemporaryDirectory() as folder:
         undisturbed = small.results(folder)
     with tempfile.TemporaryDirectory() as folder:
-        keeper = Keeper(Path(folder) / "checkpoints", every=0.0)
+        checkpointer = Checkpointer(Path(folder) / "checkpoints", every=0.0)
         sent: list[float] = []
 
         def interrupt() -> None:
@@ -163,12 +173,12 @@ def stopped(part: Part) -> str:
 
         try:
             with Stop() as stop:
-                small.results(folder, keeper, stop, Watched())
+                small.results(folder, checkpointer, stop, Watched())
         except KeyboardInterrupt:
             took = time.monotonic() - sent[0]
         else:
             raise AssertionError("the study ended before it was stopped")
         assert took < 5, f"it took {took:.1f} s to stop"
-        again = small.results(folder, Keeper(Path(folder) / "checkpoints"))
+        again = small.results(folder, Checkpointer(Path(folder) / "checkpoints"))
     assert again == undisturbed, "the metrics are not those of a run that was left alone"
     return f"stopped after {took:.2f} s"

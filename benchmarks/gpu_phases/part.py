@@ -71,7 +71,7 @@ class Part:
             return self.skip(name, str(reason))
         except Exception as error:
             traceback.print_exc()
-            return self._note(name, "failed", one_line(error))
+            return self._note(name, "failed", describe_error(error))
         return self._note(name, "passed", detail)
 
     def skip(self, name: str, why: str) -> bool:
@@ -112,14 +112,14 @@ class Part:
         Its ``source`` says which.
         """
         if self.quick:
-            return Dataset(made_up(3000, 0), made_up(500, 1), "made-up images")
+            return Dataset(fake_images(3000, 0), fake_images(500, 1), "made-up images")
         known = self.earlier.get("machine", {}).get("values", {}).get("data", "")
         if not known.startswith("made-up"):
             try:
                 return fmnist.load(self._data)
             except Exception as error:
-                known = f"made-up images: {one_line(error)}"
-        return Dataset(made_up(60_000, 0), made_up(10_000, 1), known)
+                known = f"made-up images: {describe_error(error)}"
+        return Dataset(fake_images(60_000, 0), fake_images(10_000, 1), known)
 
     def images(self, examples: int) -> Split:
         """So many training images, on the device."""
@@ -151,7 +151,7 @@ class Part:
         return statistics.median(self.milliseconds(run) for _ in range(rounds))
 
 
-def made_up(examples: int, seed: int) -> Split:
+def fake_images(examples: int, seed: int) -> Split:
     """Images that can be learnt: a pattern for each class, under noise."""
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -161,7 +161,7 @@ def made_up(examples: int, seed: int) -> Split:
     return Split(images.to(torch.uint8), labels)
 
 
-def one_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error's kind and message in one line of no more than 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 

@@ -45,15 +45,13 @@ class ConfigError(UserError):
         self.keys = (self.key, *also)
 
     def __str__(self) -> str:
-        subject = one_line(self.key, 60)
+        subject = clipped(self.key, 60)
         if self.value is not NOTHING:
             subject += f" = {shown(self.value)}"
-        return ": ".join(
-            filter(None, (one_line(self.source or "study", 200), subject, self.reason))
-        )
+        return ": ".join(filter(None, (clipped(self.source or "study", 200), subject, self.reason)))
 
 
-def one_line(text: str, limit: int) -> str:
+def clipped(text: str, limit: int) -> str:
     """The text with everything unprintable escaped, cut to about `limit` characters."""
     return printable(text if len(text) <= limit else text[: limit - 3] + "...")
 
@@ -78,7 +76,7 @@ class _Shown(reprlib.Repr):
 
 def shown(value: object) -> str:
     """A value as a message quotes it: short and on one line."""
-    return one_line(_Shown().repr(value), 80)
+    return clipped(_Shown().repr(value), 80)
 
 
 def nearest(name: object, names: Collection[str]) -> str:

@@ -13,9 +13,9 @@ from fmnist.config.settings import (
     SETTINGS,
     TABLES,
     ConfigError,
+    clipped,
     given_twice,
     nearest,
-    one_line,
     unknown,
 )
 
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or one_line(str(error), 120)
+        reason = getattr(error, "strerror", None) or clipped(str(error), 120)
         raise ConfigError(f"cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
         raise ConfigError(f"is no study file: it has more than {MAX_BYTES} bytes")
@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"must be UTF-8 text; byte {error.start} is not") from None
     # Besides TOML's own errors: an integer of too many digits, brackets nested too deep.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"must be valid TOML: {one_line(str(error), 120)}") from None
+        raise ConfigError(f"must be valid TOML: {clipped(str(error), 120)}") from None
 
 
 def sort(data: object) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -30,7 +30,7 @@ from fmnist.data.sources import DataError as DataError
 from fmnist.functional.types import Split as Split
 from fmnist.utils import runtime
 
-CLASSES: tuple[str, ...] = (
+CLASS_NAMES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -124,7 +124,7 @@ def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
     if not 0 <= holdout < total:
         raise ValueError(f"holdout must be from 0 to {total - 1}, not {holdout}")
     labels = train.labels.cpu()
-    counts = torch.bincount(labels, minlength=len(CLASSES))
+    counts = torch.bincount(labels, minlength=len(CLASS_NAMES))
     quota = counts * holdout // total
     remainder = counts * holdout % total
     quota[remainder.argsort(descending=True, stable=True)[: holdout - int(quota.sum())]] += 1
@@ -220,7 +220,7 @@ def _to_tensors(contents: dict[str, bytes], source: str) -> Dataset:
             raise DataError(f"{file.name} has {len(content):,} bytes, not {file.size:,}")
         flat = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header)
         tensor = flat.view(file.shape)
-        if len(file.shape) == 1 and int(tensor.max()) >= len(CLASSES):
+        if len(file.shape) == 1 and int(tensor.max()) >= len(CLASS_NAMES):
             raise DataError(f"{file.name} has a label {int(tensor.max())}; they go from 0 to 9")
         tensors.append(tensor)
     images, labels, test_images, test_labels = tensors

@@ -70,7 +70,7 @@ def _layers(
     shared: bool,
 ) -> Callable[[], None]:
     """Every convolution of the network and its gradients, on zeros of the right shapes."""
-    side, inputs, k = cnn.SIDE, 1, config.kernel_size
+    side, inputs, k = cnn.IMAGE_SIZE, 1, config.kernel_size
     dtype = cnn.compute_dtype(config) or torch.float32
     layers = []
     for i, outputs in enumerate(config.channels):

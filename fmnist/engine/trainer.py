@@ -106,12 +106,12 @@ def lane_bytes(group: Group) -> int:
     The activations of a minibatch count most: each block's convolution output and its gradient,
     and four small tensors after pooling; then the parameters, four times with Adam's moments.
     """
-    side, values = cnn.SIDE, 0
+    side, values = cnn.IMAGE_SIZE, 0
     for channels in group.model.channels:
         side = side - group.model.kernel_size + 1
         values += channels * (2 * side**2 + 4 * (side // 2) ** 2)
         side //= 2
-    widths = (cnn.feature_count(group.model), *group.model.hidden, cnn.CLASSES)
+    widths = (cnn.feature_count(group.model), *group.model.hidden, cnn.CLASS_COUNT)
     weights = sum(a * b for a, b in itertools.pairwise(widths))
     images = max(group.batch_size, EVAL_BATCH)
     return 4 * (images * (values + 3 * sum(widths)) + 6 * weights)
@@ -205,7 +205,7 @@ def fit_watched(
         noise = _noise(group, epoch, examples, device, dtype)
         inputs = _EpochInputs(training, order, numbers, noise)
         at = torch.tensor(position, dtype=torch.int64, device=device)
-        carry = _Carry(train_state, total or nothing(len(group.lanes), device), at)
+        carry = _Carry(train_state, total or zero_metrics(len(group.lanes), device), at)
         while position < examples:
             size = min(group.batch_size, examples - position)
             times = min((examples - position) // size, _stride(group, device))
@@ -302,7 +302,7 @@ def _noise(
     return tuple(layer.to(device, dtype) for layer in layers)
 
 
-def nothing(lanes: int, device: torch.device) -> Metrics:
+def zero_metrics(lanes: int, device: torch.device) -> Metrics:
     """The metrics ``[lanes]`` of no examples."""
     zero = torch.zeros(lanes, dtype=torch.int64, device=device)
     return Metrics(zero.double(), zero, zero.clone())

@@ -16,8 +16,8 @@ from torch import Tensor
 from fmnist.functional import features, layers
 from fmnist.functional.types import ModelConfig, Params, State
 
-SIDE = 28
-CLASSES = 10
+IMAGE_SIZE = 28
+CLASS_COUNT = 10
 
 
 def feature_count(config: ModelConfig) -> int:
@@ -26,13 +26,13 @@ def feature_count(config: ModelConfig) -> int:
     Raises:
         ValueError: when the images are too small for this kernel size and depth.
     """
-    side = SIDE
+    side = IMAGE_SIZE
     for _ in config.channels:
         side = (side - config.kernel_size + 1) // 2
         if side < 1:
             raise ValueError(
-                f"kernel_size {config.kernel_size} leaves nothing of a {SIDE}x{SIDE} image "
-                f"after {len(config.channels)} convolution blocks"
+                f"kernel_size {config.kernel_size} leaves nothing of a {IMAGE_SIZE}x{IMAGE_SIZE} "
+                f"image after {len(config.channels)} convolution blocks"
             )
     return config.channels[-1] * side * side
 
@@ -81,7 +81,7 @@ def init(
         params[f"norm{i}"] = {"weight": ones, "bias": zeros}
         state[f"norm{i}"] = {"running_mean": zeros.clone(), "running_var": ones.clone()}
         inputs = outputs
-    widths = (feature_count(config), *config.hidden, CLASSES)
+    widths = (feature_count(config), *config.hidden, CLASS_COUNT)
     for i, (width, outputs) in enumerate(itertools.pairwise(widths), 1):
         params[f"linear{i}"] = layer(outputs, width)
     return params, state

@@ -57,7 +57,9 @@ def _fused(
         if train:
             side = side - conv["weight"].shape[-1] + 1
             x, mean, var = conv_block.conv_block(x, *weights, len(images))
-            running = layers.moved(running, mean + bias, var, len(images) * side * side)
+            running = layers.update_running_stats(
+                running, mean + bias, var, len(images) * side * side
+            )
             side //= 2
         else:
             mean = running["running_mean"] - conv["bias"]

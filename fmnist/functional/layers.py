@@ -82,10 +82,10 @@ def norm_relu_pool(
         statistics = (state["running_mean"], state["running_var"])
         return kernels.norm_relu_pool_given(x, params["weight"], params["bias"], *statistics), state
     pooled, mean, var = kernels.norm_relu_pool(x, params["weight"], params["bias"])
-    return pooled, moved(state, mean, var, x.numel() // x.shape[1])
+    return pooled, update_running_stats(state, mean, var, x.numel() // x.shape[1])
 
 
-def moved(
+def update_running_stats(
     state: dict[str, Tensor],
     mean: Float[Tensor, " channels"],
     var: Float[Tensor, " channels"],

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedIm
 
 from fmnist.utils.errors import UserError
 
-SIDE = 28
+IMAGE_SIZE = 28
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 """Pillow knows many more; each is a parser of its own to trust with a stranger's file."""
 
@@ -212,21 +212,23 @@ def _fitted(grey: Image.Image) -> tuple[Image.Image, bool]:
 
     One that is 28x28 stays as it is.
     """
-    few = grey.resize((min(grey.width, SIDE), min(grey.height, SIDE)), Image.Resampling.BOX)
+    few = grey.resize(
+        (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
+    )
     border = _border(few)
     is_light = bool((border > _LIGHT).mean() > _LIGHT_SHARE)
-    if grey.size == (SIDE, SIDE):
+    if grey.size == (IMAGE_SIZE, IMAGE_SIZE):
         return grey, is_light
     ground = int(np.median(border[(border > _LIGHT) == is_light]))
     near = [abs(value - ground) <= _TOLERANCE for value in range(256)]
     if all(near[value] for value in np.asarray(few)[[0, 0, -1, -1], [0, -1, 0, -1]]):
         grey = grey.crop(grey.point([0 if here else 255 for here in near]).getbbox())
-    scale = SIDE / max(grey.size)
+    scale = IMAGE_SIZE / max(grey.size)
     width, height = (max(1, round(length * scale)) for length in grey.size)
     object_ = grey.resize((width, height), Image.Resampling.LANCZOS)
-    fitted = Image.new("L", (SIDE, SIDE), ground)
+    fitted = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), ground)
     # In the middle; of an odd margin, the data set has the larger half on the left and on top.
-    fitted.paste(object_, ((SIDE - width + 1) // 2, (SIDE - height + 1) // 2))
+    fitted.paste(object_, ((IMAGE_SIZE - width + 1) // 2, (IMAGE_SIZE - height + 1) // 2))
     return fitted, is_light
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fmnist.config import study as configs
 from fmnist.config.results import label
-from fmnist.config.settings import SETTINGS, one_line, unknown
+from fmnist.config.settings import SETTINGS, clipped, unknown
 from fmnist.functional import cnn
 from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig, Params, State
@@ -27,7 +27,7 @@ MAX_ABOUT, MAX_TABLE = 1_000_000, 64_000_000
 """How many bytes are read of config.json and of results.csv; the largest study needs fewer."""
 
 
-class Trial(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained network: the model it is, and where its parameters lie."""
 
     number: int
@@ -36,7 +36,7 @@ class Trial(NamedTuple):
     path: Path
 
 
-def best_trial(run: Path) -> Trial:
+def best_model(run: Path) -> TrainedModel:
     """The winner of a run, as its ``best/config.json`` describes it.
 
     Raises:
@@ -52,10 +52,10 @@ def best_trial(run: Path) -> Trial:
         raise UserError(f"{path}: does not describe a trial: it has no number")
     point = about.get("point")
     name = label(point) if isinstance(point, dict) else ""
-    return Trial(number, name, _model(about, path), models.best_path(run))
+    return TrainedModel(number, name, _model(about, path), models.best_path(run))
 
 
-def complete_trials(run: Path) -> list[Trial]:
+def complete_models(run: Path) -> list[TrainedModel]:
     """Every complete trial of a run, by number.
 
     Raises:
@@ -74,7 +74,7 @@ def complete_trials(run: Path) -> list[Trial]:
                 point = {key: SETTINGS[key].scalar(value) for key, value in values.items()}
                 number = int(row["number"])
                 where = models.model_path(run, number)
-                trials.append(Trial(number, label(point), study.trial(point).model, where))
+                trials.append(TrainedModel(number, label(point), study.trial(point).model, where))
     except KeyError as error:
         raise UserError(f"{path}: has no column {error}") from error
     except (ValueError, TypeError, csv.Error, UserError) as error:
@@ -85,7 +85,7 @@ def complete_trials(run: Path) -> list[Trial]:
 
 
 def probabilities(
-    trials: Iterable[Trial], images: UInt8[Tensor, "examples 1 28 28"]
+    trials: Iterable[TrainedModel], images: UInt8[Tensor, "examples 1 28 28"]
 ) -> Float[Tensor, "examples 10"]:
     """The probability of each class in float64, as a mean over the trials.
 
@@ -108,7 +108,7 @@ def probabilities(
     return torch.stack(each).mean(dim=0)
 
 
-def load(trial: Trial) -> tuple[Params, State]:
+def load(trial: TrainedModel) -> tuple[Params, State]:
     """The parameters and running statistics of a trial.
 
     Raises:
@@ -177,4 +177,4 @@ def _text(path: Path, run: Path, limit: int) -> str:
 
 
 def _line(text: object) -> str:
-    return one_line(str(text), 200)
+    return clipped(str(text), 200)

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     from fmnist.inference import trained
 
-    trials = trained.complete_trials(run) if args.ensemble else [trained.best_trial(run)]
+    trials = trained.complete_models(run) if args.ensemble else [trained.best_model(run)]
     failures = Failures()
     items = [
         *_pictures(files, args.invert, failures),
@@ -154,14 +154,14 @@ def _likeliest(row: Sequence[float]) -> list[int]:
 
 def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
     """A prediction in the JSON document."""
-    from fmnist.data.fashion_mnist import CLASSES
+    from fmnist.data.fashion_mnist import CLASS_NAMES
 
     record = dict(item.about)
     best = _likeliest(row)
     if "label" in record:
-        record |= {"class": CLASSES[record["label"]], "right": best[0] == record["label"]}
+        record |= {"class": CLASS_NAMES[record["label"]], "right": best[0] == record["label"]}
     record["likeliest"] = [
-        {"label": label, "class": CLASSES[label], "probability": row[label]} for label in best
+        {"label": label, "class": CLASS_NAMES[label], "probability": row[label]} for label in best
     ]
     record["probabilities"] = row
     return record
@@ -169,27 +169,27 @@ def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
 
 def _table(items: Sequence[Item], found: Sequence[Sequence[float]]) -> list[str]:
     """A line an item: its name, the likeliest classes, a remark."""
-    from fmnist.data.fashion_mnist import CLASSES
+    from fmnist.data.fashion_mnist import CLASS_NAMES
 
-    widest = max(map(len, CLASSES))
+    widest = max(map(len, CLASS_NAMES))
     width = min(NAME_WIDTH, max(len(item.name) for item in items))
     lines = []
     for item, row in zip(items, found, strict=True):
         best = _likeliest(row)
-        cells = [f"{CLASSES[label]:<{widest}} {row[label]:>6.1%}" for label in best]
+        cells = [f"{CLASS_NAMES[label]:<{widest}} {row[label]:>6.1%}" for label in best]
         remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
         if "label" in item.about:
             label = item.about["label"]
-            remark = "right" if best[0] == label else f"wrong: {CLASSES[label]}"
+            remark = "right" if best[0] == label else f"wrong: {CLASS_NAMES[label]}"
         lines.append("   ".join([f"{item.name:<{width}}", *cells, remark]).rstrip())
     return lines
 
 
 def _line(text: str) -> str:
     """On one line, whatever is in the name of a file or in a message."""
-    from fmnist.config.settings import one_line
+    from fmnist.config.settings import clipped
 
-    return one_line(text, 500)
+    return clipped(text, 500)
 
 
 def _parser() -> argparse.ArgumentParser:

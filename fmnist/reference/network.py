@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fmnist.functional.cnn import CLASSES, feature_count
+from fmnist.functional.cnn import CLASS_COUNT, feature_count
 from fmnist.functional.types import ModelConfig, Params, State
 
 
@@ -27,7 +27,7 @@ class Network(nn.Module):
             self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, config.kernel_size))
             self.add_module(f"norm{i}", nn.BatchNorm2d(outputs))
             inputs = outputs
-        widths = (feature_count(config), *config.hidden, CLASSES)
+        widths = (feature_count(config), *config.hidden, CLASS_COUNT)
         for i, (width, outputs) in enumerate(itertools.pairwise(widths), 1):
             self.add_module(f"linear{i}", nn.Linear(width, outputs))
         self.relu = nn.ReLU()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmnist.config.results import TrialResult, history_csv, results_csv, winner
 from fmnist.config.study import StudyConfig
-from fmnist.data.fashion_mnist import CLASSES, Dataset
+from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
 from fmnist.functional import batching, cnn
 from fmnist.functional.types import Params, Split, State
 from fmnist.reference import to_module
@@ -93,7 +93,7 @@ def publish(
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
     shown = {
-        "samples": figures.samples(*dataset.train, CLASSES, folder / "samples.png"),
+        "samples": figures.samples(*dataset.train, CLASS_NAMES, folder / "samples.png"),
         "curves": figures.curves(results, config, folder / "curves.png"),
         "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
     }
@@ -109,10 +109,10 @@ def publish(
         matrix = confusion_matrix(test.labels, predicted)
         title = f"Test set, {best.label}"
         shown["confusion"] = figures.confusion(
-            matrix, CLASSES, folder / "confusion.png", title, config
+            matrix, CLASS_NAMES, folder / "confusion.png", title, config
         )
         shown["confused pairs"] = figures.confused_pairs(
-            *test, predicted, CLASSES, folder / "confused_pairs.png", config
+            *test, predicted, CLASS_NAMES, folder / "confused_pairs.png", config
         )
         board = winner_board.write_winner(
             out / "tensorboard",
@@ -121,7 +121,7 @@ def publish(
             test=test,
             probabilities=probabilities,
             features=seen,
-            classes=CLASSES,
+            classes=CLASS_NAMES,
             twin=to_module(params, state, config.trial(best.point).model).eval(),
             confusion=shown["confusion"],
         )
@@ -139,7 +139,7 @@ def publish(
         winner=best,
         test=dataset.test if best is not None else None,
         probabilities=probabilities,
-        classes=CLASSES,
+        classes=CLASS_NAMES,
         provenance=provenance,
         storage=storage,
         training_images=len(dataset.train.labels) - config.holdout,
@@ -151,7 +151,7 @@ def publish(
         results=results,
         winner=best,
         matrix=matrix,
-        classes=CLASSES,
+        classes=CLASS_NAMES,
         provenance=provenance,
         storage=storage,
         figures={name: str(path.relative_to(out)) for name, path in shown.items()},
@@ -186,7 +186,7 @@ def _write_best(
         },
         config.metric: getattr(best.last, config.metric),
         "test_accuracy": best.test_accuracy,
-        "classes": list(CLASSES),
+        "classes": list(CLASS_NAMES),
     }
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")

@@ -90,7 +90,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> Progress:
     return LiveProgress(console) if console.is_interactive else PlainProgress(console)
 
 
-class _Watch(Progress):
+class _Live(Progress):
     """Keeps the numbers that both visible forms show."""
 
     def __init__(self, console: Console) -> None:
@@ -150,7 +150,7 @@ class _Watch(Progress):
         return f"{self.rate:,.0f} images/s, {duration(self.left)} left"
 
 
-class PlainProgress(_Watch):
+class PlainProgress(_Live):
     """A line an event, each flushed at once: for log files and pipes."""
 
     def group(
@@ -195,7 +195,7 @@ class PlainProgress(_Watch):
         self.console.file.flush()
 
 
-class LiveProgress(_Watch):
+class LiveProgress(_Live):
     """Redraws a few lines on the terminal: where it is, how fast, and every lane."""
 
     def __init__(self, console: Console) -> None:

@@ -77,7 +77,7 @@ def run_study(
     from fmnist.reports.terminal import make_progress
     from fmnist.rundir import files, integrity, lock, ownership
     from fmnist.tuning import grid, storage_errors, storage_url
-    from fmnist.tuning.progress import Keeper
+    from fmnist.tuning.progress import Checkpointer
     from fmnist.tuning.storage import open_study
     from fmnist.utils import memory, provenance
 
@@ -118,7 +118,7 @@ def run_study(
             _train(
                 study, config, dataset, out, where, max_lanes, progress, facts, phases, stop, retry
             )
-        Keeper(out / "checkpoints").clear()
+        Checkpointer(out / "checkpoints").clear()
         memory.release()  # drawing loads libraries
         results = grid.results(study, config)
         grid.check_whole(results, config)
@@ -185,18 +185,18 @@ def _train(
     from fmnist.reports.tensorboard.mirror import TensorBoardMirror
     from fmnist.rundir import models
     from fmnist.tuning import grid, scheduler
-    from fmnist.tuning.progress import Keeper, group_of
+    from fmnist.tuning.progress import Checkpointer, group_of
 
     examples = splits(config, dataset, device)
     progress.message(f"device {device}")
     said = ""
-    keeper = Keeper(out / "checkpoints")
+    checkpointer = Checkpointer(out / "checkpoints")
     events = scheduler.run(
         study,
         config,
         examples,
         max_lanes=max_lanes,
-        keeper=keeper,
+        checkpointer=checkpointer,
         stop=stop,
         retry_failed=retry_failed,
     )

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class GroupProgress:
     """What is known of some lanes of a group so far.
 
     Attributes:
@@ -52,7 +52,7 @@ class Progress:
         """Epochs that are done."""
         return self.at.epoch if self.at else 0
 
-    def take(self, chosen: Sequence[int]) -> Progress:
+    def take(self, chosen: Sequence[int]) -> GroupProgress:
         """The same for the lanes at these positions alone."""
         at = self.at
         if at is not None:
@@ -61,7 +61,7 @@ class Progress:
             at = at._replace(train_state=state, total=total)
         trials = [self.trials[i] for i in chosen]
         numbers = {trial.number for trial in trials}
-        return Progress(
+        return GroupProgress(
             trials,
             at,
             {number: list(past) for number, past in self.histories.items() if number in numbers},
@@ -69,13 +69,13 @@ class Progress:
             self.seconds * len(chosen) / len(self.trials),
         )
 
-    def halves(self) -> list[Progress]:
+    def halves(self) -> list[GroupProgress]:
         """Each half of the lanes by itself."""
         positions, middle = list(range(len(self.trials))), len(self.trials) // 2
         return [self.take(positions[:middle]), self.take(positions[middle:])]
 
 
-class Keeper:
+class Checkpointer:
     """Keeps the progress of each group in a folder.
 
     Args:
@@ -104,14 +104,14 @@ class Keeper:
         """Whether not to wait for the epoch's end."""
         return self._clock() - self._last >= self.within
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: GroupProgress) -> None:
         """Keep where these lanes are; nothing where they have not begun."""
         if progress.at is not None:
             self.folder.mkdir(exist_ok=True)  # not what it lies in: that may be lost
             self._of(progress).save(*snapshot(progress))
         self._last = self._clock()
 
-    def forget(self, progress: Progress) -> None:
+    def forget(self, progress: GroupProgress) -> None:
         """These lanes are done, or go on as others."""
         self._of(progress).delete()
 
@@ -120,7 +120,7 @@ class Keeper:
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
-    def restore(self, trials: Iterable[Trial], device: torch.device) -> list[Progress]:
+    def restore(self, trials: Iterable[Trial], device: torch.device) -> list[GroupProgress]:
         """The progress of those of these trials that have some, group by group."""
         pending = {trial.number: trial for trial in trials}
         found = []
@@ -142,13 +142,13 @@ class Keeper:
                 del pending[trial.number]
         return found
 
-    def _of(self, progress: Progress) -> Generations:
+    def _of(self, progress: GroupProgress) -> Generations:
         numbers = [trial.number for trial in progress.trials]
         name = hashlib.sha256(repr(numbers).encode()).hexdigest()[:12]
         return Generations(self.folder / f"{numbers[0]:05}-{name}")
 
 
-def snapshot(progress: Progress) -> Snapshot:
+def snapshot(progress: GroupProgress) -> Snapshot:
     """What a snapshot holds of lanes that have begun."""
     assert progress.at is not None
     return Snapshot(
@@ -164,7 +164,9 @@ def snapshot(progress: Progress) -> Snapshot:
     )
 
 
-def restored(kept: Snapshot, pending: Mapping[int, Trial], device: torch.device) -> Progress | None:
+def restored(
+    kept: Snapshot, pending: Mapping[int, Trial], device: torch.device
+) -> GroupProgress | None:
     """The progress that a snapshot holds, of those lanes that are pending; None without any.
 
     A lane that is not pending any more has been told to Optuna: its group was done with training.
@@ -183,7 +185,7 @@ def restored(kept: Snapshot, pending: Mapping[int, Trial], device: torch.device)
         return None
     some = pending[about["trials"][chosen[0]][0]]
     alone = trainer.start(group_of([some.config]), device)
-    total = trainer.nothing(1, device) if about["examples"] else None
+    total = trainer.zero_metrics(1, device) if about["examples"] else None
     paths, leaves, treespec = optree.tree_flatten_with_path((alone, total))
     names = [_name(path) for path in paths]
     if sorted(names) != sorted(kept.tensors):
@@ -193,7 +195,7 @@ def restored(kept: Snapshot, pending: Mapping[int, Trial], device: torch.device)
         if tensor.shape != (len(points), *leaf.shape[1:]) or tensor.dtype != leaf.dtype:
             raise ValueError(f"its {name} has another shape or type")
     state, total = optree.tree_unflatten(treespec, found)
-    whole = Progress(
+    whole = GroupProgress(
         [pending.get(number, some) for number, _ in about["trials"]],  # those told are not taken
         trainer.LoopState(about["epoch"], state, total, about["examples"]),
         {int(n): [EpochMetrics(*row) for row in past] for n, past in about["histories"].items()},

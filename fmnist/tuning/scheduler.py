@@ -25,7 +25,7 @@ from fmnist.functional import cnn, losses, vmap
 from fmnist.functional.types import Metrics, Params, Split, State
 from fmnist.tuning import grid
 from fmnist.tuning.grid import Trial
-from fmnist.tuning.progress import Keeper, Progress, group_of
+from fmnist.tuning.progress import Checkpointer, GroupProgress, group_of
 from fmnist.utils import memory
 from fmnist.utils.errors import UserError
 from fmnist.utils.signals import Stop
@@ -102,7 +102,7 @@ def run(
     splits: Splits,
     *,
     max_lanes: int | None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     stop: Stop | None = None,
     retry_failed: bool = False,
 ) -> Iterator[Event]:
@@ -111,7 +111,7 @@ def run(
     Args:
         study, config, splits: what to train, and on what.
         max_lanes: at once, at most; by default as many as memory allows.
-        keeper: keeps where the groups are, and knows where they were.
+        checkpointer: keeps where the groups are, and knows where they were.
         stop: asked often; when it is requested, that is kept, and it raises what it raises.
         retry_failed: try again the points whose trial diverged.
 
@@ -120,11 +120,13 @@ def run(
     """
     trials = grid.pending(study, config, retry_failed=retry_failed)
     device = splits.training.images.device
-    groups = keeper.restore(trials, device) if keeper else []
+    groups = checkpointer.restore(trials, device) if checkpointer else []
     known = {trial.number for progress in groups for trial in progress.trials}
     fresh = [trial for trial in trials if trial.number not in known]
     most = max_lanes or lanes_that_fit([trial.config for trial in fresh], device)
-    groups += [Progress(some) for some in chunks(fresh, lambda trial: trial.config.static, most)]
+    groups += [
+        GroupProgress(some) for some in chunks(fresh, lambda trial: trial.config.static, most)
+    ]
     waiting = deque(groups)
     index = 0
     while waiting:
@@ -132,7 +134,7 @@ def run(
         progress = waiting.popleft()
         total = index + 1 + len(waiting)
         yield GroupStarted(index, total, progress.trials, left, progress.histories)
-        halves = yield from _train(study, config, progress, splits, keeper, stop or Stop())
+        halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
         waiting.extendleft(reversed(halves))
         index += not halves
 
@@ -140,11 +142,11 @@ def run(
 def _train(
     study: optuna.Study,
     config: StudyConfig,
-    progress: Progress,
+    progress: GroupProgress,
     splits: Splits,
-    keeper: Keeper | None,
+    checkpointer: Checkpointer | None,
     stop: Stop,
-) -> Generator[Event, None, list[Progress]]:
+) -> Generator[Event, None, list[GroupProgress]]:
     """Train one group to its end and tell each of its lanes as its own trial.
 
     Returns:
@@ -152,7 +154,7 @@ def _train(
     """
     try:
         with stop.released():
-            yield from _epochs(config, progress, splits, keeper, stop)
+            yield from _epochs(config, progress, splits, checkpointer, stop)
         results = _finish(progress, splits.test)
     except (RuntimeError, MemoryError, OSError) as error:
         if not memory.ran_out(error):
@@ -167,25 +169,31 @@ def _train(
             own = vmap.take((trained.params, trained.state), torch.tensor(lane))
             yield TrialFinished(result, *own)
             grid.tell(study, trial, result, config)
-        if keeper:
-            keeper.forget(progress)
+        if checkpointer:
+            checkpointer.forget(progress)
         return []
     memory.release()
     yield LanesHalved(len(progress.trials), progress.epoch)
     halves = progress.halves()
-    if keeper:
+    if checkpointer:
         for half in halves:
-            keeper.save(half)
-        keeper.forget(progress)
+            checkpointer.save(half)
+        checkpointer.forget(progress)
     return halves
 
 
 def _epochs(
-    config: StudyConfig, progress: Progress, splits: Splits, keeper: Keeper | None, stop: Stop
+    config: StudyConfig,
+    progress: GroupProgress,
+    splits: Splits,
+    checkpointer: Checkpointer | None,
+    stop: Stop,
 ) -> Iterator[Event]:
     """Train the epochs that are left, keeping ``progress`` up to date."""
     began, before = time.perf_counter(), progress.seconds
-    watch = trainer.Watch(pause=keeper.overdue if keeper else lambda: False, stop=stop.asked)
+    watch = trainer.Watch(
+        pause=checkpointer.overdue if checkpointer else lambda: False, stop=stop.asked
+    )
     for event in trainer.fit_watched(
         group_of([trial.config for trial in progress.trials]),
         splits.training,
@@ -202,15 +210,17 @@ def _epochs(
             progress.at = trainer.LoopState(event.epoch, event.train_state)
             yield EpochFinished(event.epoch, sound, progress.seconds)
         done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
-        if keeper and (isinstance(event, trainer.Paused) or done or stop.requested or keeper.due()):
-            keeper.save(progress)
+        if checkpointer and (
+            isinstance(event, trainer.Paused) or done or stop.requested or checkpointer.due()
+        ):
+            checkpointer.save(progress)
         stop.check()
         if done:
             break
 
 
 def _measured(
-    config: StudyConfig, progress: Progress, epoch: trainer.EpochResult
+    config: StudyConfig, progress: GroupProgress, epoch: trainer.EpochResult
 ) -> dict[int, EpochMetrics]:
     """Every sound lane's metrics of an epoch, reported to Optuna; the others have failed."""
     sound: dict[int, EpochMetrics] = {}
@@ -227,7 +237,7 @@ def _measured(
     return sound
 
 
-def _finish(progress: Progress, test: Split) -> list[TrialResult]:
+def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     """Evaluate every lane on the test set, once, and say how its trial ended."""
     assert progress.at is not None
     began = time.perf_counter()

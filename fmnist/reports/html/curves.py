@@ -20,7 +20,7 @@ COLOURS = 10
 MOST_LINES = 1000
 MOST_POINTS = 24_000
 """Of one metric, all lines together: what keeps the page small and quick."""
-SIDE = 1000
+DRAWING_SIZE = 1000
 """Width and height of a drawing; the page stretches it to the room there is."""
 
 Range = tuple[float, float]
@@ -131,7 +131,7 @@ def ticks(within: Range, whole: bool = False, at_most: int = 6) -> list[tuple[st
     digits = 0 if whole else max(0, math.ceil(-math.log10(step) - 1e-9))
     digits += not whole and digits < 12 and abs(round(step, digits) - step) > 1e-9
     return [
-        (f"{100 * share:.2f}", round(SIDE * share), f"{value:.{digits}f}")
+        (f"{100 * share:.2f}", round(DRAWING_SIZE * share), f"{value:.{digits}f}")
         for value in found
         if 0 <= (share := (value - low) / (high - low)) <= 1
     ]
@@ -147,7 +147,7 @@ def path(x: Any, y: Any, across: Range, up: Range) -> str:
             parts += ["h0"] if alone else []  # a line of one point shows as a dot
             before, alone = None, False
             continue
-        here = _place(one, across), SIDE - _place(other, up)
+        here = _place(one, across), DRAWING_SIZE - _place(other, up)
         if before is None:
             parts.append(f"M{here[0]} {here[1]}")
         else:
@@ -159,7 +159,7 @@ def path(x: Any, y: Any, across: Range, up: Range) -> str:
 def _place(value: float, within: Range) -> int:
     low, high = within
     # A line that leaves the frame goes on a bit, so that its slope is right at the edge.
-    return round(SIDE * min(max((value - low) / (high - low), -4.0), 5.0))
+    return round(DRAWING_SIZE * min(max((value - low) / (high - low), -4.0), 5.0))
 
 
 def _by_rank(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fmnist.reports import words
-from fmnist.reports.html.curves import SIDE
+from fmnist.reports.html.curves import DRAWING_SIZE
 from fmnist.reports.markdown import table_header, table_row
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _strip(values: Iterable[float], within: tuple[float, float]) -> dict[str, An
     low, high = within
 
     def place(value: float) -> int:
-        return round(SIDE * min(max((value - low) / (high - low), 0.0), 1.0))
+        return round(DRAWING_SIZE * min(max((value - low) / (high - low), 0.0), 1.0))
 
     mean, spread = _mean(values), _spread(values)
     half = spread if math.isfinite(spread) else 0.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fmnist.reports import words
 from fmnist.reports.confusion import confusion_matrix, most_confused
-from fmnist.reports.html.curves import SIDE, ticks
+from fmnist.reports.html.curves import DRAWING_SIZE, ticks
 from fmnist.reports.sentences import confusion_sentences
 
 if TYPE_CHECKING:
@@ -178,9 +178,9 @@ def png(pixels: NDArray[np.uint8]) -> str:
 
 
 def _reliability(found: Calibration) -> dict[str, Any]:
-    """The reliability diagram's bars, in a drawing of ``SIDE``, and the table beside it."""
+    """The reliability diagram's bars, in a drawing of ``DRAWING_SIZE``, and the table beside it."""
     bins = len(found.counts)
-    width = SIDE / bins
+    width = DRAWING_SIZE / bins
     most = max(int(found.counts.max()), 1)
     bars = []
     for index, count in enumerate(found.counts):
@@ -194,13 +194,13 @@ def _reliability(found: Calibration) -> dict[str, Any]:
             "tall": round(100 * count / most),
         }
         if count:
-            top = SIDE - round(SIDE * found.accuracy[index])
-            sure = SIDE - round(SIDE * found.confidence[index])
+            top = DRAWING_SIZE - round(DRAWING_SIZE * found.accuracy[index])
+            sure = DRAWING_SIZE - round(DRAWING_SIZE * found.confidence[index])
             bar |= {
                 "top": top,
                 "gap_top": min(top, sure),
                 "gap": abs(top - sure),
-                "dot": f"M{round(SIDE * found.confidence[index])} {top}h0",
+                "dot": f"M{round(DRAWING_SIZE * found.confidence[index])} {top}h0",
             }
         bars.append(bar)
     axis = ticks((0.0, 1.0), at_most=5)

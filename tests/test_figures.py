@@ -8,9 +8,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from fake_results import CLASS_NAMES, history, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CLASSES, history, results_of
 from PIL import Image
 
 from fmnist.config.results import TrialResult
@@ -93,16 +93,18 @@ def test_figures_without_a_winner(fail, tmp_path):
 def test_pictures_of_images(pictures, tmp_path):
     images, labels, predictions = pictures
     study = StudyConfig()
-    check_png(figures.samples(images, labels, CLASSES, tmp_path / "a.png"), 1210, 552)
+    check_png(figures.samples(images, labels, CLASS_NAMES, tmp_path / "a.png"), 1210, 552)
     tensors = map(torch.from_numpy, (images, labels))
-    figures.samples(*tensors, CLASSES, tmp_path / "b.png")
+    figures.samples(*tensors, CLASS_NAMES, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    figures.samples(images[:3], labels[:3], CLASSES, tmp_path / "few.png")
+    figures.samples(images[:3], labels[:3], CLASS_NAMES, tmp_path / "few.png")
     matrix = confusion_matrix(labels, predictions)
-    check_png(figures.confusion(matrix, CLASSES, tmp_path / "c.png", "Test", study), 990, 924)
-    path = figures.confused_pairs(images, labels, predictions, CLASSES, tmp_path / "d.png", study)
+    check_png(figures.confusion(matrix, CLASS_NAMES, tmp_path / "c.png", "Test", study), 990, 924)
+    path = figures.confused_pairs(
+        images, labels, predictions, CLASS_NAMES, tmp_path / "d.png", study
+    )
     check_png(path, 990, 709)
-    path = figures.confused_pairs(images, labels, labels, CLASSES, tmp_path / "e.png", study)
+    path = figures.confused_pairs(images, labels, labels, CLASS_NAMES, tmp_path / "e.png", study)
     check_png(path, 990, 203)
 
 
@@ -123,8 +125,8 @@ def test_holdout_0_is_marked_on_every_figure(pictures, tmp_path, monkeypatch):
         few = [images[:60] for images in pictures]
         figures.curves(results, study, tmp_path / "a.png")
         figures.heatmap(results, study, tmp_path / "b.png")
-        figures.confusion(np.eye(10, dtype=int), CLASSES, tmp_path / "c.png", "Test", study)
-        figures.confused_pairs(*few, CLASSES, tmp_path / "d.png", study)
+        figures.confusion(np.eye(10, dtype=int), CLASS_NAMES, tmp_path / "c.png", "Test", study)
+        figures.confused_pairs(*few, CLASS_NAMES, tmp_path / "d.png", study)
         assert notes == [(mark,)] * 4
 
 

@@ -6,7 +6,7 @@ import itertools
 
 from fmnist.config.results import EpochMetrics, TrialResult
 
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")  # fmt: skip
 
 
