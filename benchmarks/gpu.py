@@ -25,6 +25,9 @@ from gpu_phases import PHASES
 from gpu_phases.summary import summary
 
 HERE = Path(__file__).resolve().parent
+LOST, TRIES = 3, 5
+"""The exit status of a phase that lost the GPU, and how many processes it may take."""
+
 GRACE = 20.0
 """Seconds beyond its share after which a phase is ended."""
 
@@ -47,7 +50,7 @@ def main() -> int:
         parser.error("--seconds must be more than 0")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
-    device = args.device or ("cuda" if there_is_a_gpu() else "cpu")
+    device = first_use(args.device, parser)
     found: dict[str, Any] = {
         "command": " ".join(["python benchmarks/gpu.py", *sys.argv[1:]]),
         "device": device,
@@ -80,10 +83,33 @@ def run_all(names: list[str], device: str, args: argparse.Namespace, found: dict
                 write(args.json, found)
 
 
-def there_is_a_gpu() -> bool:
-    """Asked in another process: this one stays without torch."""
-    ask = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0
+def first_use(wanted: str | None, parser: argparse.ArgumentParser) -> str:
+    """Import what all phases import, and touch the device: at first that takes long.
+
+    This process stays without torch, so that what a phase does to it is the phase's own trouble.
+
+    Returns:
+        ``"cuda"`` or ``"cpu"``.
+    """
+    script = (
+        "import sys, optree, optuna, torch, fmnist.study.run, fmnist.tuning.scheduler\n"
+        "device = sys.argv[1] or ('cuda' if torch.cuda.is_available() else 'cpu')\n"
+        "torch.zeros(1, device=device)\n"
+        "print(device)"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", script, wanted or ""],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if asked.returncode != 0:
+        parser.error(f"--device {wanted or 'auto'}: {asked.stderr.strip().splitlines()[-1]}")
+    return asked.stdout.split()[-1]
+
+
+def environment() -> dict[str, str]:
+    """That of the phases: they find this folder and the package beside it."""
+    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def run(
@@ -94,37 +120,45 @@ def run(
     folder: Path,
     found: dict[str, Any],
 ) -> dict[str, Any]:
-    """One phase: what it found, ``status`` (done or failed), ``error`` and ``wall`` seconds."""
+    """One phase: what it found, ``status`` (done or failed), ``error`` and ``wall`` seconds.
+
+    A process that an error of the GPU leaves useless is followed by another, which goes on.
+    """
     part, earlier = folder / f"{name}.json", folder / "earlier.json"
     earlier.write_text(json.dumps(found["phases"]), encoding="utf-8")
+    began = time.monotonic()
+    until = began + share
     command = [sys.executable, "-m", "gpu_phases", name, "--device", device]
-    command += ["--seconds", str(share), "--part", str(part), "--earlier", str(earlier)]
+    command += ["--until", str(until), "--part", str(part), "--earlier", str(earlier)]
     command += ["--quick"] * args.quick + (["--data", args.data] if args.data else [])
     phase, _, how = args.fail.partition("=")
     command += ["--fail", how] if phase == name else []
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    began, error = time.monotonic(), ""
-    # A process group of its own: what the phase started ends with it.
-    child = subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": paths}, stdout=sys.stderr, start_new_session=True
-    )
-    try:
-        code = child.wait(share + GRACE)
-        if code < 0:
-            error = f"ended by {signal.Signals(-code).name}"
-    except subprocess.TimeoutExpired:
-        error = f"ended {GRACE:.0f} s after its share of the time"
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
     result: dict[str, Any] = {"checks": [], "tables": {}, "values": {}}
-    if part.exists():
-        result |= json.loads(part.read_text(encoding="utf-8"))
+    for _ in range(TRIES):
+        code, error = end_of(command, until + GRACE)
+        if part.exists():
+            result |= json.loads(part.read_text(encoding="utf-8"))
+        if code != LOST or time.monotonic() > until:
+            break
     error = result.get("error") or error or ("" if result.get("done") else "ended without a word")
     failed = error or any(check["status"] == "failed" for check in result["checks"])
     result |= {"status": "failed" if failed else "done", "error": error}
     return result | {"wall": time.monotonic() - began}
+
+
+def end_of(command: list[str], until: float) -> tuple[int, str]:
+    """Run a command until then at most: its exit status, and what is wrong with how it ended."""
+    # A process group of its own: what the phase started ends with it.
+    child = subprocess.Popen(command, env=environment(), stdout=sys.stderr, start_new_session=True)
+    try:
+        code = child.wait(max(until - time.monotonic(), 0.1))
+        return code, f"ended by {signal.Signals(-code).name}" if code < 0 else ""
+    except subprocess.TimeoutExpired:
+        return 1, f"ended {GRACE:.0f} s after its share of the time"
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def write(path: Path, content: object) -> None:

@@ -39,23 +39,28 @@ def test_replaying_a_captured_step_is_repeating_it():
     """The capture logic, with a stand-in that runs what a graph would replay."""
     captured = []
 
-    def capture(run, device):
-        run()  # a real capture runs the step too, on buffers that are then overwritten
+    def capture(run, device, reset):
+        for _ in range(3):  # a real capture runs the step too, on buffers that are then overwritten
+            reset()
+            run()
         captured.append(device)
         return run
 
     def step(carry, inputs):
+        assert carry["n"] in range(8), "a warm-up runs beyond the last step"
         return {"x": carry["x"] * inputs + 1, "n": carry["n"] + 1}
 
     looped = cuda_graph.repeater(step, torch.device("cpu"))
     replayed = cuda_graph.Replayed(step, capture)
     carry = {"x": torch.ones(3), "n": torch.tensor(0)}
-    for times in (3, 0, 5):
+    for times in (3, 0, 4, 1):
         inputs = torch.rand(3)
         expected, got = looped(carry, inputs, times), replayed(carry, inputs, times)
         assert all(torch.equal(expected[key], got[key]) for key in expected)
         carry = got  # and it does not alias the buffers
     assert captured == [torch.device("cpu")]
+    last = cuda_graph.Replayed(step, capture)
+    assert last({"x": torch.ones(3), "n": torch.tensor(7)}, torch.ones(3), 1)["n"] == 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

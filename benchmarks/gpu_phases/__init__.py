@@ -21,7 +21,7 @@ PHASES = {
     "machine": Phase("Machine", 1),
     "kernels": Phase("Right: kernels against their definitions", 4),
     "training": Phase("Right: training", 4),
-    "interruptions": Phase("Right: memory that runs out, and Ctrl-C", 2),
+    "interruptions": Phase("Right: memory that runs out, and Ctrl-C", 3),
     "job": Phase("The main job", 5),
     "engines": Phase("Engines", 5),
     "convolutions": Phase("Convolutions", 3),

@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("phase", choices=PHASES)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--until", type=float, required=True, help="by the monotonic clock")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data")
     parser.add_argument("--part", type=Path, required=True)
@@ -39,7 +39,7 @@ def main() -> int:
         args.part,
         torch.device("cuda", 0) if args.device == "cuda" else torch.device(args.device),
         quick=args.quick,
-        seconds=args.seconds,
+        until=args.until,
         earlier=earlier,
         data=args.data,
     )

@@ -15,6 +15,8 @@ from fmnist.config import study as studies
 from fmnist.engine import trainer
 from fmnist.reference import fit_reference
 from fmnist.study import run as runs
+from fmnist.tuning import grid
+from fmnist.utils.device import cuda_arithmetic
 from gpu_phases.part import Part, SkipError
 
 
@@ -41,15 +43,16 @@ def study(part: Part) -> str:
         late.start()
         began = time.perf_counter()
         try:
-            results = runs.run_study(own, folder, dataset=dataset, device=str(part.device))
-        except KeyboardInterrupt:
-            raise SkipError(f"not done after {time.perf_counter() - began:.0f} s") from None
+            runs.run_study(own, folder, dataset=dataset, device=str(part.device))
+            late_by = ""
+        except KeyboardInterrupt:  # what was trained is there, and may be all of it
+            late_by = f"not done after {time.perf_counter() - began:.0f} s"
         finally:
             late.cancel()
         wall = time.perf_counter() - began
         stored = optuna.load_study(study_name=own.name, storage=f"sqlite:///{folder}/study.db")
-        phases = stored.user_attrs["fmnist:seconds_by_phase"]
-    part.value("wall_seconds", wall)
+        phases = stored.user_attrs.get("fmnist:seconds_by_phase", {})
+        results = grid.results(stored, own)
     part.value("epochs", own.epochs)
     part.table("Wall time of the study by phase (s)", ("phase", "seconds"),
                [(name, f"{seconds:.1f}") for name, seconds in phases.items()])  # fmt: skip
@@ -58,6 +61,9 @@ def study(part: Part) -> str:
         [(r.label, f"{r.last.validation_accuracy:.4f}", f"{r.test_accuracy:.4f}",
           f"{r.seconds:.1f}") for r in results],
     )  # fmt: skip
+    if late_by:
+        raise SkipError(f"{late_by}; {len(results)} of {own.size} trials ended")
+    part.value("wall_seconds", wall)
     bad = [result.label for result in results if result.state != "COMPLETE"]
     assert not bad, f"failed: {', '.join(bad)}"
     return f"{len(results)} trials of {own.epochs} epochs in {wall:.1f} s"
@@ -84,9 +90,10 @@ def reference(part: Part) -> str:
                 if part.cuda:
                     torch.cuda.synchronize(part.device)
 
-        epoch(few, few)
-        began = time.perf_counter()
-        epoch(training, validation)
+        with cuda_arithmetic(tf32=False):  # as the study is trained
+            epoch(few, few)
+            began = time.perf_counter()
+            epoch(training, validation)
         total += time.perf_counter() - began
         rows.append((trial.batch_size, f"{trial.optimizer.learning_rate:g}",
                      f"{time.perf_counter() - began:.2f}"))  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,27 +17,37 @@ import torch.nn.functional as F
 
 from fmnist.functional import optim
 from fmnist.functional.kernels import conv, conv_block, product
-from fmnist.utils.device import tf32
+from fmnist.utils.device import cuda_arithmetic
 from gpu_phases.part import Part, SkipError
+
+Named = tuple[str, Callable[[], None]]
 
 
 def run(part: Part) -> None:
     """Check the kernels that the device has, and the convolutions."""
-    how = pooling(part)
-    with tf32(False):
+    first, rest = pooling(part)
+    for name, check in first:
+        part.check(name, check)
+    with cuda_arithmetic(tf32=False):
         for name, check in convolutions(part).items():
             part.check(f"convolution, {name}", check)
         part.check("linear layer of lanes, forward and backward", lambda: linear(part.device))
         part.check("Adam, its fused form", lambda: adam(part.device))
-    part.check("convolution block of the CPU", lambda: block(part, how))
+    part.check("convolution block of the CPU", lambda: block(part))
+    for name, check in rest:
+        part.check(name, check)
 
 
-def pooling(part: Part) -> str:
-    """Batch norm, ReLU and pooling by Triton: compiled on a GPU, else interpreted."""
+def pooling(part: Part) -> tuple[list[Named], list[Named]]:
+    """Batch norm, ReLU and pooling by Triton, compiled on a GPU, else interpreted.
+
+    Returns:
+        The checks that say most, and the others.
+    """
     title = "Triton norm_relu_pool, {}: {}"
     if importlib.util.find_spec("triton") is None:
         part.skip(title.format("compiled", "all"), "Triton is not installed")
-        return "none"
+        return [], []
     how = "compiled" if part.cuda else "interpreted"
     if not part.cuda:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported
@@ -48,9 +59,8 @@ def pooling(part: Part) -> str:
     checks = pooling_checks.checks(part.device)
     if part.quick:
         checks = {name: checks[name] for name in pooling_checks.QUICK}
-    for name, check in checks.items():
-        part.check(title.format(how, name), check)
-    return how
+    named = [(title.format(how, name), check) for name, check in checks.items()]
+    return named[: pooling_checks.FIRST], named[pooling_checks.FIRST :]
 
 
 def convolutions(part: Part) -> dict[str, partial[str]]:
@@ -148,7 +158,7 @@ def adam(device: torch.device) -> str:
     return f"relative difference {worst:.0e}"
 
 
-def block(part: Part, how: str) -> str:
+def block(part: Part) -> str:
     """Convolution, batch norm, ReLU and pooling in one, forward and backward, against float64."""
     if part.cuda:
         raise SkipError("it is for CPUs")

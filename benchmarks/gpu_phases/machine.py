@@ -17,7 +17,6 @@ def run(part: Part) -> None:
     """Describe the machine and measure what it can do at most."""
     for name, value in machine(part.device).items():
         part.value(name, value)
-    part.value("data", part.dataset().source)
     part.check("CUDA device", lambda: describe(part))
     part.check("Triton", triton_version)
     part.check("copy bandwidth", lambda: copy(part))
@@ -25,6 +24,7 @@ def run(part: Part) -> None:
     part.check("matrix products, TF32", lambda: products(part, "tf32"))
     part.check("matrix products, bfloat16", lambda: products(part, "bfloat16"))
     part.check("launching a kernel", lambda: launches(part))
+    part.value("data", part.dataset().source)
 
 
 def describe(part: Part) -> str:
@@ -33,17 +33,21 @@ def describe(part: Part) -> str:
         raise SkipError("not a CUDA device")
     about = torch.cuda.get_device_properties(part.device)
     fields = "driver_version,clocks.sm,clocks.mem,power.limit"
-    asked = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        said = asked.stdout.strip() or asked.stderr.strip()
+    except OSError as error:
+        said = f"nvidia-smi: {error.strerror}"
     card = (
         f"{about.name}, compute capability {about.major}.{about.minor}, "
         f"{about.multi_processor_count} multiprocessors, {about.total_memory / 2**30:.0f} GiB, "
         f"L2 {about.L2_cache_size / 2**20:.0f} MiB"
     )
     part.value("card", card)
-    part.value("driver", f"{fields}: {asked.stdout.strip() or asked.stderr.strip()}")
+    part.value("driver", f"{fields}: {said}")
     cudnn = torch.backends.cudnn.version()
     part.value("libraries", f"CUDA {torch.version.cuda}, cuDNN {cudnn}")
     return card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -10,13 +11,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import fmnist
+from fmnist.data import fashion_mnist, sources
 from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import Split
 from fmnist.rundir import files
+
+LOST = 3
+"""The exit status of a process that cannot use the GPU any more."""
 
 
 class SkipError(Exception):
@@ -30,7 +36,7 @@ class Part:
         path: the JSON file that holds them, written anew after each.
         device: where to measure.
         quick: whether to do no more than shows that everything runs.
-        seconds: after so many no further check or measurement begins.
+        until: by the monotonic clock; after it no further check or measurement begins.
         earlier: what the phases before this one found, by phase.
         data: a folder with the data set, where one was named.
 
@@ -44,13 +50,17 @@ class Part:
         device: torch.device,
         *,
         quick: bool,
-        seconds: float,
+        until: float,
         earlier: dict[str, Any],
         data: str | None = None,
     ) -> None:
         self.device, self.quick, self.earlier = device, quick, earlier
         self.found: dict[str, Any] = {"checks": [], "tables": {}, "values": {}}
-        self._path, self._end, self._data = path, time.monotonic() + seconds, data
+        if path.exists():  # the phase goes on in a new process
+            self.found |= json.loads(path.read_text(encoding="utf-8"))
+        self._path, self._end = path, until
+        self._data = data or os.environ.get("FMNIST_DATA")
+        self._dataset: Dataset | None = None
 
     @property
     def cuda(self) -> bool:
@@ -62,17 +72,36 @@ class Part:
         return self._end - time.monotonic()
 
     def check(self, name: str, run: Callable[[], str | None]) -> bool:
-        """Do a check: it fails when it raises, and may say what it found. Whether it passed."""
+        """Do a check: it fails when it raises, and may say what it found. Whether it passed.
+
+        What an earlier process of this phase has checked is not checked again. An error that leaves
+        the GPU unusable for this process ends it, with status :data:`LOST`.
+        """
+        for noted in self.found["checks"]:
+            if noted["name"] == name:
+                passed: bool = noted["status"] == "passed"
+                return passed
         if self.left() <= 0:
             return self.skip(name, "no time left")
         try:
             detail = run() or ""
+            self.synchronize()
         except SkipError as reason:
             return self.skip(name, str(reason))
         except Exception as error:
             traceback.print_exc()
-            return self._note(name, "failed", describe_error(error))
+            self._note(name, "failed", describe_error(error))
+            try:
+                self.synchronize()
+            except RuntimeError:
+                os._exit(LOST)
+            return False
         return self._note(name, "passed", detail)
+
+    def synchronize(self) -> None:
+        """Wait for the GPU, so that an error of this check is not taken for one of the next."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
 
     def skip(self, name: str, why: str) -> bool:
         """Say that a check was not done. Always False."""
@@ -107,19 +136,25 @@ class Part:
         return value
 
     def dataset(self) -> Dataset:
-        """Fashion-MNIST where it can be had and the run is not quick; else made-up images.
+        """Fashion-MNIST where it is on this machine and the run is not quick; else made-up images.
 
-        Its ``source`` says which.
+        Its ``source`` says which. The network is not asked: its time-outs would take the phase's.
         """
+        if self._dataset is None:
+            self._dataset = self._load()
+        return self._dataset
+
+    def _load(self) -> Dataset:
         if self.quick:
             return Dataset(fake_images(3000, 0), fake_images(500, 1), "made-up images")
-        known = self.earlier.get("machine", {}).get("values", {}).get("data", "")
-        if not known.startswith("made-up"):
-            try:
+        every = sources.in_order(self._data)
+        local = every if self._data else [s for s in every if s[0] in ("cache", "Debian package")]
+        try:
+            with patch.object(sources, "in_order", lambda folder: local):
                 return fmnist.load(self._data)
-            except Exception as error:
-                known = f"made-up images: {describe_error(error)}"
-        return Dataset(fake_images(60_000, 0), fake_images(10_000, 1), known)
+        except fashion_mnist.DataError as error:
+            why = f"made-up images, as there is no data set here ({describe_error(error)})"
+            return Dataset(fake_images(60_000, 0), fake_images(10_000, 1), why)
 
     def images(self, examples: int) -> Split:
         """So many training images, on the device."""

@@ -267,12 +267,12 @@ def check_outlier():
     torch.testing.assert_close(var.double(), x.double().var(correction=0)[None], rtol=1e-5, atol=0)
 
 
-def check_lanes(lanes, channels):
+def check_lanes(lanes, shape):
     """Under vmap and grad, bit for bit the solo result: a channel never looks at another."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
-    x = normal(lanes, 3, channels, 6, 5)
-    weight, bias = normal(lanes, channels, seed=1), normal(lanes, channels, seed=2)
+    x = normal(lanes, *shape)
+    weight, bias = normal(lanes, shape[1], seed=1), normal(lanes, shape[1], seed=2)
 
     def both(x, weight, bias):
         def total(x, weight, bias):
@@ -303,7 +303,8 @@ def check_evaluation(lanes, *shape):
         own = [t[lane] for t in (x, *rest)]
         torch.testing.assert_close(ours[lane], nrp.definition_given(*own))
         theirs = gradients(lambda *inputs: nrp.definition_given(*inputs).sum())(*own)
-        torch.testing.assert_close(tuple(t[lane] for t in mine), theirs)
+        mine_ = tuple(t[lane] for t in mine)
+        torch.testing.assert_close(mine_, theirs, rtol=1e-4, atol=1e-5)
 
 
 def check_operators():
@@ -350,6 +351,9 @@ SHAPES = [
     (4, 48, 5, 6),
     (2, 1, 24, 24),
 ]
+FIRST = 18
+"""How many of the checks say most; the others are of shapes that no study is likely to have."""
+
 QUICK = (
     "definition (3, 12, 9, 7)",
     "places (3, 12, 9, 7)",
@@ -365,8 +369,11 @@ def checks(device: torch.device) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
 
     spread = partial(normal, scale=2.0, shift=1.0)
-    found["lanes 3"] = partial(check_lanes, 3, 5)
-    found["lanes 64"] = partial(check_lanes, 64, 3)
+    found["lanes 3"] = partial(check_lanes, 3, (3, 5, 6, 5))
+    if device.type == "cuda":  # interpreted, this takes minutes
+        # As many rows as the baseline has, or the compiler unrolls the loop over them.
+        found["lanes 6 of the baseline"] = partial(check_lanes, 6, (500, 12, 24, 24))
+    found["lanes 64"] = partial(check_lanes, 64, (3, 3, 6, 5))
     for shape in SHAPES:
         found[f"definition {shape}"] = partial(_made, check_definition, spread, shape)
     found |= {f"poison {p}": partial(check_poison, p) for p in (math.nan, math.inf, -math.inf)}

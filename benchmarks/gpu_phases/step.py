@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import contenders
@@ -20,6 +21,8 @@ from gpu_phases.part import Part
 from gpu_phases.training import group
 
 MOST = 12
+
+os.environ.setdefault("TEARDOWN_CUPTI", "0")  # or a second profile may see no kernels
 
 
 def run(part: Part) -> None:
@@ -42,6 +45,7 @@ def profiled(part: Part, count: int, batch: int) -> str:
         if part.cuda:
             torch.cuda.synchronize(part.device)
     rows = taken(recorded.key_averages(), part.cuda)
+    assert rows, "the profiler saw no kernels"
     busy = sum(time for _, _, time in rows)
     what = "kernel" if part.cuda else "operation"
     part.table(
@@ -100,7 +104,8 @@ def bytes_moved(part: Part, count: int, batch: int) -> int:
     state = trainer.start(own, part.device)
     numbers = trainer.hyperparams(own, part.device)
     chosen = torch.arange(batch, device=part.device)
-    with Counting() as counted, conv.forced(trainer.convolution(own, part.device)):
+    how = trainer.convolution(own, part.device)  # may be timed: not while bytes are counted
+    with Counting() as counted, conv.forced(how):
         vmap.train_step(
             state, batching.gather(split, chosen), numbers, shared=True, optimizer=own.optimizer
         )

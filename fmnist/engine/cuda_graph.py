@@ -8,6 +8,7 @@ result over its input: the one place where something is overwritten, and nobody 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,11 @@ import torch
 Step = Callable[[Any, Any], Any]
 """(carry, inputs) -> carry, trees of tensors; pure."""
 
-Capture = Callable[[Callable[[], None], torch.device], Callable[[], None]]
-"""Makes of a function that writes into fixed buffers one that does the same again."""
+Capture = Callable[[Callable[[], None], torch.device, Callable[[], None]], Callable[[], None]]
+"""(run, device, reset) -> replay: records what ``run`` does to fixed buffers, to do it again.
+
+It may call ``run`` a few times first, each time after ``reset``.
+"""
 
 
 def repeater(step: Step, device: torch.device) -> Callable[[Any, Any, int], Any]:
@@ -54,8 +58,10 @@ class Replayed:
         if self._replay is None:
             self._carry, self._inputs = optree.tree_map(torch.clone, (carry, inputs))
             device = optree.tree_leaves(carry)[0].device
-            self._replay = self._capture(self._advance, device)
-        _overwrite((self._carry, self._inputs), (carry, inputs))  # capture ran the step
+            # A run advances the carry: without the reset, the next could pass the epoch's end.
+            reset = functools.partial(_overwrite, self._carry, carry)
+            self._replay = self._capture(self._advance, device, reset)
+        _overwrite((self._carry, self._inputs), (carry, inputs))
         for _ in range(times):
             self._replay()
         return optree.tree_map(torch.clone, self._carry)
@@ -64,17 +70,21 @@ class Replayed:
         _overwrite(self._carry, self._step(self._carry, self._inputs))
 
 
-def capture_cuda(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Capture what ``run`` launches; torch asks for a few runs on a side stream before."""
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(3):
+def capture_cuda(
+    run: Callable[[], None], device: torch.device, reset: Callable[[], None] = lambda: None
+) -> Callable[[], None]:
+    """Capture what ``run`` launches, after three runs on a side stream, as torch asks for."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                reset()
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             run()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
     replay: Callable[[], None] = graph.replay
     return replay
 

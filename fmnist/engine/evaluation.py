@@ -12,7 +12,7 @@ from fmnist.functional import batching, vmap
 from fmnist.functional.kernels import conv
 from fmnist.functional.trace import traced
 from fmnist.functional.types import Metrics, Params, Split, State
-from fmnist.utils.device import tf32
+from fmnist.utils.device import cuda_arithmetic
 
 EVAL_BATCH = 500
 """Images that are evaluated at once: as many as a CPU's caches hold the activations of."""
@@ -55,7 +55,7 @@ def evaluate_unless(
         if stop():
             return None
         batch = batching.gather(split, indices, dtype)
-        with tf32(False):
+        with cuda_arithmetic(tf32=False):
             metrics = step(params, state, batch)
         total = metrics if total is None else optree.tree_map(torch.add, total, metrics)
     assert total is not None, "an empty split has no metrics"

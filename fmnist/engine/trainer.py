@@ -20,7 +20,7 @@ from fmnist.functional import batching, cnn, optim, train, vmap
 from fmnist.functional.kernels import conv
 from fmnist.functional.trace import traced
 from fmnist.functional.types import Hyperparams, Metrics, ModelConfig, Split, TrainState
-from fmnist.utils.device import tf32
+from fmnist.utils.device import cuda_arithmetic
 
 
 class Lane(NamedTuple):
@@ -126,7 +126,7 @@ def convolution(group: Group, device: torch.device) -> str:
 
 
 def _rounding(group: Group) -> contextlib.AbstractContextManager[None]:
-    return tf32(group.model.precision == "tf32")
+    return cuda_arithmetic(tf32=group.model.precision == "tf32")
 
 
 def hyperparams(group: Group, device: torch.device) -> Hyperparams:

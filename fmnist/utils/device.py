@@ -21,7 +21,7 @@ def find_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
     kind, _, index = name.partition(":")
@@ -30,24 +30,28 @@ def find_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise UserError(f"--device {name!r}: this machine has {count} CUDA devices that torch sees")
-    return torch.device(name)
+    return torch.device("cuda", int(index or 0))
 
 
 @contextlib.contextmanager
-def tf32(wanted: bool) -> Iterator[None]:
-    """Whether NVIDIA's tensor cores may round float32; put back afterwards.
+def cuda_arithmetic(*, tf32: bool) -> Iterator[None]:
+    """Set how CUDA's libraries compute within the block: deterministically, in float32 or TF32.
 
-    torch has no other switch than this one of the whole process, and by itself it lets cuDNN's
-    convolutions do so.
+    torch has no other switches than these of the whole process; they are put back afterwards. By
+    itself it lets cuDNN's convolutions round to TF32, and add in an order that changes.
     """
     import torch
 
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
+    wanted: tuple[tuple[Any, str, bool], ...] = (
+        (torch.backends.cuda.matmul, "allow_tf32", tf32),
+        (torch.backends.cudnn, "allow_tf32", tf32),
+        (torch.backends.cudnn, "deterministic", True),
+    )
+    before = [getattr(module, name) for module, name, _ in wanted]
     try:
-        for switch in switches:
-            switch.allow_tf32 = wanted
+        for module, name, value in wanted:
+            setattr(module, name, value)
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        for (module, name, _), value in zip(wanted, before, strict=True):
+            setattr(module, name, value)

@@ -21,6 +21,8 @@ _OUT_OF_MEMORY = (
     "Cannot allocate memory",  # ENOMEM in words
     "failed to map segment",  # the loader, of a library
     "can't start new thread",  # its stack is memory
+    "out of memory",  # CUDA's runtime and driver, and Triton
+    "_STATUS_ALLOC_FAILED",  # cuDNN and cuBLAS
 )
 
 

@@ -179,12 +179,15 @@ def _statistics(  # type: ignore[no-untyped-def]
     x += (part * size).to(tl.int64) * channels
     mean = tl.zeros((2**levels, block), tl.float32)
     square = tl.zeros((2**levels, block), tl.float32)
+    one, count = tl.full((1, 1), 1.0, tl.float32), tl.zeros((1, 1), tl.float32)
     for k in range(size // 2**levels):
         row = k * 2**levels + slot
         inside = (row < n)[:, None] & (channel < channels)[None, :]
         value = tl.load(x + row[:, None] * channels + channel[None, :], inside, 0.0).to(tl.float32)
         distance = tl.where(inside, value - mean, 0.0)
-        mean += distance * (1.0 / (k + 1))
+        count += 1.0
+        # Correctly rounded: a plain quotient is so only where the compiler unrolls the loop.
+        mean += distance * tl.div_rn(one, count)
         square += distance * (value - mean)
     counts = (n - slot + 2**levels - 1) // 2**levels
     centre, spread = _union(counts, mean, square, levels, block)
