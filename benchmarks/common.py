@@ -20,7 +20,6 @@ NUMBERS = {
     "beta2": 0.999,
     "eps": 1e-8,
     "weight_decay": 0.0,
-    "momentum": 0.0,
 }
 
 

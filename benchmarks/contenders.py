@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from common import NUMBERS
 
-from fmnist.engine import trainer
+import fmnist
 from fmnist.functional import batching
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.reference import Network, fit_reference
@@ -42,20 +42,22 @@ class Contender:
 
 
 class Lanes(Contender):
-    """Ours: fit() of fmnist.engine.trainer."""
+    """Ours: fmnist.fit()."""
 
     precision = "float32"
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)
-        own = tuple(trainer.Lane(0, NUMBERS | {"learning_rate": rate(i)}) for i in range(lanes))
-        group = trainer.Group(ModelConfig(precision=self.precision), "adam", False, batch_size, own)
         probe = Split(split.images[:1], split.labels[:1])  # evaluation is not what is timed
-        self._epochs = trainer.fit(group, split, probe, epochs=1 << 30)
+        self._epochs = fmnist.fit(
+            fmnist.cnn(precision=self.precision), fmnist.adam, split, probe,
+            lanes={"learning_rate": [rate(i) for i in range(lanes)]},
+            batch_size=batch_size, epochs=1 << 30,
+        )  # fmt: skip
 
     def epoch(self) -> list[float]:
         result = next(self._epochs)
-        return (result.train.loss_sum / result.train.examples).tolist()
+        return result.train.loss.tolist()
 
 
 class Eager(Contender):
@@ -77,7 +79,7 @@ class Eager(Contender):
 
     def epoch(self) -> list[float]:
         results = [next(epochs).train for epochs in self._epochs]
-        return [(r.loss_sum / r.examples).item() for r in results]
+        return [r.loss.item() for r in results]
 
 
 class EagerChannelsLast(Eager):

@@ -12,46 +12,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmnist.config.study import load as load_study
     from fmnist.data.fashion_mnist import load
-    from fmnist.engine.trainer import Group, Lane, fit
-    from fmnist.functional.cnn import apply, init
-    from fmnist.functional.optim import adam, adamw, sgd
-    from fmnist.functional.train import eval_step, train_step
-    from fmnist.functional.types import Batch, Hyperparams, ModelConfig
+    from fmnist.engine.trainer import EpochResult, fit
+    from fmnist.functional.batching import gather, permutation
+    from fmnist.functional.cnn import cnn
+    from fmnist.functional.optim import GradientTransformation, adam, adamw, sgd
+    from fmnist.functional.train import start, train_step
+    from fmnist.functional.types import Batch, Metrics, Model, Split
     from fmnist.functional.vmap import stack, unstack
     from fmnist.study.run import run_study
-
-__all__ = [
-    "Batch",
-    "Group",
-    "Hyperparams",
-    "Lane",
-    "ModelConfig",
-    "adam",
-    "adamw",
-    "apply",
-    "eval_step",
-    "fit",
-    "init",
-    "load",
-    "load_study",
-    "run_study",
-    "sgd",
-    "stack",
-    "train_step",
-    "unstack",
-]
 
 _MODULES = {
     "config.study": ("load_study",),
     "data.fashion_mnist": ("load",),
-    "engine.trainer": ("Group", "Lane", "fit"),
-    "functional.cnn": ("apply", "init"),
-    "functional.optim": ("adam", "adamw", "sgd"),
-    "functional.train": ("eval_step", "train_step"),
-    "functional.types": ("Batch", "Hyperparams", "ModelConfig"),
+    "engine.trainer": ("EpochResult", "fit"),
+    "functional.batching": ("gather", "permutation"),
+    "functional.cnn": ("cnn",),
+    "functional.optim": ("GradientTransformation", "adam", "adamw", "sgd"),
+    "functional.train": ("start", "train_step"),
+    "functional.types": ("Batch", "Metrics", "Model", "Split"),
     "functional.vmap": ("stack", "unstack"),
     "study.run": ("run_study",),
 }
+
+__all__ = [
+    "Batch",
+    "EpochResult",
+    "GradientTransformation",
+    "Metrics",
+    "Model",
+    "Split",
+    "adam",
+    "adamw",
+    "cnn",
+    "fit",
+    "gather",
+    "load",
+    "load_study",
+    "permutation",
+    "run_study",
+    "sgd",
+    "stack",
+    "start",
+    "train_step",
+    "unstack",
+]
+
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _CALLED = {"load_study": "load"}
 """Public name -> what its module calls it."""

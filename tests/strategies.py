@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import optree
 import torch
 from hypothesis import strategies as st
 
-from fmnist.functional.types import Hyperparams, ModelConfig, Split
+from fmnist.engine import trainer
+from fmnist.engine.lanes import Lanes, optimizer_numbers
+from fmnist.functional import cnn
+from fmnist.functional.train import Optimizer
+from fmnist.functional.types import ModelConfig, Numbers, Split
+from fmnist.tuning.progress import OPTIMIZERS
 
 NUMBERS = {
     "learning_rate": 0.01,
@@ -22,10 +31,55 @@ SMALL = ModelConfig(channels=(3, 4), hidden=(7,))
 """A network that is quick in float64."""
 
 
-def hyperparams(**numbers: float) -> Hyperparams:
-    """One lane's numbers; those not given are :data:`NUMBERS`."""
+def optimizer_of(algorithm: str, *, nesterov: bool = False) -> Optimizer:
+    return OPTIMIZERS[algorithm + " with nesterov" * nesterov]
+
+
+def hyperparams(algorithm: str, **numbers: float) -> Numbers:
+    """One lane's numbers that this algorithm reads; those not given are :data:`NUMBERS`."""
     merged = NUMBERS | numbers
-    return Hyperparams(*(torch.tensor(merged[k], dtype=torch.float64) for k in Hyperparams._fields))
+    known = optimizer_numbers(OPTIMIZERS[algorithm])
+    return {name: torch.tensor(merged[name], dtype=torch.float64) for name in known}
+
+
+class Group(NamedTuple):
+    """A program and its lanes."""
+
+    program: trainer.Program
+    lanes: Lanes
+
+
+def make_group(
+    config: ModelConfig,
+    algorithm: str,
+    nesterov: bool,
+    batch_size: int,
+    lanes: Sequence[tuple[int, dict[str, float]]],
+    convolution: str = "auto",
+) -> Group:
+    """The built-in network of this configuration, and lanes of seeds and numbers."""
+    optimizer = optimizer_of(algorithm, nesterov=nesterov)
+    program = trainer.Program(cnn.build(config, convolution), optimizer, batch_size)
+    known = optimizer_numbers(optimizer)
+    numbers = {name: tuple(own[name] for _, own in lanes) for name in known}
+    return Group(program, Lanes(tuple(seed for seed, _ in lanes), numbers))
+
+
+def run_group(
+    group: Group,
+    training: Split,
+    validation: Split,
+    *,
+    epochs: int,
+    resume: trainer.TrainerState | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[trainer.EpochResult]:
+    """The epochs of a group."""
+    program = dataclasses.replace(group.program, dtype=dtype)
+    events = trainer.train_lanes(
+        program, group.lanes, training, validation, epochs=epochs, resume=resume
+    )
+    return (event for event in events if isinstance(event, trainer.EpochResult))
 
 
 def random_split(examples: int, seed: int = 0) -> Split:

@@ -1,60 +1,93 @@
-"""The choice of a convolution back end: by the table, by force, or by timing all of them once."""
+"""The choice of a model's variant: known, or by timing all of them once."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from strategies import NUMBERS, SMALL, random_split
+from strategies import NUMBERS, SMALL, make_group, random_split, run_group
 
 from fmnist.engine import autotune, trainer
+from fmnist.functional import cnn
 from fmnist.functional.kernels import conv
 
 CPU = torch.device("cpu")
+SHAPE = (1, 28, 28)
 
 
-@pytest.mark.parametrize("quickest", ["grouped", "lanes", "unfold"])
+def choose(config=SMALL, shared=True, convolution="auto"):
+    model = cnn.build(config, convolution)
+    return autotune.choose(model, 4, 3, CPU, shared=shared, shape=SHAPE)
+
+
+@pytest.mark.parametrize("quickest", conv.BACKENDS)
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_clock_decides_where_no_table_does(quickest, shared, monkeypatch):
+def test_the_clock_decides_where_there_are_several(quickest, shared, monkeypatch):
     """On shapes of the network, with this computer in place of a GPU."""
-    monkeypatch.setattr(conv, "MEASURED", {})
+    ways = {name: cnn.build(SMALL, name) for name in conv.BACKENDS}
+    model = cnn.build(SMALL)._replace(variants=lambda device: ways)
     autotune.timed.cache_clear()
     seen = []
-    plain = conv.backend
-    monkeypatch.setattr(conv, "backend", lambda device: seen.append(plain(device)) or seen[-1])
+    plain = conv.conv2d
+
+    def watched(*args, backend):
+        seen.append(backend)
+        return plain(*args, backend)
 
     def clock(run):
         seen.clear()
         run()
         return 1.0 if set(seen) == {quickest} else 2.0
 
+    monkeypatch.setattr(conv, "conv2d", watched)
     monkeypatch.setattr(autotune, "_gpu_milliseconds", clock)
-    assert autotune.convolution(SMALL, 4, 3, CPU, shared) == quickest
+
+    def choice():
+        return autotune.choose(model, 4, 3, CPU, shared=shared, shape=SHAPE)
+
+    assert choice() == (quickest, ways[quickest])
     seen.clear()
-    assert autotune.convolution(SMALL, 4, 3, CPU, shared) == quickest
+    assert choice() == (quickest, ways[quickest])
     assert seen == []  # remembered, not timed again
     autotune.timed.cache_clear()
 
 
-def test_a_table_or_force_saves_the_timing():
-    def choice():
-        return autotune.convolution(SMALL, 4, 3, CPU, shared=True)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, NotImplementedError])
+def test_what_cannot_run_is_not_chosen(error, monkeypatch):
+    def fails(*args, **kwargs):
+        raise error
 
-    assert choice() == "blocks"
-    with conv.forced("unfold"):
-        assert choice() == "unfold"
+    ways = {"a": cnn.build(SMALL)._replace(apply=fails), "b": cnn.build(SMALL)}
+    model = cnn.build(SMALL)._replace(variants=lambda device: ways)
+    monkeypatch.setattr(autotune, "_gpu_milliseconds", lambda run: 1.0)
+    assert autotune.choose(model, 4, 3, CPU, shared=True, shape=SHAPE)[0] == "b"
+    autotune.timed.cache_clear()
+
+
+def test_what_is_known_is_not_timed():
+    assert choose() == ("blocks", cnn.build(SMALL, "blocks"))
+    assert choose(convolution="unfold") == ("", cnn.build(SMALL, "unfold"))
     assert autotune.timed.cache_info().currsize == 0
 
 
+def test_a_model_is_the_same_object_each_time():
+    assert cnn.cnn(channels=[3, 4], hidden=[7]) is cnn.build(SMALL)
+
+
 def test_a_fit_uses_the_choice(monkeypatch):
-    group = trainer.Group(
-        SMALL, "adam", False, 8, (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS))
-    )
     splits = random_split(16), random_split(8, 1)
+    own = [(0, NUMBERS), (1, NUMBERS)]
     asked = []
-    monkeypatch.setattr(autotune, "convolution", lambda *args: asked.append(args) or "unfold")
-    (epoch,) = trainer.fit(group, *splits, epochs=1)
-    assert asked == [(SMALL, 8, 2, CPU, False)]  # once: when the step is traced
-    with conv.forced("unfold"):
-        monkeypatch.undo()
-        (expected,) = trainer.fit(group, *splits, epochs=1)
+
+    def unfold(model, *args, **kwargs):
+        asked.append((model, *args, kwargs))
+        return "unfold", cnn.build(SMALL, "unfold")
+
+    monkeypatch.setattr(autotune, "choose", unfold)
+    (epoch,) = run_group(make_group(SMALL, "adam", False, 8, own), *splits, epochs=1)
+    # Once: before the step is traced.
+    assert asked == [(cnn.build(SMALL), 8, 2, CPU, {"shared": False, "shape": SHAPE})]
+    monkeypatch.undo()
+    group = make_group(SMALL, "adam", False, 8, own, convolution="unfold")
+    (expected,) = run_group(group, *splits, epochs=1)
     assert torch.equal(epoch.train.loss_sum, expected.train.loss_sum)
+    assert trainer.variant(*group, splits[0])[0] == ""

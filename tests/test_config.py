@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fmnist.config.settings import SETTINGS
 from fmnist.config.study import (
     DYNAMIC_KEYS,
+    HYPERPARAMS,
     STATIC_KEYS,
     ConfigError,
     OptimizerConfig,
@@ -25,7 +26,7 @@ from fmnist.config.study import (
     differences,
     load,
 )
-from fmnist.functional.types import Hyperparams, ModelConfig
+from fmnist.functional.types import ModelConfig
 
 BASELINE = Path(__file__).parents[1] / "studies" / "baseline.toml"
 
@@ -134,7 +135,7 @@ def test_a_trial_is_a_point_with_the_rest_filled_in(write):
         optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=1.0),
     )
     assert trial.static == Static(trial.model, "adam", False, 20)
-    assert tuple(trial.hyperparams) == Hyperparams._fields
+    assert tuple(trial.hyperparams) == HYPERPARAMS
     assert trial.hyperparams["weight_decay"] == 1.0
     for point in ({}, {"hidden": "8-4"}, {"hidden": "9", "learning_rate": 0.5, "batch_size": 20}):
         with pytest.raises(ValueError, match="no point of the grid"):
@@ -383,7 +384,7 @@ def test_every_setting_has_one_role():
     optimizer = [each.name for each in fields(OptimizerConfig)]
     gridable = ["batch_size", "seed", *optimizer, *(each.name for each in fields(ModelConfig))]
     assert sorted(STATIC_KEYS + DYNAMIC_KEYS) == sorted(gridable)
-    assert set(DYNAMIC_KEYS) == {"seed", *Hyperparams._fields}
+    assert set(DYNAMIC_KEYS) == {"seed", *HYPERPARAMS}
     assert {key for key, each in SETTINGS.items() if each.role == "study"} == {
         "name",
         "epochs",
@@ -514,11 +515,11 @@ def test_trials_share_a_program_exactly_when_they_differ_in_dynamic_keys(study, 
     assert (one.static == two.static) == (differing <= set(DYNAMIC_KEYS))
     assert len({one.static, two.static}) == (1 if one.static == two.static else 2)
     assert (one == two) == (not differing), "no two points are the same trial"
-    numbers = {k for k in Hyperparams._fields if one.hyperparams[k] != two.hyperparams[k]}
+    numbers = {k for k in HYPERPARAMS if one.hyperparams[k] != two.hyperparams[k]}
     if "algorithm" in differing:  # then numbers that only one of the two reads differ as well
-        assert numbers >= differing & set(Hyperparams._fields)
+        assert numbers >= differing & set(HYPERPARAMS)
     else:
-        assert numbers == differing & set(Hyperparams._fields)
+        assert numbers == differing & set(HYPERPARAMS)
 
 
 # hypothesis: anything else

@@ -37,9 +37,6 @@ def test_blocks_serve_float32_on_a_cpu():
     assert not conv_block.serves(images, torch.bfloat16)
     for others in (images.double(), images.bfloat16(), images.to("meta")):
         assert not conv_block.serves(others, None)
-    for how in conv.BACKENDS:
-        with conv.forced(how):
-            assert conv_block.serves(images, None) == (how == "blocks")
 
 
 def test_float64_takes_the_definition():
@@ -58,11 +55,16 @@ def network(dtype=torch.float32):
     return tree_map(lambda leaf: leaf.to(dtype), (params, state, images))
 
 
-def results(params, state, images, train, compute=None):
+WAYS = ("blocks", *conv.BACKENDS)
+
+
+def results(params, state, images, train, compute=None, convolution="auto"):
     """Features, running statistics and the gradients of parameters and images."""
 
     def loss(params, images):
-        out, new_state = features(params, state, images, train=train, compute=compute)
+        out, new_state = features(
+            params, state, images, train=train, compute=compute, convolution=convolution
+        )
         return (out * normal(*out.shape, seed=2)).sum(), (out, new_state)
 
     grads, (_, outputs) = grad_and_value(loss, argnums=(0, 1), has_aux=True)(params, images)
@@ -70,11 +72,10 @@ def results(params, state, images, train, compute=None):
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("how", conv.BACKENDS)
+@pytest.mark.parametrize("how", WAYS)
 def test_every_back_end_gives_the_same(how, train):
     exact = tree_leaves(results(*network(torch.float64), train))
-    with conv.forced(how):
-        ours = tree_leaves(results(*network(), train))
+    ours = tree_leaves(results(*network(), train, convolution=how))
     for mine, theirs in zip(ours, exact, strict=True):
         atol = 1e-4 * theirs.abs().max().item()
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=atol)
@@ -83,8 +84,7 @@ def test_every_back_end_gives_the_same(how, train):
 @pytest.mark.parametrize(("dtype", "compute"), [("float64", None), ("float32", torch.bfloat16)])
 def test_other_precisions_are_not_for_blocks(dtype, compute):
     ours = results(*network(getattr(torch, dtype)), True, compute)
-    with conv.forced("grouped"):
-        grouped = results(*network(getattr(torch, dtype)), True, compute)
+    grouped = results(*network(getattr(torch, dtype)), True, compute, "grouped")
     assert all(map(torch.equal, tree_leaves(ours), tree_leaves(grouped)))
 
 

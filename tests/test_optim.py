@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from unittest.mock import patch
 
 import optree
 import pytest
@@ -14,7 +15,6 @@ from strategies import hyperparams, normal, optimizers, seeds
 from fmnist.functional import optim, vmap
 from fmnist.functional.kernels import adam_update
 from fmnist.functional.kernels.cpu import adam as adam_loops
-from fmnist.functional.types import Hyperparams
 
 adams = optimizers().filter(lambda drawn: drawn[0] != "sgd")
 leaf_shapes = st.lists(
@@ -34,10 +34,15 @@ def trees(shapes, seed, scale=1.0):
     }
 
 
-def both(algorithm):
-    """The fused optimizer, and its definition."""
-    fused = partial(optim.fused, algorithm)
-    return fused, lambda numbers: optim.flatten(optim.from_hyperparams(algorithm, numbers))
+def both(algorithm, numbers):
+    """The optimizer as it is on a CPU in float32, fused, and by its definition."""
+    fused = getattr(optim, algorithm)(**numbers)
+
+    def plain(grads, state, params):
+        with patch.object(adam_update, "serves", lambda leaf: False):
+            return fused.update(grads, state, params)
+
+    return fused, plain
 
 
 def same(ours, theirs):
@@ -52,14 +57,14 @@ def test_the_fused_update_is_the_definition(drawn, shapes, seed, scale):
     """In every bit but for the square root, which torch does not round correctly."""
     algorithm, numbers, _ = drawn
     params = trees(shapes, seed)
-    fused, plain = (make(hyperparams(**numbers)) for make in both(algorithm))
-    ours, theirs = fused.init(params), plain.init(params)
+    fused, plain = both(algorithm, hyperparams(algorithm, **numbers))
+    ours = theirs = fused.init(params)
     for step in range(3):
         grads = trees(shapes, seed + step + 1, scale)  # 1e30 overflows: infinity and NaN
         kept = optree.tree_map(torch.clone, (grads, ours, params))
         updates, after = fused.update(grads, ours, params)
         assert same((grads, ours, params), kept)
-        expected, theirs = plain.update(grads, theirs, params)
+        expected, theirs = plain(grads, theirs, params)
         assert same(after, theirs)
         # AdamW's two parts may cancel, and leave the rounding of parts of this size.
         atol = 1e-6 * numbers["learning_rate"]
@@ -70,24 +75,24 @@ def test_the_fused_update_is_the_definition(drawn, shapes, seed, scale):
 
 def lane(i):
     numbers = {"learning_rate": 0.1**i, "beta1": 0.9 - 0.1 * i, "weight_decay": 0.1 * i}
-    return hyperparams(**numbers)
+    return hyperparams("adam", **numbers)
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "adamw"])
 def test_lanes_are_solo_runs_in_every_bit(algorithm):
     """Each with its own numbers; also as lanes of lanes, and with one gradient for all."""
-    fused, _ = both(algorithm)
+    make = getattr(optim, algorithm)
     shapes = [(3, 7), (50,), ()]
     alone = []
     for i in range(4):
         params, grads = trees(shapes, i), trees(shapes, 9)
-        state = fused(lane(i)).init(params)
-        alone.append((params, state, lane(i), fused(lane(i)).update(grads, state, params)))
+        fused = make(**lane(i))
+        state = fused.init(params)
+        alone.append((params, state, lane(i), fused.update(grads, state, params)))
     *inputs, expected = vmap.stack(alone)
-    inputs[2] = Hyperparams(*inputs[2])
 
     def update(params, state, numbers):
-        return fused(numbers).update(grads, state, params)
+        return make(**numbers).update(grads, state, params)
 
     assert same(torch.func.vmap(update)(*inputs), expected)
     twice = torch.func.vmap(torch.func.vmap(update))
@@ -97,10 +102,10 @@ def test_lanes_are_solo_runs_in_every_bit(algorithm):
 
 def test_other_precisions_take_the_definition():
     params = {"layer": {"leaf": normal(5).double()}}
-    fused, plain = (make(lane(1)) for make in both("adam"))
+    fused, plain = both("adam", lane(1))
     assert not adam_update.serves(params["layer"]["leaf"])
     args = (params, fused.init(params), params)
-    assert same(fused.update(*args), plain.update(*args))
+    assert same(fused.update(*args), plain(*args))
 
 
 def operands(lanes=2):

@@ -8,9 +8,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import NUMBERS, SMALL, assert_close, hyperparams, optimizers, random_split, seeds
+from strategies import (
+    NUMBERS,
+    SMALL,
+    assert_close,
+    hyperparams,
+    make_group,
+    optimizer_of,
+    optimizers,
+    random_split,
+    run_group,
+    seeds,
+)
 
-from fmnist.engine import trainer
 from fmnist.functional import batching, cnn, losses, optim, train
 from fmnist.functional.types import ModelConfig
 from fmnist.reference import Network, fit_reference, from_module, make_optimizer, to_module
@@ -21,6 +31,8 @@ CONFIGS = st.builds(
     hidden=st.lists(st.integers(1, 9), max_size=3).map(tuple),
     kernel_size=st.integers(1, 6),
 )
+
+MODEL = cnn.build(SMALL)
 
 
 def twin(seed: int, config: ModelConfig) -> Network:
@@ -68,7 +80,7 @@ def test_fifty_steps_of_each_optimizer(drawn, seed):
     layer = torch.nn.Linear(5, 3).double()
     params = {"layer": {k: v.detach().clone() for k, v in layer.named_parameters()}}
     torch_optimizer = make_optimizer(layer, algorithm, numbers, nesterov=nesterov)
-    ours = optim.from_hyperparams(algorithm, hyperparams(**numbers), nesterov=nesterov)
+    ours = optimizer_of(algorithm, nesterov=nesterov)(**hyperparams(algorithm, **numbers))
     opt_state = ours.init(params)
     for _ in range(50):
         grads = {
@@ -97,8 +109,8 @@ def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
     """10 epochs of 5 steps, the last step smaller: parameters, statistics and metrics."""
     split, held_out = random_split(43), random_split(20, seed=1)
     numbers = NUMBERS | {"learning_rate": 0.003} | numbers
-    group = trainer.Group(SMALL, algorithm, nesterov, 10, (trainer.Lane(3, numbers),))
-    ours = trainer.fit(group, split, held_out, epochs=10, dtype=torch.float64)
+    group = make_group(SMALL, algorithm, nesterov, 10, ((3, numbers),))
+    ours = run_group(group, split, held_out, epochs=10, dtype=torch.float64)
     theirs = fit_reference(
         SMALL, algorithm, numbers, split, held_out,
         batch_size=10, seed=3, epochs=10, nesterov=nesterov, dtype=torch.float64,
@@ -123,10 +135,14 @@ def test_parameters_convert_both_ways():
 def test_evaluation_does_not_depend_on_how_the_batch_is_split():
     params, state = cnn.init(0, SMALL, dtype=torch.float64)
     split = random_split(30)
-    whole = train.eval_step(params, state, batching.gather(split, torch.arange(30), torch.float64))
+    whole = train.eval_step(
+        params, state, batching.gather(split, torch.arange(30), torch.float64), model=MODEL
+    )
     for sizes in ([1] * 30, [7, 23], [29, 1]):
         parts = [
-            train.eval_step(params, state, batching.gather(split, indices, torch.float64))
+            train.eval_step(
+                params, state, batching.gather(split, indices, torch.float64), model=MODEL
+            )
             for indices in torch.arange(30).split(sizes)
         ]
         torch.testing.assert_close(

@@ -18,14 +18,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import random_split
+from strategies import Group, make_group, random_split, run_group
 
 from fmnist.config.study import StudyConfig
 from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig
 from fmnist.rundir.snapshots import Generations
 from fmnist.tuning import grid, scheduler, storage
-from fmnist.tuning.progress import Checkpointer, GroupProgress, group_of
+from fmnist.tuning.progress import Checkpointer, GroupProgress, lanes_of, program_of
 from fmnist.utils import signals
 from fmnist.utils.signals import Stop, Terminated
 
@@ -128,22 +128,22 @@ def test_a_snapshot_that_was_never_finished_does_not_count(tmp_path):
 
 @pytest.mark.parametrize("pauses", range(1, 11))
 def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pauses):
-    monkeypatch.setattr(trainer, "_stride", lambda group, device: 2)
+    monkeypatch.setattr(trainer, "_stride", lambda *_: 2)
     trials = [t for t in grid.pending(study, CONFIG) if t.config.static.batch_size == 10]
-    group = group_of([trial.config for trial in trials])
-    whole = list(trainer.fit(group, *SPLITS[:2], epochs=2))
-    always = trainer.Watch(pause=lambda: True, stop=lambda: False)
+    configs = [trial.config for trial in trials]
+    group = Group(program_of(configs[0]), lanes_of(configs))
+    whole = list(run_group(group, *SPLITS[:2], epochs=2))
     states = (
-        event.state
-        for event in trainer.fit_watched(group, *SPLITS[:2], epochs=4, watch=always)
-        if isinstance(event, trainer.Paused)
+        event
+        for event in trainer.train_lanes(*group, *SPLITS[:2], epochs=4)
+        if isinstance(event, trainer.TrainerState)
     )
     at = next(itertools.islice(states, pauses - 1, None))
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(GroupProgress(trials, at))
     (found,) = checkpointer.restore(trials, CPU)
     assert (found.at.epoch, found.at.examples) == (at.epoch, at.examples)
-    rest = list(trainer.fit(group, *SPLITS[:2], epochs=2, resume=found.at))
+    rest = list(run_group(group, *SPLITS[:2], epochs=2, resume=found.at))
     if at.epoch < 2:
         assert [r.epoch for r in rest] == [r.epoch for r in whole[at.epoch :]]
         for ours, theirs in zip(rest, whole[at.epoch :], strict=True):
@@ -189,16 +189,18 @@ def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, ex
 def test_a_snapshot_of_something_else_is_not_used(study, tmp_path, caplog):
     trials = grid.pending(study, CONFIG)
     small = [t for t in trials if t.config.static.batch_size == 10][:1]
-    lane = trainer.Lane(0, small[0].config.hyperparams)
+    lane = (0, small[0].config.hyperparams)
     wider = ModelConfig(channels=(3, 5), hidden=(7,), dropout=0.3)
-    other = trainer.Group(wider, "adam", False, 10, (lane,))
+    other = make_group(wider, "adam", False, 10, (lane,))
     checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(GroupProgress(small, trainer.LoopState(1, trainer.start(other, CPU))))
+    checkpointer.save(GroupProgress(small, trainer.TrainerState(1, trainer.start(*other, CPU))))
     with caplog.at_level(logging.WARNING):
         assert checkpointer.restore(trials, CPU) == []
     assert "another shape" in caplog.text
     assert not any(tmp_path.glob("*/*"))
-    at = trainer.LoopState(1, trainer.start(group_of([small[0].config]), CPU))
+    at = trainer.TrainerState(
+        1, trainer.start(program_of(small[0].config), lanes_of([small[0].config]), CPU)
+    )
     checkpointer.save(GroupProgress([small[0]._replace(point={"learning_rate": 7.0})], at))
     assert checkpointer.restore(trials, CPU) == []
 

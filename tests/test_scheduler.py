@@ -164,15 +164,16 @@ def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monke
     config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
     whole = open_study(config, f"sqlite:///{tmp_path}/whole.db")
     finish(whole, config)
-    fit = trainer.fit_watched
+    train_lanes = trainer.train_lanes
 
-    def greedy(group, *args, **kwargs):
-        for epoch in fit(group, *args, **kwargs):
-            if epoch.epoch == 2 and len(group.lanes) > 1:
+    def greedy(program, lanes, *args, **kwargs):
+        for event in train_lanes(program, lanes, *args, **kwargs):
+            second = isinstance(event, trainer.EpochResult) and event.epoch == 2
+            if second and len(lanes.seeds) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            yield epoch
+            yield event
 
-    monkeypatch.setattr(trainer, "fit_watched", greedy)
+    monkeypatch.setattr(trainer, "train_lanes", greedy)
     study = open_study(config, storage)
     events = finish(study, config)
     assert [e.lanes for e in events if isinstance(e, scheduler.LanesHalved)] == [3, 2]
@@ -189,7 +190,7 @@ def test_one_lane_too_many_is_the_users_to_mend(storage, monkeypatch):
         raise MemoryError
         yield
 
-    monkeypatch.setattr(trainer, "fit_watched", broke)
+    monkeypatch.setattr(trainer, "train_lanes", broke)
     with pytest.raises(UserError, match="not enough memory"):
         finish(open_study(CONFIG, storage))
 

@@ -125,7 +125,9 @@ def test_optuna_has_the_study(run):
 
 def test_a_complete_study_trains_nothing(run, real, monkeypatch):
     out, results = run
-    monkeypatch.setattr("fmnist.engine.trainer.fit", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "fmnist.engine.trainer.train_lanes", lambda *_, **__: pytest.fail("it trained")
+    )
     before = (out / "results.csv").stat().st_mtime_ns
     assert run_study(CONFIG, out, dataset=real) == results
     assert (out / "results.csv").stat().st_mtime_ns == before

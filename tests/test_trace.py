@@ -7,9 +7,10 @@ from functools import partial
 import optree
 import pytest
 import torch
-from strategies import NUMBERS, SMALL, random_split
+from strategies import NUMBERS, SMALL, make_group, random_split, run_group
 
 from fmnist.engine import cuda_graph, trainer
+from fmnist.engine.lanes import stacked_numbers
 from fmnist.functional import batching, vmap
 from fmnist.functional.trace import traced
 
@@ -17,13 +18,12 @@ FOREIGN = torch.ones(3)
 
 
 def test_the_traced_step_is_the_step_bit_for_bit():
-    group = trainer.Group(
-        SMALL, "adam", False, 8, tuple(trainer.Lane(s, NUMBERS) for s in (0, 0, 1))
-    )
-    state = trainer.start(group, torch.device("cpu"))
-    numbers = trainer.hyperparams(group, torch.device("cpu"))
+    group = make_group(SMALL, "adam", False, 8, tuple((s, NUMBERS) for s in (0, 0, 1)))
+    state = trainer.start(*group, torch.device("cpu"))
+    numbers = stacked_numbers(group.lanes, torch.device("cpu"))
     batch = batching.gather(random_split(8), torch.arange(8))
-    step = partial(vmap.train_step, shared=True, optimizer=group.optimizer)
+    program = group.program
+    step = partial(vmap.train_step, shared=True, model=program.model, optimizer=program.optimizer)
     fast = traced(step)
     args = (state, batch, numbers)
     kept = optree.tree_map(torch.clone, args)
@@ -65,12 +65,10 @@ def test_replaying_a_captured_step_is_repeating_it():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_captured_fit_is_the_fit_on_the_cpu():
-    group = trainer.Group(
-        SMALL, "adam", False, 8, (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS))
-    )
+    group = make_group(SMALL, "adam", False, 8, ((0, NUMBERS), (1, NUMBERS)))
     splits = [random_split(20), random_split(10, 1)]
     ours, theirs = (
-        list(trainer.fit(group, *(type(s)(*(t.to(device) for t in s)) for s in splits), epochs=3))
+        list(run_group(group, *(type(s)(*(t.to(device) for t in s)) for s in splits), epochs=3))
         for device in ("cuda", "cpu")
     )
     for a, b in zip(ours, theirs, strict=True):

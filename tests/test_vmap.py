@@ -7,9 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import NUMBERS, SMALL, assert_close, learning_rates, random_split, seeds
+from strategies import (
+    NUMBERS,
+    SMALL,
+    assert_close,
+    learning_rates,
+    make_group,
+    random_split,
+    run_group,
+    seeds,
+)
 
 from fmnist.engine import trainer
+from fmnist.engine.lanes import stacked_numbers
 from fmnist.functional import batching, cnn, vmap
 from fmnist.functional.types import ModelConfig
 
@@ -66,11 +76,11 @@ def test_lane_equals_solo(drawn, batch_size, algorithm, dropout):
     config = ModelConfig(SMALL.channels, SMALL.hidden, dropout=dropout)
     split, held_out = random_split(33), random_split(11, seed=1)
     numbers = {"momentum": 0.9} if algorithm == "sgd" else {}
-    own = tuple(trainer.Lane(seed, NUMBERS | numbers | {"learning_rate": lr}) for seed, lr in drawn)
+    own = tuple((seed, NUMBERS | numbers | {"learning_rate": lr}) for seed, lr in drawn)
 
     def run(some):
-        group = trainer.Group(config, algorithm, False, batch_size, some)
-        return list(trainer.fit(group, split, held_out, epochs=2, dtype=torch.float64))
+        group = make_group(config, algorithm, False, batch_size, some)
+        return list(run_group(group, split, held_out, epochs=2, dtype=torch.float64))
 
     together = run(own)
     for i, lane in enumerate(own):
@@ -99,11 +109,11 @@ def test_lane_mates_change_no_bit(hidden, algorithm, dropout, batch_size):
     def last_of(mates):
         """The last lane, which is the same each time."""
         own = [
-            trainer.Lane(seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
+            (seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
             for i, seed in enumerate(mates)
         ]
-        group = trainer.Group(config, algorithm, False, batch_size, tuple(own))
-        end = list(trainer.fit(group, split, held_out, epochs=2))[-1]
+        group = make_group(config, algorithm, False, batch_size, tuple(own))
+        end = list(run_group(group, split, held_out, epochs=2))[-1]
         return vmap.take(end[1:], torch.tensor(len(mates) - 1))
 
     alone = last_of(MATES[0])
@@ -112,13 +122,13 @@ def test_lane_mates_change_no_bit(hidden, algorithm, dropout, batch_size):
 
 def test_a_diverging_lane_leaves_its_mates_alone():
     split, held_out = random_split(40), random_split(10, seed=1)
-    sane = trainer.Lane(0, NUMBERS | {"learning_rate": 0.01})
-    mad = trainer.Lane(0, NUMBERS | {"learning_rate": 1e30})
-    group = trainer.Group(SMALL, "sgd", False, 10, (sane, mad, sane))
-    last = list(trainer.fit(group, split, held_out, epochs=3))[-1]
+    sane = (0, NUMBERS | {"learning_rate": 0.01})
+    mad = (0, NUMBERS | {"learning_rate": 1e30})
+    group = make_group(SMALL, "sgd", False, 10, (sane, mad, sane))
+    last = list(run_group(group, split, held_out, epochs=3))[-1]
     assert not torch.isfinite(last.train.loss_sum[1])
-    calm = trainer.Group(SMALL, "sgd", False, 10, (sane, sane, sane))
-    expected = list(trainer.fit(calm, split, held_out, epochs=3))[-1]
+    calm = make_group(SMALL, "sgd", False, 10, (sane, sane, sane))
+    expected = list(run_group(calm, split, held_out, epochs=3))[-1]
     for i in (0, 2):
         assert equal(
             vmap.take(last.train_state, torch.tensor(i)),
@@ -128,30 +138,28 @@ def test_a_diverging_lane_leaves_its_mates_alone():
 
 def test_fit_goes_on_from_where_it_was():
     split, held_out = random_split(40), random_split(10, seed=1)
-    group = trainer.Group(
-        SMALL, "adam", False, 10, (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS))
-    )
-    whole = list(trainer.fit(group, split, held_out, epochs=4))
-    half = list(trainer.fit(group, split, held_out, epochs=2))[-1]
-    state = trainer.LoopState(half.epoch, half.train_state)
-    rest = list(trainer.fit(group, split, held_out, epochs=4, resume=state))
+    group = make_group(SMALL, "adam", False, 10, ((0, NUMBERS), (1, NUMBERS)))
+    whole = list(run_group(group, split, held_out, epochs=4))
+    half = list(run_group(group, split, held_out, epochs=2))[-1]
+    state = trainer.TrainerState(half.epoch, half.train_state)
+    rest = list(run_group(group, split, held_out, epochs=4, resume=state))
     assert [r.epoch for r in rest] == [3, 4]
     assert equal(rest[-1].train_state, whole[-1].train_state)
 
 
 def test_nothing_writes_into_its_inputs():
     split, held_out = random_split(20), random_split(10, seed=1)
-    group = trainer.Group(
+    group = make_group(
         ModelConfig(SMALL.channels, SMALL.hidden, dropout=0.5),
         "adam",
         False,
         10,
-        (trainer.Lane(0, NUMBERS), trainer.Lane(1, NUMBERS)),
+        ((0, NUMBERS), (1, NUMBERS)),
     )
-    state = trainer.start(group, torch.device("cpu"))
-    inputs = (state, trainer.hyperparams(group, torch.device("cpu")), split, held_out)
+    state = trainer.start(*group, torch.device("cpu"))
+    inputs = (state, stacked_numbers(group.lanes, torch.device("cpu")), split, held_out)
     before = optree.tree_map(torch.clone, inputs)
-    list(trainer.fit(group, split, held_out, epochs=2, resume=trainer.LoopState(0, state)))
+    list(run_group(group, split, held_out, epochs=2, resume=trainer.TrainerState(0, state)))
     assert equal(inputs, before)
 
 
@@ -172,7 +180,7 @@ def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
         before = torch.random.get_rng_state()
         assert torch.equal(batching.permutation(seed, epoch, 100), first)
         cnn.init(seed, SMALL)
-        batching.dropout_noise(seed, epoch, 4, ModelConfig(dropout=0.5))
+        batching.uniform_noise(seed, epoch, 4, (120, 60))
         assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(batching.permutation(seed, epoch + 1, 100), first)
     assert not torch.equal(batching.permutation(seed ^ (1 << 31), epoch, 100), first)
@@ -195,12 +203,12 @@ def test_dropout_keeps_the_mean():
 
 def test_precision_changes_the_rounding_and_little_else():
     split, held_out = random_split(40), random_split(10, seed=1)
-    lane = (trainer.Lane(0, NUMBERS | {"learning_rate": 0.001}),)
+    lane = ((0, NUMBERS | {"learning_rate": 0.001}),)
 
     def loss(precision):
         config = ModelConfig(SMALL.channels, SMALL.hidden, precision=precision)
-        group = trainer.Group(config, "adam", False, 10, lane)
-        return next(iter(trainer.fit(group, split, held_out, epochs=1))).train.loss_sum.item()
+        group = make_group(config, "adam", False, 10, lane)
+        return next(iter(run_group(group, split, held_out, epochs=1))).train.loss_sum.item()
 
     exact = loss("float32")
     assert loss("bfloat16") != exact

@@ -5,6 +5,7 @@ They are timed as they are used: captured in a graph on a GPU, called on a CPU.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +41,7 @@ NETWORKS = {"one seed": (0, 1), "seeds of their own": (2, 1)}
 
 def run(part: Part) -> None:
     """Measure, and say which back end is the fastest for the baseline's network."""
-    backends = [how for how in conv.BACKENDS if how != "blocks"]
+    backends = list(conv.BACKENDS)
     lanes = (2,) if part.quick else (64, 8)  # a single lane is the same by all of them
     batches = (20,) if part.quick else (100, 1000)
     types = (torch.float32,) if part.quick else (torch.float32, torch.bfloat16)
@@ -81,22 +82,20 @@ def timed(
         weight = rand(lanes, layer.outputs, layer.inputs, kernel, kernel)
         bias, upstream = rand(lanes, layer.outputs), rand(lanes, batch, layer.outputs, out, out)
 
+        convolve = functools.partial(conv.conv2d, backend=how)
+
         def forward() -> torch.Tensor:
-            with conv.forced(how):
-                return torch.func.vmap(conv.conv2d, (None if layer.shared else 0, 0, 0))(
-                    x, weight, bias
-                )
+            return torch.func.vmap(convolve, (None if layer.shared else 0, 0, 0))(x, weight, bias)
 
         def both() -> object:
             def one(x, weight, bias, upstream):  # noqa: ANN001
                 if layer.inputs == 1:  # nobody needs the gradient for the images
-                    return torch.func.vjp(lambda w: conv.conv2d(x, w, bias), weight)[1](upstream)
-                return torch.func.vjp(lambda x, w: conv.conv2d(x, w, bias), x, weight)[1](upstream)
+                    return torch.func.vjp(lambda w: convolve(x, w, bias), weight)[1](upstream)
+                return torch.func.vjp(lambda x, w: convolve(x, w, bias), x, weight)[1](upstream)
 
-            with conv.forced(how):
-                return torch.func.vmap(one, (None if layer.shared else 0, 0, 0, 0))(
-                    x, weight, bias, upstream
-                )
+            return torch.func.vmap(one, (None if layer.shared else 0, 0, 0, 0))(
+                x, weight, bias, upstream
+            )
 
         with cuda_arithmetic(tf32=False):
             first, whole = (part.median_ms(repeated(part, f), 5) for f in (forward, both))

@@ -69,7 +69,7 @@ def convolutions(part: Part) -> dict[str, partial[str]]:
     types = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float64: 1e-10}
     counts = (1, 2) if part.quick else (1, 64)
     for how, lanes, (dtype, bar), shared in itertools.product(
-        [how for how in conv.BACKENDS if how != "blocks"], counts, types.items(), (True, False)
+        conv.BACKENDS, counts, types.items(), (True, False)
     ):
         if part.quick and (dtype == torch.float64 or (lanes == 1 and shared)):
             continue
@@ -94,10 +94,9 @@ def convolution(
         out, pull = torch.func.vjp(function, x, w, b)
         return out, *pull(up)
 
-    with conv.forced(how):
-        ours = torch.func.vmap(partial(through, conv.conv2d), (None if shared else 0, 0, 0, 0))(
-            *inputs_of_all, upstream.to(dtype)
-        )
+    ours = torch.func.vmap(
+        partial(through, partial(conv.conv2d, backend=how)), (None if shared else 0, 0, 0, 0)
+    )(*inputs_of_all, upstream.to(dtype))
     worst = 0.0
     for lane in range(lanes):
         own = [t if t is images and shared else t[lane] for t in (images, weight, bias)]
@@ -129,16 +128,13 @@ def linear(device: torch.device) -> str:
 
 def adam(device: torch.device) -> str:
     """Ten steps of three lanes, against torch.optim.AdamW in float64."""
-    from fmnist.functional.types import Hyperparams
-
     rates = torch.tensor([0.1, 0.01, 0.001], dtype=torch.float64, device=device)
-    rest = [torch.full_like(rates, x) for x in (0.9, 0.999, 1e-8, 0.02, 0.0)]
-    numbers = Hyperparams(rates, *rest)
+    numbers = {"learning_rate": rates, "weight_decay": torch.full_like(rates, 0.02)}
     start = random(device, 3, 7, 5, seed=0)
     grads = random(device, 10, 3, 7, 5, seed=1)
 
     def one(numbers, params, grads):  # noqa: ANN001
-        optimizer = optim.fused("adamw", numbers)
+        optimizer = optim.adamw(**numbers)
         state = optimizer.init(params)
         for grad in grads:
             updates, state = optimizer.update({"a": {"b": grad}}, state, params)

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmnist.engine import trainer
+from fmnist.engine.lanes import stacked_numbers
 from fmnist.functional import batching, vmap
-from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig
 from gpu_phases.part import Part
 from gpu_phases.training import group
@@ -101,12 +101,17 @@ class Counting(TorchDispatchMode):
 def bytes_moved(part: Part, count: int, batch: int) -> int:
     """Of one step, operation by operation as it is traced."""
     own, split = group(count, batch), part.images(batch)
-    state = trainer.start(own, part.device)
-    numbers = trainer.hyperparams(own, part.device)
+    state = trainer.start(*own, part.device)
+    numbers = stacked_numbers(own.lanes, part.device)
     chosen = torch.arange(batch, device=part.device)
-    how = trainer.convolution(own, part.device)  # may be timed: not while bytes are counted
-    with Counting() as counted, conv.forced(how):
+    _, model = trainer.variant(*own, split)  # may be timed: not while bytes are counted
+    with Counting() as counted:
         vmap.train_step(
-            state, batching.gather(split, chosen), numbers, shared=True, optimizer=own.optimizer
+            state,
+            batching.gather(split, chosen),
+            numbers,
+            shared=True,
+            model=model,
+            optimizer=own.program.optimizer,
         )
     return counted.bytes

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import optree
 import torch
 from common import NUMBERS
 
+import fmnist
 from fmnist.engine import cuda_graph, trainer
+from fmnist.engine.lanes import Lanes, make_lanes
 from fmnist.functional import vmap
 from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig, Split
@@ -32,16 +34,31 @@ def run(part: Part) -> None:
     for name, check in checks.items():
         part.check(name, check)
     rows: list[tuple[object, ...]] = []
-    for how in conv.BACKENDS:
+    for how in ("blocks", *conv.BACKENDS):
         part.check(f"lanes against solo runs: {how}", lambda how=how: solo(part, how, rows))
 
 
-def group(count: int, batch_size: int, precision: str = "float32") -> trainer.Group:
+class Group(NamedTuple):
+    """A program and its lanes."""
+
+    program: trainer.Program
+    lanes: Lanes
+
+
+def group(count: int, batch_size: int, convolution: str = "auto") -> Group:
     """Lanes of the baseline's network that differ in their learning rate."""
-    own = tuple(
-        trainer.Lane(0, NUMBERS | {"learning_rate": RATES[i % len(RATES)]}) for i in range(count)
-    )
-    return trainer.Group(ModelConfig(precision=precision), "adam", False, batch_size, own)
+    rates = [RATES[i % len(RATES)] for i in range(count)]
+    program = trainer.Program(fmnist.cnn(convolution=convolution), fmnist.adam, batch_size)
+    return Group(program, make_lanes(fmnist.adam, {"learning_rate": rates}))
+
+
+def epochs_of(
+    own: Group, split: Split, held_out: Split, resume: trainer.TrainerState | None = None
+) -> trainer.EpochResult:
+    """The result of one epoch."""
+    *_, last = trainer.train_lanes(*own, split, held_out, epochs=1, resume=resume)
+    assert isinstance(last, trainer.EpochResult)
+    return last
 
 
 def sizes(part: Part) -> tuple[int, int, int]:
@@ -55,13 +72,15 @@ def parity(part: Part) -> str:
     """Two epochs, the last step of each smaller, in float64."""
     # Few steps: Adam divides by what is nearly nothing, which magnifies rounding with each.
     split, batch = part.images(90 if part.quick else 490), 20 if part.quick else 100
-    own = group(3, batch)
-    ours = list(trainer.fit(own, split, split, epochs=2, dtype=torch.float64))[-1]
+    *_, ours = fmnist.fit(
+        fmnist.cnn(), fmnist.adam, split, split, lanes={"learning_rate": RATES},
+        batch_size=batch, epochs=2, dtype=torch.float64,
+    )  # fmt: skip
     worst = 0.0
-    for i, lane in enumerate(own.lanes):
+    for i, rate in enumerate(RATES):
         *_, theirs = fit_reference(
-            own.model, "adam", lane.numbers, split, split,
-            batch_size=batch, seed=lane.seed, epochs=2, dtype=torch.float64,
+            ModelConfig(), "adam", NUMBERS | {"learning_rate": rate}, split, split,
+            batch_size=batch, seed=0, epochs=2, dtype=torch.float64,
         )  # fmt: skip
         for mine, plain in ((ours.train, theirs.train), (ours.validation, theirs.validation)):
             worst = max(worst, abs(mine.loss_sum[i] / plain.loss_sum - 1).item())
@@ -111,12 +130,11 @@ def resumed(part: Part) -> str:
     """From the first pause to the end, against a run that was left alone."""
     count, batch, steps = sizes(part)
     split = images(part)
-    own, watch = group(count, batch), trainer.Watch(pause=lambda: True, stop=lambda: False)
-    events: Iterator[Any] = trainer.fit_watched(own, split, split, epochs=1, watch=watch)
-    state = next(events).state
+    own = group(count, batch)
+    state = next(iter(trainer.train_lanes(*own, split, split, epochs=1)))
+    assert isinstance(state, trainer.TrainerState)
     assert 0 < state.examples < batch * steps, "the first pause is not inside of the epoch"
-    *_, after = trainer.fit(own, split, split, epochs=1, resume=state)
-    same(after.train_state, train(part))
+    same(epochs_of(own, split, split, state).train_state, train(part))
     return f"after {state.examples // batch} of {steps} steps"
 
 
@@ -126,19 +144,17 @@ def solo(part: Part, how: str, rows: list[tuple[object, ...]]) -> str:
         raise SkipError("it is for CPUs")
     count, batch, steps = (2, 20, 6) if part.quick else (8, 100, 200)
     split = part.images(batch * steps)
-    whole = group(count, batch)
+    program, lanes = group(count, batch, how)
     probe = Split(split.images[:batch], split.labels[:batch])
-
-    def end(own: trainer.Group) -> trainer.EpochResult:
-        (result,) = trainer.fit(own, split, probe, epochs=1)
-        return result
-
-    with conv.forced(how):
-        together = end(whole)
-        alone = [
-            end(trainer.Group(whole.model, "adam", False, batch, (whole.lanes[i],)))
-            for i in (0, count - 1)
-        ]
+    together = epochs_of(Group(program, lanes), split, probe)
+    alone = [
+        epochs_of(
+            Group(program, Lanes((0,), {k: (v[i],) for k, v in lanes.numbers.items()})),
+            split,
+            probe,
+        )
+        for i in (0, count - 1)
+    ]
     differ = total = 0
     worst = loss = 0.0
     for i, single in zip((0, count - 1), alone, strict=True):
@@ -168,8 +184,7 @@ def train(part: Part) -> Any:
     """The lanes' state after one epoch of the usual steps."""
     count, batch, _ = sizes(part)
     split = images(part)
-    (result,) = trainer.fit(group(count, batch), split, split, epochs=1)
-    return result.train_state
+    return epochs_of(group(count, batch), split, split).train_state
 
 
 def same(ours: Any, theirs: Any) -> None:

@@ -23,7 +23,7 @@ from fmnist.config.settings import (
     read_axis,
     shown,
 )
-from fmnist.functional.types import Hyperparams, ModelConfig
+from fmnist.functional.types import ModelConfig
 
 __all__ = [
     "DYNAMIC_KEYS",
@@ -42,6 +42,7 @@ BASELINE_GRID: Mapping[str, tuple[Value, ...]] = {
     "batch_size": (100, 500, 1000),
 }
 MAX_POINTS = 100_000
+HYPERPARAMS = tuple(key for key in DYNAMIC_KEYS if SETTINGS[key].table == "optimizer")
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class TrialConfig:
 
     @property
     def hyperparams(self) -> dict[str, float]:
-        """The numbers of :class:`fmnist.functional.types.Hyperparams`, in its order."""
-        return {key: getattr(self.optimizer, key) for key in Hyperparams._fields}
+        """The numbers of all optimizers; each takes those that it knows."""
+        return {key: getattr(self.optimizer, key) for key in HYPERPARAMS}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,10 @@ class Dataset(NamedTuple):
     test: Split
     source: str
 
+    def holdout(self, images: int = 5000) -> tuple[Split, Split]:
+        """Training and validation images: see :func:`holdout_split`."""
+        return holdout_split(self.train, images)
+
 
 def load(root: str | Path | None = None) -> Dataset:
     """Load Fashion-MNIST from the first source that works, and cache it.

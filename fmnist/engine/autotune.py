@@ -1,4 +1,4 @@
-"""Which way of convolving lanes is the fastest: a table says, or it is timed once in a run."""
+"""Which variant of a model is the fastest: known, or timed once in a process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import functools
 import math
 from collections.abc import Callable
 
+import optree
 import torch
-from torch import Tensor
 
 from fmnist.engine.cuda_graph import capture_cuda
-from fmnist.functional import cnn
-from fmnist.functional.kernels import conv
-from fmnist.functional.types import ModelConfig
+from fmnist.functional import losses, vmap
+from fmnist.functional.types import Model, Params, State
+from fmnist.utils.device import cuda_arithmetic
 
 ROUNDS = 5
 
@@ -20,77 +20,88 @@ Clock = Callable[[Callable[[], None]], float]
 """Runs a function on the device and says how long that took."""
 
 
-def convolution(
-    config: ModelConfig, batch_size: int, lanes: int, device: torch.device, shared: bool
-) -> str:
-    """The back end of ``conv2d`` to train such lanes with.
+def choose(
+    model: Model,
+    batch_size: int,
+    lanes: int,
+    device: torch.device,
+    *,
+    shared: bool,
+    shape: tuple[int, ...],
+) -> tuple[str, Model]:
+    """The variant of a model to train such lanes with, and its name.
 
-    What is forced or in ``conv.MEASURED`` is taken; elsewhere all that memory allows are timed,
-    forward and backward, on the network's own shapes. That takes a fraction of a second and is
-    remembered.
+    Where there are several, all that memory allows are timed, forward and backward, on inputs of
+    this shape. That takes a fraction of a second and is remembered.
+
+    Args:
+        model: what trains.
+        batch_size: examples a step.
+        lanes: how many there are.
+        device: where they train.
+        shared: whether they see the same examples.
+        shape: of an example.
+
+    Returns:
+        The name, empty where the model has no variants, and the variant.
     """
-    if conv.is_settled(device):
-        return conv.backend(device)
-    return timed(config, batch_size, lanes, device, shared)
+    variants = model.variants(device) if model.variants else {"": model}
+    if len(variants) == 1:
+        return next(iter(variants.items()))
+    name = timed(model, batch_size, lanes, device, shared, shape)
+    return name, variants[name]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def timed(
-    config: ModelConfig,
+    model: Model,
     batch_size: int,
     lanes: int,
     device: torch.device,
     shared: bool,
-    clock: Clock | None = None,
+    shape: tuple[int, ...],
 ) -> str:
-    """The back end that takes the least time by this clock, that of the device by default."""
-    clock = clock or _gpu_milliseconds
-    candidates = [how for how in conv.BACKENDS if how != "blocks"]  # blocks are for CPUs
-    runs = {how: _layers(how, config, batch_size, lanes, device, shared) for how in candidates}
-    times = {how: _time(run, clock) for how, run in runs.items()}
-    return min(times, key=lambda how: times[how])
+    """The name of the variant that takes the least time on zeros of these shapes."""
+    assert model.variants is not None
+    own = () if shared else (lanes,)
+    inputs = torch.zeros(*own, batch_size, *shape, device=device)
+    params, state = optree.tree_map(
+        lambda leaf: leaf.to(device), vmap.stack([model.init(0)] * lanes)
+    )
+    noise = tuple(
+        torch.zeros(*own, batch_size, width, device=device) for width in model.noise_widths
+    )
+    dims = (0, 0, *[None if shared else 0] * 2)
+    times = {}
+    for name, variant in model.variants(device).items():
+        gradient = torch.func.vmap(_gradient(variant), in_dims=dims)
+        run = functools.partial(_void, gradient, params, state, inputs, noise)
+        with cuda_arithmetic(tf32=model.tf32):
+            times[name] = _time(run)
+    return min(times, key=lambda name: times[name])
 
 
-def _time(run: Callable[[], None], clock: Clock) -> float:
-    """Infinity where there is not enough memory to try."""
+def _gradient(model: Model) -> Callable[..., Params]:
+    def loss(params: Params, state: State, inputs: torch.Tensor, noise: object) -> torch.Tensor:
+        logits, _ = model.apply(params, state, inputs, train=True, noise=noise)
+        labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        return losses.cross_entropy(logits, labels).mean()
+
+    return torch.func.grad(loss)
+
+
+def _void(function: Callable[..., object], *args: object) -> None:
+    function(*args)
+
+
+def _time(run: Callable[[], None]) -> float:
+    """Infinity where there is not enough memory to try, or a library has no such operation."""
     try:
         run()  # libraries choose algorithms when they first see a shape
-        return clock(run)
-    except torch.OutOfMemoryError:
+        return _gpu_milliseconds(run)
+    except (torch.OutOfMemoryError, NotImplementedError):
         torch.cuda.empty_cache()
         return math.inf
-
-
-def _layers(
-    how: str,
-    config: ModelConfig,
-    batch_size: int,
-    lanes: int,
-    device: torch.device,
-    shared: bool,
-) -> Callable[[], None]:
-    """Every convolution of the network and its gradients, on zeros of the right shapes."""
-    side, inputs, k = cnn.IMAGE_SIZE, 1, config.kernel_size
-    dtype = cnn.compute_dtype(config) or torch.float32
-    layers = []
-    for i, outputs in enumerate(config.channels):
-        own = () if i == 0 and shared else (lanes,)
-        x = torch.zeros(*own, batch_size, inputs, side, side, device=device, dtype=dtype)
-        weight = torch.zeros(lanes, outputs, inputs, k, k, device=device, dtype=dtype)
-        layers.append((x, weight, i > 0))
-        side, inputs = (side - k + 1) // 2, outputs
-
-    def loss(x: Tensor, weight: Tensor) -> Tensor:
-        return conv.conv2d(x, weight, weight.new_zeros(weight.shape[0])).sum()
-
-    def run() -> None:
-        with conv.forced(how):
-            for x, weight, for_x in layers:
-                gradient = torch.func.grad(loss, argnums=(0, 1) if for_x else 1)
-                dims = (0 if x.dim() == 5 else None, 0)
-                torch.func.vmap(gradient, in_dims=dims)(x, weight)
-
-    return run
 
 
 def _gpu_milliseconds(run: Callable[[], None]) -> float:

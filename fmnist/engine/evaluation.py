@@ -1,17 +1,16 @@
-"""Evaluates the lanes of a group on a whole split: no autograd, the largest batches that fit."""
+"""Evaluates lanes on a whole split: no autograd, the largest batches that fit."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import optree
 import torch
 
 from fmnist.functional import batching, vmap
-from fmnist.functional.kernels import conv
 from fmnist.functional.trace import traced
-from fmnist.functional.types import Metrics, Params, Split, State
+from fmnist.functional.types import Metrics, Model, Params, Split, State
 from fmnist.utils.device import cuda_arithmetic
 
 EVAL_BATCH = 500
@@ -22,47 +21,49 @@ EVAL_BATCH_GPU = 20_000
 
 
 def evaluate(
+    model: Model,
     params: Params,
     state: State,
     split: Split,
     *,
-    compute: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Metrics:
-    """The metrics ``[lanes]`` of a whole split in evaluation mode; ``compute`` as in ``apply``."""
-    total = evaluate_unless(lambda: False, params, state, split, compute=compute, dtype=dtype)
-    assert total is not None
-    return total
+    """The metrics ``[lanes]`` of a whole split in evaluation mode; the trees are stacked."""
+    steps = evaluate_steps(model, params, state, split, dtype=dtype)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            metrics: Metrics = end.value
+            return metrics
 
 
-def evaluate_unless(
-    stop: Callable[[], bool],
+def evaluate_steps(
+    model: Model,
     params: Params,
     state: State,
     split: Split,
     *,
-    compute: torch.dtype | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Metrics | None:
-    """:func:`evaluate`; None as soon as ``stop``, asked at each batch, is true."""
+) -> Generator[None, None, Metrics]:
+    """:func:`evaluate`, which yields after each batch, so that its caller can stop there."""
     total: Metrics | None = None
     device = split.labels.device
     size = EVAL_BATCH
     if device.type != "cpu":
         size = max(size, EVAL_BATCH_GPU // vmap.size(params))
-    step = _eval_step(compute, conv.backend(device))
+    step = _eval_step(model)
     for indices in torch.arange(len(split.labels), device=device).split(size):
-        if stop():
-            return None
         batch = batching.gather(split, indices, dtype)
         with cuda_arithmetic(tf32=False):
             metrics = step(params, state, batch)
         total = metrics if total is None else optree.tree_map(torch.add, total, metrics)
+        yield
     assert total is not None, "an empty split has no metrics"
     return total
 
 
-@functools.cache
-def _eval_step(compute: torch.dtype | None, convolution: str) -> Callable[..., Metrics]:
-    """The traced step; ``convolution`` is what it is traced with, and so part of the key."""
-    return traced(functools.partial(vmap.eval_step, compute=compute))
+@functools.lru_cache(maxsize=32)
+def _eval_step(model: Model) -> Callable[..., Metrics]:
+    """The traced step of a model."""
+    return traced(functools.partial(vmap.eval_step, model=model))

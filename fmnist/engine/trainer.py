@@ -1,10 +1,8 @@
-"""fit(): drives the lanes of one group over epochs. It computes and yields; it never logs."""
+"""The one primitive: trains the lanes of a program over epochs. It computes and yields events."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,43 +13,33 @@ from torch import Tensor
 
 from fmnist.engine import autotune
 from fmnist.engine.cuda_graph import repeater
-from fmnist.engine.evaluation import EVAL_BATCH, evaluate_unless
-from fmnist.functional import batching, cnn, optim, train, vmap
-from fmnist.functional.kernels import conv
+from fmnist.engine.evaluation import EVAL_BATCH, evaluate_steps
+from fmnist.engine.lanes import Lanes, make_lanes, stacked_numbers
+from fmnist.functional import batching, train, vmap
 from fmnist.functional.trace import traced
-from fmnist.functional.types import Hyperparams, Metrics, ModelConfig, Split, TrainState
+from fmnist.functional.types import Metrics, Model, Numbers, Split, TrainState
 from fmnist.utils.device import cuda_arithmetic
 
 
-class Lane(NamedTuple):
-    """What is a lane's own: its seed, and its numbers by the names of ``Hyperparams``."""
-
-    seed: int
-    numbers: Mapping[str, float]
-
-
 @dataclass(frozen=True)
-class Group:
-    """Lanes that share one program, and what makes it one program."""
+class Program:
+    """What is the same for all lanes.
 
-    model: ModelConfig
-    algorithm: str
-    nesterov: bool
+    Attributes:
+        model: what trains.
+        optimizer: from numbers, given by name, to a gradient transformation.
+        batch_size: examples a step; the last step of an epoch may have fewer.
+        dtype: of parameters and images.
+    """
+
+    model: Model
+    optimizer: train.Optimizer
     batch_size: int
-    lanes: tuple[Lane, ...]
-
-    def optimizer(self, hyperparams: Hyperparams) -> optim.GradientTransformation:
-        """One lane's optimizer, built from its numbers."""
-        return optim.fused(self.algorithm, hyperparams, nesterov=self.nesterov)
-
-    @property
-    def shared(self) -> bool:
-        """Whether all lanes see the same examples: they do when they have one seed."""
-        return len({lane.seed for lane in self.lanes}) == 1
+    dtype: torch.dtype = torch.float32
 
 
-class LoopState(NamedTuple):
-    """All that :func:`fit` needs to go on, in one pytree.
+class TrainerState(NamedTuple):
+    """All that :func:`train_lanes` needs to go on, in one pytree.
 
     Attributes:
         epoch: how many are done.
@@ -64,24 +52,6 @@ class LoopState(NamedTuple):
     train_state: TrainState
     total: Metrics | None = None
     examples: int = 0
-
-
-class Paused(NamedTuple):
-    """Inside of an epoch: where :func:`fit` is."""
-
-    state: LoopState
-
-
-class Watch(NamedTuple):
-    """What :func:`fit` asks every few steps.
-
-    Attributes:
-        pause: whether to say where it is, and go on.
-        stop: whether to say where it is as soon as possible; what was not done is done again.
-    """
-
-    pause: Callable[[], bool]
-    stop: Callable[[], bool]
 
 
 class EpochResult(NamedTuple):
@@ -100,137 +70,153 @@ class EpochResult(NamedTuple):
     train_state: TrainState
 
 
-def lane_bytes(group: Group) -> int:
-    """About how many bytes one lane of this group needs while it trains.
-
-    The activations of a minibatch count most: each block's convolution output and its gradient,
-    and four small tensors after pooling; then the parameters, four times with Adam's moments.
-    """
-    side, values = cnn.IMAGE_SIZE, 0
-    for channels in group.model.channels:
-        side = side - group.model.kernel_size + 1
-        values += channels * (2 * side**2 + 4 * (side // 2) ** 2)
-        side //= 2
-    widths = (cnn.feature_count(group.model), *group.model.hidden, cnn.CLASS_COUNT)
-    weights = sum(a * b for a, b in itertools.pairwise(widths))
-    images = max(group.batch_size, EVAL_BATCH)
-    return 4 * (images * (values + 3 * sum(widths)) + 6 * weights)
-
-
-def convolution(group: Group, device: torch.device) -> str:
-    """The back end by which this group's convolutions are computed on this device."""
-    with _rounding(group):
-        return autotune.convolution(
-            group.model, group.batch_size, len(group.lanes), device, group.shared
-        )
-
-
-def _rounding(group: Group) -> contextlib.AbstractContextManager[None]:
-    return cuda_arithmetic(tf32=group.model.precision == "tf32")
-
-
-def hyperparams(group: Group, device: torch.device) -> Hyperparams:
-    """The lanes' numbers, stacked ``[lanes]``; float64, so that nothing is rounded early."""
-    return Hyperparams(
-        *(
-            torch.tensor([lane.numbers[name] for lane in group.lanes], dtype=torch.float64).to(
-                device
-            )
-            for name in Hyperparams._fields
-        )
-    )
-
-
-def start(group: Group, device: torch.device, dtype: torch.dtype = torch.float32) -> TrainState:
-    """The lanes before their first step, stacked."""
-    stacked = hyperparams(group, torch.device("cpu"))
-    solo = [
-        train.start(lane.seed, group.model, own, group.optimizer, dtype=dtype)
-        for lane, own in zip(group.lanes, vmap.unstack(stacked), strict=True)
-    ]
-    return optree.tree_map(lambda leaf: leaf.to(device), vmap.stack(solo))
-
-
 def fit(
-    group: Group,
+    model: Model,
+    optimizer: train.Optimizer,
     training: Split,
     validation: Split,
     *,
-    epochs: int,
-    resume: LoopState | None = None,
+    lanes: Mapping[str, float | Iterable[float]],
+    batch_size: int = 100,
+    epochs: int = 1,
+    resume: TrainerState | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[EpochResult]:
-    """Train the lanes of ``group``, one epoch at a time, on the device where the data lies.
+    """Train one model for each lane at once, on the device where the data lies.
 
     Args:
-        group: what to train.
-        training, validation: examples, as uint8 tensors on the device.
+        model: what trains: :func:`fmnist.cnn`, or any other.
+        optimizer: :func:`fmnist.adam`, or any other function of numbers; what is no number is set
+            with :func:`functools.partial`.
+        training, validation: examples on the device.
+        lanes: by name of a number of the optimizer, and ``seed``: a value for each lane, or one
+            for all, as in ``{"learning_rate": [0.01, 0.001], "seed": [0, 1]}``.
+        batch_size: examples a step.
         epochs: train until this many are done.
         resume: go on from here instead of from the lanes' seeds.
         dtype: of parameters and images.
+
+    Yields:
+        The metrics and the state of all lanes after each epoch.
+
+    Raises:
+        ValueError: ``lanes`` does not suit the optimizer; see
+            :func:`fmnist.engine.lanes.make_lanes`.
     """
-    never = Watch(lambda: False, lambda: False)
-    for event in fit_watched(
-        group, training, validation, epochs=epochs, watch=never, resume=resume, dtype=dtype
-    ):
-        assert isinstance(event, EpochResult)
-        yield event
+    program = Program(model, optimizer, batch_size, dtype)
+    own = make_lanes(optimizer, lanes)
+    events = train_lanes(program, own, training, validation, epochs=epochs, resume=resume)
+    return (event for event in events if isinstance(event, EpochResult))
 
 
-def fit_watched(
-    group: Group,
+def train_lanes(
+    program: Program,
+    lanes: Lanes,
     training: Split,
     validation: Split,
     *,
     epochs: int,
-    watch: Watch,
-    resume: LoopState | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[EpochResult | Paused]:
-    """:func:`fit`, which also says where it is inside of an epoch when ``watch`` asks.
+    resume: TrainerState | None = None,
+) -> Iterator[TrainerState | EpochResult]:
+    """Train lanes, from their seeds or from where they were.
 
-    Going on from there changes no bit of what comes.
+    Args:
+        program, lanes: what trains.
+        training, validation: examples on the device that trains.
+        epochs: train until this many are done.
+        resume: a state that it yielded before. Going on from there changes no bit of what comes.
+
+    Yields:
+        Every few steps where it is, and the result of each epoch. Whoever wants to stop, or to
+        keep a state, does so there.
     """
     device, examples = training.images.device, len(training.labels)
-    numbers = hyperparams(group, device)
-    done, train_state, total, position = resume or LoopState(0, start(group, device, dtype))
-    how = convolution(group, device)  # not while a step is traced: it may have to be timed
+    numbers = stacked_numbers(lanes, device)
+    done, train_state, total, position = resume or TrainerState(0, start(program, lanes, device))
+    # Chosen before anything is traced, as it may have to be timed.
+    _, model = variant(program, lanes, training)
     runs = {
-        size: repeater(_step(group, size, dtype, how), device)
-        for size in {min(group.batch_size, examples), examples % group.batch_size} - {0}
+        size: repeater(_step(program, model, lanes.shared, size), device)
+        for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
     }
-    compute = cnn.compute_dtype(group.model)
     for epoch in range(done + 1, epochs + 1):
-        order = _order(group, epoch, examples, device)
-        noise = _noise(group, epoch, examples, device, dtype)
+        order = _order(lanes, epoch, examples, device)
+        noise = _noise(program, lanes, epoch, examples, device)
         inputs = _EpochInputs(training, order, numbers, noise)
         at = torch.tensor(position, dtype=torch.int64, device=device)
-        carry = _Carry(train_state, total or zero_metrics(len(group.lanes), device), at)
+        carry = _Carry(train_state, total or zero_metrics(len(lanes.seeds), device), at)
         while position < examples:
-            size = min(group.batch_size, examples - position)
-            times = min((examples - position) // size, _stride(group, device))
-            with _rounding(group):
+            size = min(program.batch_size, examples - position)
+            times = min((examples - position) // size, _stride(program, lanes, device))
+            with cuda_arithmetic(tf32=model.tf32):
                 carry = runs[size](carry, inputs, times)
             position += size * times
-            if watch.stop() or watch.pause():
-                yield Paused(LoopState(epoch - 1, carry.train_state, carry.total, position))
+            yield TrainerState(epoch - 1, carry.train_state, carry.total, position)
         train_state = carry.train_state
-        seen = None
-        while seen is None:
-            seen = evaluate_unless(
-                watch.stop, *train_state[:2], validation, compute=compute, dtype=dtype
-            )
-            if seen is None:
-                yield Paused(LoopState(epoch - 1, train_state, carry.total, position))
+        here = TrainerState(epoch - 1, train_state, carry.total, position)
+        steps = evaluate_steps(model, *train_state[:2], validation, dtype=program.dtype)
+        seen = yield from _between(steps, here)
         yield EpochResult(epoch, carry.total, seen, train_state)
         total, position = None, 0
 
 
-def _stride(group: Group, device: torch.device) -> int:
-    """Steps between two questions: on a GPU many, as the state is copied before and after them."""
-    if device.type == "cpu":
-        return 1
-    return max(400_000 // (group.batch_size * len(group.lanes)), 1)
+def _between(
+    steps: Generator[None, None, Metrics], here: TrainerState
+) -> Generator[TrainerState, None, Metrics]:
+    """Yield where training is between these steps, which do not change it; what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            metrics: Metrics = end.value
+            return metrics
+        yield here
+
+
+def variant(program: Program, lanes: Lanes, split: Split) -> tuple[str, Model]:
+    """The variant of the program's model that is the fastest where the split lies; its name."""
+    return autotune.choose(
+        program.model,
+        program.batch_size,
+        len(lanes.seeds),
+        split.images.device,
+        shared=lanes.shared,
+        shape=tuple(split.images.shape[1:]),
+    )
+
+
+def lane_bytes(program: Program) -> int:
+    """About how many bytes one lane of this program needs while it trains."""
+    images = max(program.batch_size, EVAL_BATCH)
+    if program.model.lane_bytes is not None:
+        return program.model.lane_bytes(images)
+    params, _ = program.model.init(0)
+    # Parameters with gradients and two moments; activations are guessed to be a few times as many
+    # numbers for each image as the parameters' share of a hundred images.
+    count = sum(leaf.numel() for leaf in optree.tree_leaves(params))
+    return 4 * (6 * count + images * max(count // 25, 4096))
+
+
+def start(program: Program, lanes: Lanes, device: torch.device) -> TrainState:
+    """The lanes before their first step, stacked."""
+    numbers = stacked_numbers(lanes, torch.device("cpu"))
+    solo = [
+        train.start(
+            seed,
+            {name: values[lane] for name, values in numbers.items()},
+            model=program.model,
+            optimizer=program.optimizer,
+            dtype=program.dtype,
+        )
+        for lane, seed in enumerate(lanes.seeds)
+    ]
+    return optree.tree_map(lambda leaf: leaf.to(device), vmap.stack(solo))
+
+
+def zero_metrics(lanes: int, device: torch.device) -> Metrics:
+    """The metrics ``[lanes]`` of no examples."""
+    zero = torch.zeros(lanes, dtype=torch.int64, device=device)
+    return Metrics(zero.double(), zero, zero.clone())
 
 
 class _Carry(NamedTuple):
@@ -246,33 +232,27 @@ class _EpochInputs(NamedTuple):
 
     split: Split
     order: Int[Tensor, "*lanes examples"]
-    numbers: Hyperparams
+    numbers: Numbers
     noise: tuple[Float[Tensor, "*lanes examples width"], ...] = ()
 
 
 def _step(
-    group: Group, size: int, dtype: torch.dtype, how: str
+    program: Program, model: Model, shared: bool, size: int
 ) -> Callable[[_Carry, _EpochInputs], _Carry]:
-    """A traced step on the next ``size`` examples, gathering them included.
-
-    ``how`` is the back end of its convolutions.
-    """
+    """A traced step on the next ``size`` examples, gathering them included."""
 
     def step(carry: _Carry, inputs: _EpochInputs) -> _Carry:
-        device = carry.position.device
-        chosen = carry.position + torch.arange(size, device=device)
-        batch = batching.gather(inputs.split, inputs.order[..., chosen], dtype)
+        chosen = carry.position + torch.arange(size, device=carry.position.device)
+        batch = batching.gather(inputs.split, inputs.order[..., chosen], program.dtype)
         batch = batch._replace(noise=tuple(n[..., chosen, :] for n in inputs.noise))
-        with conv.forced(how):
-            train_state, metrics = vmap.train_step(
-                carry.train_state,
-                batch,
-                inputs.numbers,
-                shared=group.shared,
-                optimizer=group.optimizer,
-                dropout=group.model.dropout,
-                compute=cnn.compute_dtype(group.model),
-            )
+        train_state, metrics = vmap.train_step(
+            carry.train_state,
+            batch,
+            inputs.numbers,
+            shared=shared,
+            model=model,
+            optimizer=program.optimizer,
+        )
         return _Carry(
             train_state, optree.tree_map(torch.add, carry.total, metrics), carry.position + size
         )
@@ -280,29 +260,33 @@ def _step(
     return traced(step)
 
 
-def _seeds(group: Group) -> list[int]:
-    """The seeds that differ: one where all lanes share it, else each lane's."""
-    return [lane.seed for lane in group.lanes[: 1 if group.shared else None]]
+def _stride(program: Program, lanes: Lanes, device: torch.device) -> int:
+    """Steps between two events: on a GPU many, as the state is copied before and after them."""
+    if device.type == "cpu":
+        return 1
+    return max(400_000 // (program.batch_size * len(lanes.seeds)), 1)
+
+
+def _different_seeds(lanes: Lanes) -> tuple[int, ...]:
+    """One where all lanes share it, else each lane's."""
+    return lanes.seeds[:1] if lanes.shared else lanes.seeds
 
 
 def _order(
-    group: Group, epoch: int, examples: int, device: torch.device
+    lanes: Lanes, epoch: int, examples: int, device: torch.device
 ) -> Int[Tensor, "*lanes examples"]:
-    orders = [batching.permutation(seed, epoch, examples) for seed in _seeds(group)]
-    return (orders[0] if group.shared else torch.stack(orders)).to(device)
+    orders = [batching.permutation(seed, epoch, examples) for seed in _different_seeds(lanes)]
+    return (orders[0] if lanes.shared else torch.stack(orders)).to(device)
 
 
 def _noise(
-    group: Group, epoch: int, examples: int, device: torch.device, dtype: torch.dtype
+    program: Program, lanes: Lanes, epoch: int, examples: int, device: torch.device
 ) -> tuple[Float[Tensor, "*lanes examples width"], ...]:
-    if group.model.dropout == 0:
+    widths = program.model.noise_widths
+    if not widths:
         return ()
-    drawn = [batching.dropout_noise(seed, epoch, examples, group.model) for seed in _seeds(group)]
-    layers = drawn[0] if group.shared else [torch.stack(own) for own in zip(*drawn, strict=True)]
-    return tuple(layer.to(device, dtype) for layer in layers)
-
-
-def zero_metrics(lanes: int, device: torch.device) -> Metrics:
-    """The metrics ``[lanes]`` of no examples."""
-    zero = torch.zeros(lanes, dtype=torch.int64, device=device)
-    return Metrics(zero.double(), zero, zero.clone())
+    drawn = [
+        batching.uniform_noise(seed, epoch, examples, widths) for seed in _different_seeds(lanes)
+    ]
+    layers = drawn[0] if lanes.shared else [torch.stack(own) for own in zip(*drawn, strict=True)]
+    return tuple(layer.to(device, program.dtype) for layer in layers)

@@ -6,14 +6,16 @@ order of trials, a resume or a neighbour in the next lane cannot change them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fmnist.functional.types import Batch, ModelConfig, Split
+from fmnist.functional.types import Batch, Split
 
-_ORDER, _DROPOUT = 0, 1
+_ORDER, _NOISE = 0, 1
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -32,17 +34,18 @@ def steps(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def dropout_noise(
-    seed: int, epoch: int, examples: int, config: ModelConfig
+def uniform_noise(
+    seed: int, epoch: int, examples: int, widths: Sequence[int]
 ) -> tuple[Float[Tensor, "examples width"], ...]:
-    """Uniform numbers for every hidden layer and every example of an epoch, in training order.
+    """Uniform numbers in [0, 1) for every example of an epoch, in training order.
 
-    None where there is no dropout.
+    Args:
+        seed, epoch: what they are keyed by.
+        examples: of the epoch.
+        widths: numbers an example, for each random layer.
     """
-    if config.dropout == 0:
-        return ()
-    generator = _generator(_DROPOUT, seed, epoch)
-    return tuple(torch.rand(examples, width, generator=generator) for width in config.hidden)
+    generator = _generator(_NOISE, seed, epoch)
+    return tuple(torch.rand(examples, width, generator=generator) for width in widths)
 
 
 def gather(

@@ -6,18 +6,90 @@ with ReLU between them: 28x28 -> 12x12x12 -> 24x4x4 -> 384 -> 120 -> 60 -> 10 by
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fmnist.functional import features, layers
-from fmnist.functional.types import ModelConfig, Params, State
+from fmnist.functional.kernels import conv
+from fmnist.functional.types import Model, ModelConfig, Params, State
 
 IMAGE_SIZE = 28
 CLASS_COUNT = 10
+
+
+def cnn(
+    *,
+    channels: Sequence[int] = (12, 24),
+    hidden: Sequence[int] = (120, 60),
+    kernel_size: int = 5,
+    dropout: float = 0.0,
+    precision: str = "float32",
+    convolution: str = "auto",
+) -> Model:
+    """The built-in network, for images ``[batch, 1, 28, 28]`` of ten classes.
+
+    Args:
+        channels, hidden, kernel_size, dropout, precision: as in
+            :class:`fmnist.functional.types.ModelConfig`.
+        convolution: as in :func:`fmnist.functional.features.features`; ``"auto"`` has the engine
+            take what is the fastest on the device.
+
+    Raises:
+        ValueError: The images are too small for this kernel size and depth.
+    """
+    config = ModelConfig(tuple(channels), tuple(hidden), kernel_size, dropout, precision)
+    feature_count(config)
+    return build(config, convolution)
+
+
+def build(config: ModelConfig, convolution: str = "auto") -> Model:
+    """The model of this configuration; the same object each time, so that it can be a key."""
+    return _build(config, convolution)
+
+
+@functools.cache
+def _build(config: ModelConfig, convolution: str) -> Model:
+    return Model(
+        init=functools.partial(init, config=config),
+        apply=functools.partial(
+            apply,
+            dropout=config.dropout,
+            compute=compute_dtype(config),
+            convolution=convolution,
+        ),
+        noise_widths=config.hidden if config.dropout else (),
+        lane_bytes=functools.partial(lane_bytes, config),
+        variants=functools.partial(_variants, config) if convolution == "auto" else None,
+        tf32=config.precision == "tf32",
+    )
+
+
+def _variants(config: ModelConfig, device: torch.device) -> dict[str, Model]:
+    """By the ways of convolving there are on a device; on a CPU blocks are known to be fastest."""
+    names = ("blocks",) if device.type == "cpu" else conv.BACKENDS
+    return {name: build(config, name) for name in names}
+
+
+def lane_bytes(config: ModelConfig, batch_size: int) -> int:
+    """About how many bytes one lane of this network needs while it trains.
+
+    The activations of a minibatch count most: each block's convolution output and its gradient,
+    and four small tensors after pooling; then the parameters, four times with Adam's moments.
+    """
+    side, values = IMAGE_SIZE, 0
+    for channels in config.channels:
+        side = side - config.kernel_size + 1
+        values += channels * (2 * side**2 + 4 * (side // 2) ** 2)
+        side //= 2
+    widths = (feature_count(config), *config.hidden, CLASS_COUNT)
+    weights = sum(a * b for a, b in itertools.pairwise(widths))
+    return 4 * (batch_size * (values + 3 * sum(widths)) + 6 * weights)
 
 
 def feature_count(config: ModelConfig) -> int:
@@ -96,6 +168,7 @@ def apply(
     dropout: float = 0.0,
     noise: tuple[Float[Tensor, "batch width"], ...] = (),
     compute: torch.dtype | None = None,
+    convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch 10"], State]:
     """The logits of ``images``, and the running statistics after them.
 
@@ -109,6 +182,7 @@ def apply(
         dropout: probability of dropping a hidden unit while training.
         noise: uniform numbers, one tensor a hidden layer; needed when training with dropout.
         compute: precision of convolutions and matrix products; by default that of the images.
+        convolution: as in :func:`fmnist.functional.features.features`.
 
     Returns:
         ``(logits, state)``; ``state`` is unchanged when not training.
@@ -117,7 +191,14 @@ def apply(
         ValueError: when dropout is to be applied and ``noise`` does not have one tensor a layer.
     """
     x, new_state = penultimate(
-        params, state, images, train=train, dropout=dropout, noise=noise, compute=compute
+        params,
+        state,
+        images,
+        train=train,
+        dropout=dropout,
+        noise=noise,
+        compute=compute,
+        convolution=convolution,
     )
     return head(params, state, x, compute), new_state
 
@@ -131,13 +212,16 @@ def penultimate(
     dropout: float = 0.0,
     noise: tuple[Float[Tensor, "batch width"], ...] = (),
     compute: torch.dtype | None = None,
+    convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch width"], State]:
     """What the last linear layer of :func:`apply` sees; arguments and errors are the same."""
     hidden = _linears(params, state) - 1
     drop = train and dropout > 0
     if drop and len(noise) != hidden:
         raise ValueError(f"dropout wants noise for {hidden} hidden layers, got {len(noise)}")
-    x, new_state = features.features(params, state, images, train=train, compute=compute)
+    x, new_state = features.features(
+        params, state, images, train=train, compute=compute, convolution=convolution
+    )
     for i in range(1, hidden + 1):
         x = torch.relu(layers.linear(params[f"linear{i}"], x, compute))
         if drop:

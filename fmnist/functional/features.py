@@ -18,6 +18,7 @@ def features(
     *,
     train: bool,
     compute: torch.dtype | None,
+    convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch features"], State]:
     """Every block in turn: convolution, batch norm, ReLU, 2x2 max pooling.
 
@@ -27,29 +28,37 @@ def features(
         images: pixels in ``[0, 1]``.
         train: normalise by the batch, else by the running statistics.
         compute: precision of the convolutions; by default that of the images.
+        convolution: ``"blocks"`` for the CPU's fused kernels, where they serve; else a back end
+            of :func:`fmnist.functional.kernels.conv.conv2d`. ``"auto"`` is blocks or grouped.
 
     Returns:
         The flattened activations, and the running statistics after them.
     """
-    through = _fused if conv_block.serves(images, compute) else _layered
-    return through(params, state, images, train, compute)
+    if convolution in ("auto", "blocks"):
+        if conv_block.serves(images, compute):
+            return _fused(params, state, images, train)
+        convolution = "grouped"
+    return _layered(params, state, images, train, compute, convolution)
 
 
 def _layered(
-    params: Params, state: State, x: Tensor, train: bool, compute: torch.dtype | None
+    params: Params,
+    state: State,
+    x: Tensor,
+    train: bool,
+    compute: torch.dtype | None,
+    backend: str,
 ) -> tuple[Tensor, State]:
     new_state: State = {}
     for i in range(1, len(state) + 1):
-        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train)
+        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train, backend=backend)
         x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
         )
     return x.flatten(1), new_state
 
 
-def _fused(
-    params: Params, state: State, images: Tensor, train: bool, compute: torch.dtype | None
-) -> tuple[Tensor, State]:
+def _fused(params: Params, state: State, images: Tensor, train: bool) -> tuple[Tensor, State]:
     x, new_state, side = conv_block.pack(images), {}, images.shape[-1]
     for i in range(1, len(state) + 1):
         conv, norm, running = params[f"conv{i}"], params[f"norm{i}"], state[f"norm{i}"]

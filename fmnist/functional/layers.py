@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -34,16 +35,17 @@ def conv2d(
     compute: torch.dtype | None = None,
     *,
     train: bool,
+    backend: str = "grouped",
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding.
 
     It goes into batch norm, which in training takes any bias away again; so then the bias has no
     gradient, and none is computed. ``compute`` is the precision of the products, by default
-    that of ``x``.
+    that of ``x``; ``backend`` is that of :func:`fmnist.functional.kernels.conv.conv2d`.
     """
     if train:
         params = params | {"bias": params["bias"].detach()}
-    return _computed(conv.conv2d, params, x, compute)
+    return _computed(partial(conv.conv2d, backend=backend), params, x, compute)
 
 
 def _computed(

@@ -17,16 +17,6 @@ def cross_entropy(
     return -F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
 
 
-def accuracy(metrics: Metrics) -> Float[Tensor, "*lanes"]:
-    """The share of examples whose largest logit is their label's."""
-    return metrics.correct.double() / metrics.examples
-
-
-def mean_loss(metrics: Metrics) -> Float[Tensor, "*lanes"]:
-    """Cross entropy an example, in nats."""
-    return metrics.loss_sum / metrics.examples
-
-
 def measure(
     losses: Float[Tensor, " batch"],
     logits: Float[Tensor, "batch classes"],

@@ -3,12 +3,16 @@
 An optimizer is built from numbers, and every number may be a tensor: under ``vmap`` a
 learning rate is then simply an argument, and each lane has its own. Nothing here branches
 on a number's value.
+
+Adam and SGD treat each parameter by itself, so they see all of them as one vector ``[all]``: a few
+large operations instead of a few for each leaf. Their states hold such vectors; updates
+have the parameters' own structure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -16,9 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fmnist.functional.kernels import adam_update
-from fmnist.functional.types import Hyperparams, OptState, Params
+from fmnist.functional.types import OptState, Params
 
 Number = float | Float[Tensor, ""]
+Vector = Float[Tensor, " all"]
 
 
 class GradientTransformation(NamedTuple):
@@ -30,62 +35,26 @@ class GradientTransformation(NamedTuple):
     """
 
     init: Callable[[Params], OptState]
-    update: Callable[[Params, OptState, Params], tuple[Params, OptState]]
+    update: Callable[[Params, Any, Params], tuple[Params, OptState]]
 
 
 class AdamState(NamedTuple):
     """State of :func:`adam` and :func:`adamw`."""
 
-    steps: Int[Tensor, ""]  # updates done
-    mean: Params  # running mean of the gradients, shapes of the parameters
-    square: Params  # running mean of their squares
+    count: Int[Tensor, ""]  # type: ignore[assignment]  # updates done
+    mu: Vector  # running mean of the gradients
+    nu: Vector  # running mean of their squares
 
 
 class SgdState(NamedTuple):
     """State of :func:`sgd`."""
 
-    velocity: Params  # shapes of the parameters
+    velocity: Vector
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
     """The parameters after a step: ``params + updates``, leaf by leaf."""
     return optree.tree_map(torch.add, params, updates)
-
-
-def _adam_init(params: Params) -> AdamState:
-    leaf = optree.tree_leaves(params)[0]
-    steps = torch.zeros((), dtype=torch.int64, device=leaf.device)
-    zeros = optree.tree_map(torch.zeros_like, params)
-    return AdamState(steps, zeros, optree.tree_map(torch.zeros_like, params))
-
-
-def _like(number: Number, leaf: Tensor) -> Number:
-    """Scalars are reckoned in float64 and meet the leaves in the leaves' own precision."""
-    return number.to(leaf.dtype) if isinstance(number, Tensor) else number
-
-
-def _adam_direction(
-    grads: Params, state: AdamState, beta1: Number, beta2: Number, eps: Number, rate: Number
-) -> tuple[Params, AdamState]:
-    """``-rate * mean_hat / (sqrt(square_hat) + eps)`` and the state that goes with it."""
-    steps = state.steps + 1
-    correction1 = 1 - beta1 ** steps.double()
-    correction2 = torch.sqrt(1 - beta2 ** steps.double())
-    step_size = rate / correction1
-
-    def mean_of(old: Tensor, grad: Tensor) -> Tensor:
-        return old + (grad - old) * _like(1 - beta1, grad)
-
-    def square_of(old: Tensor, grad: Tensor) -> Tensor:
-        return old * _like(beta2, grad) + grad * grad * _like(1 - beta2, grad)
-
-    def direction(mean: Tensor, square: Tensor) -> Tensor:
-        denominator = square.sqrt() / _like(correction2, square) + _like(eps, square)
-        return -_like(step_size, mean) * mean / denominator
-
-    mean = optree.tree_map(mean_of, state.mean, grads)
-    square = optree.tree_map(square_of, state.square, grads)
-    return optree.tree_map(direction, mean, square), AdamState(steps, mean, square)
 
 
 def adam(
@@ -99,12 +68,7 @@ def adam(
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization (2015), algorithm 1.
     """
-
-    def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, AdamState]:
-        grads = _decayed(grads, params, weight_decay)
-        return _adam_direction(grads, state, beta1, beta2, eps, learning_rate)
-
-    return GradientTransformation(_adam_init, update)
+    return _adam((learning_rate, beta1, beta2, eps, weight_decay), decoupled=False)
 
 
 def adamw(
@@ -118,12 +82,62 @@ def adamw(
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019), algorithm 2.
     """
+    return _adam((learning_rate, beta1, beta2, eps, weight_decay), decoupled=True)
+
+
+def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformation:
+    """Both kinds of Adam, by one fused operation where there is one."""
+
+    def init(params: Params) -> AdamState:
+        zeros = torch.zeros_like(_vector(params))
+        count = torch.zeros((), dtype=torch.int64, device=zeros.device)
+        return AdamState(count, zeros, zeros.clone())
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, AdamState]:
-        updates, state = _adam_direction(grads, state, beta1, beta2, eps, learning_rate)
-        return _decayed(updates, params, -learning_rate * weight_decay), state
+        leaves = optree.tree_leaves(params)
+        if not all(map(adam_update.serves, leaves)):
+            vector, state = adam_definition(
+                _vector(grads), state, _vector(params), numbers, decoupled=decoupled
+            )
+            return _tree(vector, params), state
+        count = state.count + 1
+        own = [_scalar(number, leaves[0].device) for number in numbers]
+        vector, mu, nu = adam_update.adam_update(
+            optree.tree_leaves(grads), leaves, state.mu, state.nu, count, own, decoupled=decoupled
+        )
+        return _tree(vector, params), AdamState(count, mu, nu)
 
-    return GradientTransformation(_adam_init, update)
+    return GradientTransformation(init, update)
+
+
+def adam_definition(
+    grads: Vector, state: AdamState, params: Vector, numbers: Sequence[Number], *, decoupled: bool
+) -> tuple[Vector, AdamState]:
+    """Adam's update in plain torch, to which the fused operation is held.
+
+    ``-learning_rate * mu_hat / (sqrt(nu_hat) + eps)`` with the moments' bias corrected.
+
+    Args:
+        grads, state, params: before the step.
+        numbers: learning rate, beta1, beta2, eps and weight decay.
+        decoupled: whether the weight decay is AdamW's and does not pass through the moments.
+
+    Returns:
+        The updates, and the state after them.
+    """
+    rate, beta1, beta2, eps, decay = numbers
+    if not decoupled:
+        grads = _add_scaled(grads, params, decay)
+    count = state.count + 1
+    correction1 = 1 - beta1 ** count.double()
+    correction2 = torch.sqrt(1 - beta2 ** count.double())
+    mu = state.mu + (grads - state.mu) * _like(1 - beta1, grads)
+    nu = state.nu * _like(beta2, grads) + grads * grads * _like(1 - beta2, grads)
+    denominator = nu.sqrt() / _like(correction2, nu) + _like(eps, nu)
+    updates = -_like(rate / correction1, mu) * mu / denominator
+    if decoupled:
+        updates = _add_scaled(updates, params, -rate * decay)
+    return updates, AdamState(count, mu, nu)
 
 
 def sgd(
@@ -139,99 +153,42 @@ def sgd(
     """
 
     def init(params: Params) -> SgdState:
-        return SgdState(optree.tree_map(torch.zeros_like, params))
+        return SgdState(torch.zeros_like(_vector(params)))
 
     def update(grads: Params, state: SgdState, params: Params) -> tuple[Params, SgdState]:
-        grads = _decayed(grads, params, weight_decay)
-        velocity = optree.tree_map(
-            lambda old, grad: old * _like(momentum, grad) + grad, state.velocity, grads
-        )
-        direction = _decayed(grads, velocity, momentum) if nesterov else velocity
-        updates = optree.tree_map(lambda d: -_like(learning_rate, d) * d, direction)
-        return updates, SgdState(velocity)
+        vector = _add_scaled(_vector(grads), _vector(params), weight_decay)
+        velocity = state.velocity * _like(momentum, vector) + vector
+        direction = _add_scaled(vector, velocity, momentum) if nesterov else velocity
+        return _tree(-_like(learning_rate, direction) * direction, params), SgdState(velocity)
 
     return GradientTransformation(init, update)
 
 
-def _decayed(grads: Params, params: Params, factor: Number) -> Params:
-    return optree.tree_map(lambda g, p: g + p * _like(factor, p), grads, params)
+def _like(number: Number, vector: Vector) -> Number:
+    """Scalars are reckoned in float64 and meet the vectors in the vectors' own precision."""
+    return number.to(vector.dtype) if isinstance(number, Tensor) else number
 
 
-def flatten(inner: GradientTransformation) -> GradientTransformation:
-    """The same optimizer on all parameters as one vector: a few large operations for many small.
-
-    The state of ``inner`` then holds vectors; the updates have the parameters' own structure.
-    """
-
-    def init(params: Params) -> OptState:
-        return inner.init(_vector(params))
-
-    def update(grads: Params, state: OptState, params: Params) -> tuple[Params, OptState]:
-        vector, state = inner.update(_vector(grads), state, _vector(params))
-        return _tree(vector["all"]["all"], params), state
-
-    return GradientTransformation(init, update)
+def _scalar(number: Number, device: torch.device) -> Float[Tensor, ""]:
+    if isinstance(number, Tensor):
+        return number
+    return torch.full((), number, dtype=torch.float64, device=device)
 
 
-def _vector(params: Params) -> Params:
-    flat = torch.cat([leaf.reshape(-1) for leaf in optree.tree_leaves(params)])
-    return {"all": {"all": flat}}
+def _add_scaled(a: Vector, b: Vector, factor: Number) -> Vector:
+    """``a + factor * b``"""
+    return a + b * _like(factor, b)
 
 
-def _tree(vector: Float[Tensor, " all"], like: Params) -> Params:
+def _vector(tree: Params) -> Vector:
+    """All leaves one after another."""
+    return torch.cat([leaf.reshape(-1) for leaf in optree.tree_leaves(tree)])
+
+
+def _tree(vector: Vector, like: Params) -> Params:
     """Cut a vector into leaves of these shapes."""
     leaves, treespec = optree.tree_flatten(like)
     parts = vector.split([leaf.numel() for leaf in leaves])
     return optree.tree_unflatten(
         treespec, [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
     )
-
-
-def fused(
-    algorithm: str, hyperparams: Hyperparams, *, nesterov: bool = False
-) -> GradientTransformation:
-    """:func:`flatten` of :func:`from_hyperparams`, by one operation where there is one.
-
-    Raises:
-        ValueError: when there is no such algorithm.
-    """
-    plain = flatten(from_hyperparams(algorithm, hyperparams, nesterov=nesterov))
-    if algorithm == "sgd":
-        return plain
-
-    def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, OptState]:
-        leaves = optree.tree_leaves(params)
-        if not adam_update.serves(leaves[0]):
-            return plain.update(grads, state, params)
-        steps = state.steps + 1
-        vector, mean, square = adam_update.adam_update(
-            optree.tree_leaves(grads),
-            leaves,
-            state.mean["all"]["all"],
-            state.square["all"]["all"],
-            steps,
-            hyperparams[:5],
-            decoupled=algorithm == "adamw",
-        )
-        moments = ({"all": {"all": moment}} for moment in (mean, square))
-        return _tree(vector, params), AdamState(steps, *moments)
-
-    return GradientTransformation(plain.init, update)
-
-
-def from_hyperparams(
-    algorithm: str, hyperparams: Hyperparams, *, nesterov: bool = False
-) -> GradientTransformation:
-    """The optimizer called ``algorithm`` with one lane's numbers.
-
-    Raises:
-        ValueError: when there is no such algorithm.
-    """
-    h = hyperparams
-    if algorithm == "adam":
-        return adam(h.learning_rate, h.beta1, h.beta2, h.eps, h.weight_decay)
-    if algorithm == "adamw":
-        return adamw(h.learning_rate, h.beta1, h.beta2, h.eps, h.weight_decay)
-    if algorithm == "sgd":
-        return sgd(h.learning_rate, h.momentum, h.weight_decay, nesterov=nesterov)
-    raise ValueError(f"no optimizer is called {algorithm!r}; there are adam, adamw and sgd")

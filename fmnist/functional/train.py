@@ -4,46 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import optree
 import torch
 from torch import Tensor
 
-from fmnist.functional import cnn, losses, optim
+from fmnist.functional import losses, optim
 from fmnist.functional.optim import GradientTransformation
-from fmnist.functional.types import (
-    Batch,
-    Hyperparams,
-    Metrics,
-    ModelConfig,
-    Params,
-    State,
-    TrainState,
-)
+from fmnist.functional.types import Batch, Metrics, Model, Numbers, Params, State, TrainState
 
-Optimizer = Callable[[Hyperparams], GradientTransformation]
-"""Builds a lane's optimizer from its numbers, inside the step."""
+Optimizer = Callable[..., GradientTransformation]
+"""Builds a lane's optimizer from its numbers, given by name, inside the step."""
 
 
 def start(
     seed: int,
-    config: ModelConfig,
-    hyperparams: Hyperparams,
-    optimizer: Optimizer,
+    numbers: Numbers,
     *,
+    model: Model,
+    optimizer: Optimizer,
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
-    """A model before its first step."""
-    params, state = cnn.init(seed, config, dtype=dtype)
-    return TrainState(params, state, optimizer(hyperparams).init(params))
+    """A model before its first step, on the CPU.
+
+    Args:
+        seed: of its initial parameters.
+        numbers: of its optimizer.
+        model, optimizer: what trains.
+        dtype: of every floating-point leaf.
+    """
+
+    def cast(leaf: Tensor) -> Tensor:
+        return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+    params, state = optree.tree_map(cast, model.init(seed))
+    return TrainState(params, state, optimizer(**numbers).init(params))
 
 
 def train_step(
     train_state: TrainState,
     batch: Batch,
-    hyperparams: Hyperparams,
+    numbers: Numbers,
     *,
+    model: Model,
     optimizer: Optimizer,
-    dropout: float = 0.0,
-    compute: torch.dtype | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on the mean cross entropy of ``batch``.
 
@@ -52,29 +55,21 @@ def train_step(
     """
 
     def loss(params: Params) -> tuple[Tensor, tuple[State, Metrics]]:
-        logits, state = cnn.apply(
-            params,
-            train_state.state,
-            batch.images,
-            train=True,
-            dropout=dropout,
-            noise=batch.noise,
-            compute=compute,
+        logits, state = model.apply(
+            params, train_state.state, batch.images, train=True, noise=batch.noise
         )
         each = losses.cross_entropy(logits, batch.labels)
         return each.mean(), (state, losses.measure(each, logits, batch.labels))
 
     grads, (state, metrics) = torch.func.grad(loss, has_aux=True)(train_state.params)
-    updates, opt_state = optimizer(hyperparams).update(
+    updates, opt_state = optimizer(**numbers).update(
         grads, train_state.opt_state, train_state.params
     )
     params = optim.apply_updates(train_state.params, updates)
     return TrainState(params, state, opt_state), metrics
 
 
-def eval_step(
-    params: Params, state: State, batch: Batch, *, compute: torch.dtype | None = None
-) -> Metrics:
+def eval_step(params: Params, state: State, batch: Batch, *, model: Model) -> Metrics:
     """The metrics of ``batch`` in evaluation mode."""
-    logits, _ = cnn.apply(params, state, batch.images, train=False, compute=compute)
+    logits, _ = model.apply(params, state, batch.images, train=False, noise=())
     return losses.measure(losses.cross_entropy(logits, batch.labels), logits, batch.labels)

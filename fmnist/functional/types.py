@@ -6,25 +6,55 @@ describes many models at once (see :mod:`fmnist.functional.vmap`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-Params = dict[str, dict[str, Tensor]]
-"""Layer name -> {"weight", "bias"}; the names are those of the torch.nn twin's state_dict."""
+Params = Any
+"""A pytree of floating-point tensors: what the optimizer changes."""
 
-State = dict[str, dict[str, Tensor]]
-"""Norm layer name -> {"running_mean", "running_var"}, each of shape ``[channels]``."""
+State = Any
+"""A pytree of tensors that ``apply`` updates while training, such as running statistics."""
 
 OptState = Any
 """What ``GradientTransformation.init`` returns: a pytree that only its ``update`` reads."""
 
+Numbers = Mapping[str, Float[Tensor, ""]]
+"""The numbers of a lane's optimizer by name, ``[lanes]`` when stacked."""
+
+
+class Model(NamedTuple):
+    """A classifier as pure functions. Any two functions of these signatures make one.
+
+    Attributes:
+        init: ``seed -> (params, state)``: any pytrees, on the CPU, drawn from this seed alone.
+        apply: ``(params, state, inputs, *, train, noise) -> (logits, state)`` for a batch
+            ``inputs [batch, ...]``; ``logits`` is ``[batch, classes]``. The state is returned
+            unchanged when not training.
+        noise_widths: for each random layer, how many uniform numbers in [0, 1) an example needs
+            while training; ``apply`` gets one tensor ``[batch, width]`` each as ``noise``.
+        lane_bytes: ``batch size -> bytes`` that one lane needs while it trains, about. By default
+            it is guessed from the size of the parameters.
+        variants: ``device -> {name: model}``: models that compute the same by other means. The
+            engine takes the fastest, which it measures where there are several.
+        tf32: whether products of float32 may be rounded to TF32 on NVIDIA's GPUs in training.
+    """
+
+    init: Callable[[int], tuple[Params, State]]
+    apply: Callable[..., tuple[Tensor, State]]
+    noise_widths: tuple[int, ...] = ()
+    lane_bytes: Callable[[int], int] | None = None
+    variants: Callable[[torch.device], Mapping[str, Any]] | None = None
+    tf32: bool = False
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the network. Everything here is static: another value is another program.
+    """The settings of the built-in network. All are static: another value is another program.
 
     Attributes:
         channels: output channels of each convolution block.
@@ -51,25 +81,11 @@ class Split(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A minibatch: images in ``[0, 1]``, labels, and the noise that dropout will use."""
+    """A minibatch: images in ``[0, 1]``, labels, and the noise that random layers use."""
 
     images: Float[Tensor, "batch 1 28 28"]
     labels: Int[Tensor, " batch"]
     noise: tuple[Float[Tensor, "batch width"], ...] = ()
-
-
-class Hyperparams(NamedTuple):
-    """The numbers of an optimizer, each a scalar tensor (``[lanes]`` when stacked).
-
-    An optimizer reads those it knows and leaves the others alone.
-    """
-
-    learning_rate: Float[Tensor, ""]
-    beta1: Float[Tensor, ""]
-    beta2: Float[Tensor, ""]
-    eps: Float[Tensor, ""]
-    weight_decay: Float[Tensor, ""]
-    momentum: Float[Tensor, ""]
 
 
 class TrainState(NamedTuple):
@@ -86,3 +102,13 @@ class Metrics(NamedTuple):
     loss_sum: Float[Tensor, ""]
     correct: Int[Tensor, ""]
     examples: Int[Tensor, ""]
+
+    @property
+    def loss(self) -> Float[Tensor, "*lanes"]:
+        """Cross entropy an example, in nats."""
+        return self.loss_sum / self.examples
+
+    @property
+    def accuracy(self) -> Float[Tensor, "*lanes"]:
+        """The share of examples whose largest logit is their label's."""
+        return self.correct.double() / self.examples

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fmnist.functional import train
-from fmnist.functional.types import Batch, Hyperparams, Metrics, Params, State, TrainState
+from fmnist.functional.types import Batch, Metrics, Model, Numbers, Params, State, TrainState
 
 Tree = TypeVar("Tree")
 
@@ -49,34 +49,29 @@ def take(tree: Tree, lanes: Int[Tensor, " chosen"]) -> Tree:
 def train_step(
     train_state: TrainState,
     batch: Batch,
-    hyperparams: Hyperparams,
+    numbers: Numbers,
     *,
     shared: bool,
+    model: Model,
     optimizer: train.Optimizer,
-    dropout: float = 0.0,
-    compute: torch.dtype | None = None,
 ) -> tuple[TrainState, Metrics]:
     """:func:`fmnist.functional.train.train_step` of every lane at once.
 
     Args:
         train_state: stacked.
         batch: one batch for all lanes when ``shared``, else stacked.
-        hyperparams: stacked.
+        numbers: stacked.
         shared: whether all lanes see the same examples and noise.
-        optimizer, dropout, compute: as in the solo step.
+        model, optimizer: as in the solo step.
 
     Returns:
         The stacked state and the metrics ``[lanes]``.
     """
-    step = partial(train.train_step, optimizer=optimizer, dropout=dropout, compute=compute)
-    return torch.func.vmap(step, in_dims=(0, None if shared else 0, 0))(
-        train_state, batch, hyperparams
-    )
+    step = partial(train.train_step, model=model, optimizer=optimizer)
+    return torch.func.vmap(step, in_dims=(0, None if shared else 0, 0))(train_state, batch, numbers)
 
 
-def eval_step(
-    params: Params, state: State, batch: Batch, *, compute: torch.dtype | None = None
-) -> Metrics:
+def eval_step(params: Params, state: State, batch: Batch, *, model: Model) -> Metrics:
     """:func:`fmnist.functional.train.eval_step` of every lane on one shared batch."""
-    step = partial(train.eval_step, compute=compute)
+    step = partial(train.eval_step, model=model)
     return torch.func.vmap(step, in_dims=(0, 0, None))(params, state, batch)

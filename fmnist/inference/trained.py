@@ -17,7 +17,6 @@ from fmnist.config import study as configs
 from fmnist.config.results import label
 from fmnist.config.settings import SETTINGS, clipped, unknown
 from fmnist.functional import cnn
-from fmnist.functional.kernels import conv
 from fmnist.functional.types import ModelConfig, Params, State
 from fmnist.rundir import models
 from fmnist.utils.errors import UserError
@@ -95,11 +94,11 @@ def probabilities(
     each = []
     for trial in trials:
         params, state = load(trial)
-        compute = cnn.compute_dtype(trial.model)
         # A few pictures are not worth half a minute of compiling kernels.
-        with torch.no_grad(), conv.forced("grouped"):
+        apply = cnn.build(trial.model, "grouped").apply
+        with torch.no_grad():
             logits = [
-                cnn.apply(params, state, part.float() / 255, train=False, compute=compute)[0]
+                apply(params, state, part.float() / 255, train=False)[0]
                 for part in images.split(BATCH)
             ]
         each.append(torch.cat(logits).double().softmax(dim=1))

@@ -74,13 +74,12 @@ def _train(
 ) -> TrialResult:
     """Train and test one configuration, and keep its parameters."""
     from fmnist.config.results import EpochMetrics, TrialResult
-    from fmnist.functional import losses
     from fmnist.functional.types import Metrics
     from fmnist.reference import evaluate, fit_reference, from_module
     from fmnist.rundir import models
 
     def numbers(metrics: Metrics) -> tuple[float, float]:
-        return losses.mean_loss(metrics).item(), losses.accuracy(metrics).item()
+        return metrics.loss.item(), metrics.accuracy.item()
 
     trial = config.trial(point)
     began = time.perf_counter()

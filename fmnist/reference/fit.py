@@ -33,7 +33,7 @@ def make_optimizer(
     Args:
         network: whose parameters it updates.
         algorithm: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        numbers: by the names of :class:`fmnist.functional.types.Hyperparams`.
+        numbers: learning_rate and weight_decay; beta1, beta2 and eps of Adam; momentum of SGD.
         nesterov: for sgd.
 
     Raises:

@@ -180,12 +180,11 @@ def _train(
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
     from fmnist.config.results import label
-    from fmnist.engine import trainer
     from fmnist.reports.dashboard.mirror import DashboardMirror
     from fmnist.reports.tensorboard.mirror import TensorBoardMirror
     from fmnist.rundir import models
     from fmnist.tuning import grid, scheduler
-    from fmnist.tuning.progress import Checkpointer, group_of
+    from fmnist.tuning.progress import Checkpointer
 
     examples = splits(config, dataset, device)
     progress.message(f"device {device}")
@@ -212,15 +211,13 @@ def _train(
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
         for event in phases.waiting_for(TRAINING, events):
             match event:
-                case scheduler.GroupStarted(index, total, trials, left, histories):
+                case scheduler.GroupStarted(index, total, trials, left, histories, how):
                     for trial in trials:
                         past = histories.get(trial.number, ())
                         mirror.start(trial.number, trial.point, past)
                     labels = {trial.number: label(trial.point) for trial in trials}
                     images = len(examples.training.labels) * len(trials)
                     progress.group(index, total, labels, config.epochs, images, left)
-                    group = group_of([trial.config for trial in trials])
-                    how = trainer.convolution(group, device)
                     if how != said:
                         progress.message(f"convolutions of lanes: {how}")
                     if how == "blocks" and not said and not runtime.kernels_are_compiled():

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import optree
@@ -22,7 +23,9 @@ from torch import Tensor
 from fmnist.config.results import EpochMetrics
 from fmnist.config.study import TrialConfig
 from fmnist.engine import trainer
-from fmnist.functional import vmap
+from fmnist.engine.lanes import Lanes, optimizer_numbers
+from fmnist.functional import cnn, optim, vmap
+from fmnist.functional.train import Optimizer
 from fmnist.rundir.snapshots import Generations, Snapshot
 from fmnist.tuning.grid import Trial
 
@@ -42,7 +45,7 @@ class GroupProgress:
     """
 
     trials: Sequence[Trial]
-    at: trainer.LoopState | None = None
+    at: trainer.TrainerState | None = None
     histories: dict[int, list[EpochMetrics]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -184,7 +187,7 @@ def restored(
     if not chosen:
         return None
     some = pending[about["trials"][chosen[0]][0]]
-    alone = trainer.start(group_of([some.config]), device)
+    alone = trainer.start(program_of(some.config), lanes_of([some.config]), device)
     total = trainer.zero_metrics(1, device) if about["examples"] else None
     paths, leaves, treespec = optree.tree_flatten_with_path((alone, total))
     names = [_name(path) for path in paths]
@@ -197,7 +200,7 @@ def restored(
     state, total = optree.tree_unflatten(treespec, found)
     whole = GroupProgress(
         [pending.get(number, some) for number, _ in about["trials"]],  # those told are not taken
-        trainer.LoopState(about["epoch"], state, total, about["examples"]),
+        trainer.TrainerState(about["epoch"], state, total, about["examples"]),
         {int(n): [EpochMetrics(*row) for row in past] for n, past in about["histories"].items()},
         {int(n): why for n, why in about["failed"].items()},
         about["seconds"],
@@ -205,19 +208,32 @@ def restored(
     return whole.take(chosen)
 
 
-def group_of(configs: Sequence[TrialConfig]) -> trainer.Group:
-    """The program that these configurations, equal in what is static, are lanes of."""
-    static = configs[0].static
-    return trainer.Group(
-        static.model,
-        static.algorithm,
-        static.nesterov,
-        static.batch_size,
-        tuple(trainer.Lane(config.seed, config.hyperparams) for config in configs),
+OPTIMIZERS: Mapping[str, Optimizer] = {
+    "adam": optim.adam,
+    "adamw": optim.adamw,
+    "sgd": optim.sgd,
+    "sgd with nesterov": partial(optim.sgd, nesterov=True),
+}
+
+
+def program_of(config: TrialConfig) -> trainer.Program:
+    """The program that trials of this static configuration share."""
+    static = config.static
+    optimizer = OPTIMIZERS[static.algorithm + " with nesterov" * static.nesterov]
+    return trainer.Program(cnn.build(static.model), optimizer, static.batch_size)
+
+
+def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:
+    """These configurations, equal in what is static, as lanes of their program."""
+    known = optimizer_numbers(program_of(configs[0]).optimizer)
+    numbers = [config.hyperparams for config in configs]
+    return Lanes(
+        tuple(config.seed for config in configs),
+        {name: tuple(own[name] for own in numbers) for name in known},
     )
 
 
-def _named(at: trainer.LoopState) -> dict[str, Tensor]:
+def _named(at: trainer.TrainerState) -> dict[str, Tensor]:
     """The tensors of a state, by their paths, in order."""
     paths, leaves, _ = optree.tree_flatten_with_path((at.train_state, at.total))
     return {_name(path): leaf for path, leaf in zip(paths, leaves, strict=True)}

@@ -21,11 +21,11 @@ from fmnist.config.results import EpochMetrics, TrialResult, label
 from fmnist.config.study import StudyConfig, TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
-from fmnist.functional import cnn, losses, vmap
+from fmnist.functional import vmap
 from fmnist.functional.types import Metrics, Params, Split, State
 from fmnist.tuning import grid
 from fmnist.tuning.grid import Trial
-from fmnist.tuning.progress import Checkpointer, GroupProgress, group_of
+from fmnist.tuning.progress import Checkpointer, GroupProgress, lanes_of, program_of
 from fmnist.utils import memory
 from fmnist.utils.errors import UserError
 from fmnist.utils.signals import Stop
@@ -53,6 +53,7 @@ class GroupStarted:
     trials: Sequence[Trial]
     epochs_left: int  # of all trials of this and the later groups, in trial epochs
     histories: Mapping[int, Sequence[EpochMetrics]]  # of a group that goes on, by trial number
+    variant: str  # of the model; empty where there is one only
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def run(
         left = sum(len(some.trials) * (config.epochs - some.epoch) for some in waiting)
         progress = waiting.popleft()
         total = index + 1 + len(waiting)
-        yield GroupStarted(index, total, progress.trials, left, progress.histories)
+        configs = [trial.config for trial in progress.trials]
+        how, _ = trainer.variant(program_of(configs[0]), lanes_of(configs), splits.training)
+        yield GroupStarted(index, total, progress.trials, left, progress.histories, how)
         halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
         waiting.extendleft(reversed(halves))
         index += not halves
@@ -191,28 +194,27 @@ def _epochs(
 ) -> Iterator[Event]:
     """Train the epochs that are left, keeping ``progress`` up to date."""
     began, before = time.perf_counter(), progress.seconds
-    watch = trainer.Watch(
-        pause=checkpointer.overdue if checkpointer else lambda: False, stop=stop.asked
-    )
-    for event in trainer.fit_watched(
-        group_of([trial.config for trial in progress.trials]),
+    configs = [trial.config for trial in progress.trials]
+    for event in trainer.train_lanes(
+        program_of(configs[0]),
+        lanes_of(configs),
         splits.training,
         splits.validation,
         epochs=config.epochs,
-        watch=watch,
         resume=progress.at,
     ):
+        inside = isinstance(event, trainer.TrainerState)
+        if inside and not (stop.asked() or (checkpointer and checkpointer.overdue())):
+            continue
         progress.seconds = before + time.perf_counter() - began
-        if isinstance(event, trainer.Paused):
-            progress.at = event.state
+        if isinstance(event, trainer.TrainerState):
+            progress.at = event
         else:
             sound = _measured(config, progress, event)
-            progress.at = trainer.LoopState(event.epoch, event.train_state)
+            progress.at = trainer.TrainerState(event.epoch, event.train_state)
             yield EpochFinished(event.epoch, sound, progress.seconds)
         done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
-        if checkpointer and (
-            isinstance(event, trainer.Paused) or done or stop.requested or checkpointer.due()
-        ):
+        if checkpointer and (inside or done or stop.requested or checkpointer.due()):
             checkpointer.save(progress)
         stop.check()
         if done:
@@ -241,10 +243,10 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     """Evaluate every lane on the test set, once, and say how its trial ended."""
     assert progress.at is not None
     began = time.perf_counter()
-    compute = cnn.compute_dtype(progress.trials[0].config.model)
     trained = progress.at.train_state
-    tested = evaluate(trained.params, trained.state, test, compute=compute)
-    test_loss, test_accuracy = losses.mean_loss(tested), losses.accuracy(tested)
+    model = program_of(progress.trials[0].config).model
+    tested = evaluate(model, trained.params, trained.state, test)
+    test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
     for lane, trial in enumerate(progress.trials):
         bad = trial.number in progress.failed
@@ -268,7 +270,7 @@ def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
 
     Half, because the estimate is one: what does not fit all the same is halved when it shows.
     """
-    largest = max((trainer.lane_bytes(group_of([config])) for config in configs), default=1)
+    largest = max((trainer.lane_bytes(program_of(config)) for config in configs), default=1)
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory.available()
     return max(1, min(MOST_LANES, free // 2 // largest))
@@ -276,10 +278,5 @@ def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
 
 def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:
     """The lanes' metrics of an epoch as Python numbers."""
-    columns = (
-        losses.mean_loss(train),
-        losses.accuracy(train),
-        losses.mean_loss(validation),
-        losses.accuracy(validation),
-    )
+    columns = (train.loss, train.accuracy, validation.loss, validation.accuracy)
     return [EpochMetrics(*row) for row in torch.stack(columns, dim=1).tolist()]

@@ -9,9 +9,6 @@ somewhere. functorch has been asked for such a choice since 2021 (pytorch/functo
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,56 +19,31 @@ from torch.autograd.function import once_differentiable
 
 from fmnist.functional.kernels.fold import fold, unfold
 
-BACKENDS = ("blocks", "grouped", "lanes", "unfold")
-"""Our own kernels, with batch norm, ReLU and pooling in one (conv_block.py; where those do not
-serve: grouped); one grouped convolution; a convolution a lane; unfolded images and a batched
-matrix product.
-"""
-
-MEASURED = {"cpu": "blocks"}
-"""Device -> the fastest there (benchmarks/README.md)."""
-
-_forced: ContextVar[str | None] = ContextVar("conv2d", default=None)
-
-
-def backend(device: torch.device) -> str:
-    """How convolutions of lanes are computed on this device; where nothing is said, grouped."""
-    return _forced.get() or MEASURED.get(device.type, "grouped")
-
-
-def is_settled(device: torch.device) -> bool:
-    """Whether :func:`backend` is forced or measured, not a guess."""
-    return _forced.get() is not None or device.type in MEASURED
-
-
-@contextlib.contextmanager
-def forced(name: str) -> Iterator[None]:
-    """Compute by this back end within the block, for benchmarks and tests.
-
-    Raises:
-        ValueError: when there is no such back end.
-    """
-    if name not in BACKENDS:
-        raise ValueError(f"no convolution back end is called {name!r}; there are {BACKENDS}")
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
+BACKENDS = ("grouped", "lanes", "unfold")
+"""One grouped convolution; a convolution a lane; unfolded images and a batched matrix product."""
 
 
 def conv2d(
     x: Float[Tensor, "batch inputs height width"],
     weight: Float[Tensor, "outputs inputs k k"],
     bias: Float[Tensor, " outputs"],
+    backend: str = "grouped",
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Cross-correlation, stride 1, no padding; channels last in memory. Differentiable once.
 
     What goes into batch norm gets the same for any bias, so its gradient is zero, and what would
     be computed is rounding. Pass ``bias.detach()`` there and nothing is computed.
+
+    Args:
+        x, weight, bias: as for ``torch.nn.functional.conv2d``.
+        backend: one of :data:`BACKENDS`: how lanes are computed under ``vmap``.
+
+    Raises:
+        ValueError: There is no such back end.
     """
-    how = backend(x.device)
-    return _Conv2d.apply(x, weight, bias, 1, "grouped" if how == "blocks" else how)
+    if backend not in BACKENDS:
+        raise ValueError(f"no convolution back end is called {backend!r}; there are {BACKENDS}")
+    return _Conv2d.apply(x, weight, bias, 1, backend)
 
 
 class _Conv2d(torch.autograd.Function):

@@ -1,0 +1,180 @@
+"""A model that is not the package's own: the one of docs/models.md, and stranger ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import optree
+import pytest
+import torch
+import torch.nn.functional as F
+from strategies import random_split
+
+import fmnist
+from fmnist.engine.lanes import make_lanes
+from fmnist.functional import batching
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def mixer():
+    names = {}
+    exec(compile(blocks("python")[0], str(PAGE), "exec"), names)
+    return names["mixer"](width=8, blocks=1)
+
+
+TRAINING, VALIDATION = random_split(47), random_split(20, seed=1)
+LANES = {"learning_rate": [0.01, 0.003, 0.001], "seed": [0, 0, 5]}
+
+
+def run(model, lanes, dtype=torch.float64, epochs=2, optimizer=fmnist.adamw, resume=None):
+    return list(
+        fmnist.fit(
+            model, optimizer, TRAINING, VALIDATION,
+            lanes=lanes, batch_size=10, epochs=epochs, dtype=dtype, resume=resume,
+        )
+    )  # fmt: skip
+
+
+def leaves(result, lane):
+    return optree.tree_leaves(optree.tree_map(lambda leaf: leaf[lane], result.train_state))
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
+def test_a_lane_is_its_solo_run(mixer, dtype, bar):
+    together = run(mixer, LANES, dtype)
+    for lane in range(3):
+        own = {name: values[lane] for name, values in LANES.items()}
+        for ours, alone in zip(together, run(mixer, own, dtype), strict=True):
+            torch.testing.assert_close(ours.train.loss[lane], alone.train.loss[0], rtol=bar, atol=0)
+            for a, b in zip(leaves(ours, lane), leaves(alone, 0), strict=True):
+                torch.testing.assert_close(a, b, rtol=bar, atol=bar * 1e-2)
+
+
+def test_it_is_what_a_plain_loop_trains(mixer):
+    """With autograd and torch.optim, in float64."""
+    (*_, last) = run(mixer, {"learning_rate": 0.003, "seed": 5})
+    params, state = mixer.init(5)
+    params = optree.tree_map(lambda leaf: leaf.double().requires_grad_(), params)
+    optimizer = torch.optim.AdamW(optree.tree_leaves(params), lr=0.003)
+    for epoch in (1, 2):
+        for indices in batching.permutation(5, epoch, 47).split(10):
+            batch = batching.gather(TRAINING, indices, torch.float64)
+            optimizer.zero_grad()
+            logits, _ = mixer.apply(params, state, batch.images, train=True)
+            F.cross_entropy(logits, batch.labels).backward()
+            optimizer.step()
+    ours = optree.tree_leaves(optree.tree_map(lambda leaf: leaf[0], last.train_state.params))
+    for a, b in zip(ours, optree.tree_leaves(params), strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-8, atol=1e-11)
+
+
+def test_it_goes_on_from_where_it_was(mixer):
+    from fmnist.engine.trainer import TrainerState
+
+    whole = run(mixer, LANES, torch.float32, epochs=3)
+    state = TrainerState(1, whole[0].train_state)
+    rest = run(mixer, LANES, torch.float32, epochs=3, resume=state)
+    for a, b in zip(leaves(whole[-1], 1), leaves(rest[-1], 1), strict=True):
+        assert torch.equal(a, b)
+
+
+def linear_model(layers):
+    """A linear classifier whose parameters and state are what ``layers`` makes of tensors."""
+
+    def init(seed):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(10, 784, generator=generator) / 28
+        return layers(weight, torch.zeros(10)), {"seen": torch.zeros((), dtype=torch.int64)}
+
+    def apply(params, state, images, *, train, noise=()):
+        weight, bias = optree.tree_leaves(params)
+        logits = images.flatten(1) @ weight.mT + bias
+        if train and noise:
+            logits = logits * noise[0]
+        return logits, {"seen": state["seen"] + len(images) * train}
+
+    return fmnist.Model(init, apply)
+
+
+@pytest.mark.parametrize(
+    "layers", [lambda w, b: [w, b], lambda w, b: {"x": {"y": (w, b)}}, lambda w, b: (w, (b,))]
+)
+@pytest.mark.parametrize("optimizer", [fmnist.sgd, fmnist.adam])
+def test_any_pytree_is_a_model(layers, optimizer):
+    result = run(linear_model(layers), LANES, torch.float32, optimizer=optimizer)[-1]
+    assert result.train_state.state["seen"].tolist() == [94] * 3
+    assert result.train.accuracy.shape == (3,)
+
+
+def test_noise_is_keyed_by_each_lanes_seed():
+    noisy = linear_model(lambda w, b: [w, b])._replace(noise_widths=(10,))
+    together = run(noisy, LANES, torch.float64)[-1]
+    alone = run(noisy, {"learning_rate": 0.001, "seed": 5}, torch.float64)[-1]
+    plain = run(linear_model(lambda w, b: [w, b]), LANES, torch.float64)[-1]
+    torch.testing.assert_close(together.train.loss[2], alone.train.loss[0], rtol=1e-9, atol=0)
+    assert not torch.isclose(together.train.loss[2], plain.train.loss[2])
+
+
+def test_an_optimizer_of_ones_own():
+    """Sign descent: two functions, and one number."""
+
+    def sign(rate, scale=1.0):
+        def update(grads, state, params):
+            return optree.tree_map(lambda g: -g.sign() * (rate * scale).to(g.dtype), grads), state
+
+        return fmnist.GradientTransformation(lambda params: (), update)
+
+    model = linear_model(lambda w, b: [w, b])
+    result = run(model, {"rate": [0.01, 0.02]}, torch.float64, optimizer=sign)[-1]
+    half = run(model, {"rate": [0.02], "scale": [0.5]}, torch.float64, optimizer=sign)[-1]
+    torch.testing.assert_close(result.train.loss[0], half.train.loss[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "said"),
+    [
+        ({"learning_rate": [0.1], "momentum": 0.9}, "no number 'momentum'; it takes learning_rate"),
+        ({}, "the optimizer needs learning_rate"),
+        ({"learning_rate": [0.1, 0.2], "eps": [1e-8]}, "learning_rate has 2, eps has 1"),
+        ({"learning_rate": []}, "learning_rate has 0"),
+    ],
+)
+def test_what_does_not_suit_the_optimizer_is_refused(lanes, said):
+    with pytest.raises(ValueError, match=said):
+        fmnist.fit(fmnist.cnn(), fmnist.adam, TRAINING, VALIDATION, lanes=lanes)
+
+
+def test_a_scalar_is_shared_and_defaults_are_the_optimizers():
+    lanes = make_lanes(fmnist.adamw, {"learning_rate": 0.1, "seed": range(3)})
+    assert lanes.seeds == (0, 1, 2)
+    assert lanes.numbers["learning_rate"] == (0.1,) * 3
+    assert lanes.numbers["weight_decay"] == (0.01,) * 3
+    held = make_lanes(partial(fmnist.sgd, nesterov=True, momentum=0.9), {"learning_rate": [1, 2]})
+    assert held.numbers == {
+        "learning_rate": (1.0, 2.0), "momentum": (0.9, 0.9), "weight_decay": (0.0, 0.0)
+    }  # fmt: skip
+
+
+def test_the_page_prints_what_it_shows(capsys):
+    names = {}
+    for code in blocks("python"):
+        exec(compile(code, str(PAGE), "exec"), names)
+    ours, shown = (
+        [list(map(float, line.split())) for line in text.strip().splitlines()]
+        for text in (capsys.readouterr().out, blocks("text")[0])
+    )
+    assert [row[0] for row in ours] == [row[0] for row in shown]
+    assert all(
+        math.isclose(a, b, abs_tol=0.05)
+        for mine, theirs in zip(ours, shown, strict=True)
+        for a, b in zip(mine, theirs, strict=True)
+    )
