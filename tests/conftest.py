@@ -9,6 +9,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # under importlib import mode
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that wait must not spin: the other workers have use for the cores. Their number is
+    # left as it is, since tests are about what threads do to numbers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from fmnist.utils import runtime
 
 runtime.prepare()  # as the commands do it, before torch
@@ -26,3 +31,18 @@ def sliced(monkeypatch: pytest.MonkeyPatch) -> None:
     from slice_study import dataset
 
     monkeypatch.setattr("fmnist.data.fashion_mnist.load", lambda folder=None: dataset())
+
+
+@pytest.fixture(scope="session")
+def drawn() -> dict[tuple[object, ...], bytes]:
+    """The figures that were drawn."""
+    return {}
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch, drawn: dict[tuple[object, ...], bytes]) -> None:
+    """A figure that was drawn before is only written."""
+    from drawn_once import FIGURES, remembering
+
+    for module, name in FIGURES:
+        monkeypatch.setattr(module, name, remembering(getattr(module, name), drawn))

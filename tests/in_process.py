@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import signal
 import sys
 from typing import NamedTuple
 from unittest import mock
 
 from fmnist.utils import command_line, passwords
+
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 class Done(NamedTuple):
@@ -36,6 +39,7 @@ def call(package: str, *args: object, cwd: object = ".", encoding: str = "utf-8"
     written = io.TextIOWrapper(out, name, errors or "strict", newline="\n")
     argv = [f"{package}/__main__.py", *map(str, args)]
     status = None
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with (
         contextlib.chdir(str(cwd)),
         mock.patch.object(sys, "argv", argv),
@@ -47,6 +51,9 @@ def call(package: str, *args: object, cwd: object = ".", encoding: str = "utf-8"
             command_line.run(main)
         except SystemExit as end:
             status = end.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         written.flush()
     assert isinstance(status, int)
     return Done(status, out.getvalue().decode(name), err.getvalue())
