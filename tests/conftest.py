@@ -24,6 +24,14 @@ from hypothesis import settings
 settings.register_profile("suite", derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("suite")
 
+LONG = ("crash", "disk", "damage", "memory", "postgresql", "study", "fuzz", "resume", "walkthrough")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long come first, so that no worker ends with one alone."""
+    first = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
 
 @pytest.fixture
 def sliced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""The command of a study on the small slice of the data: ``slice_command.py [--no-views] ...``.
+"""The command of a study on the small slice of the data: ``slice_command.py [FLAGS] ...``.
 
-For tests that need a real process and do not care what it trains on; with ``--no-views`` not what
-it draws when it has trained, either.
+For tests that need a real process and do not care what it trains on. With ``--whole`` it trains on
+all data; with ``--no-views`` it draws nothing when it has trained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from fmnist.study.command import main
 from fmnist.utils import command_line
 
 if __name__ == "__main__":
-    fashion_mnist.load = lambda folder=None: dataset()
+    if "--whole" in sys.argv:
+        sys.argv.remove("--whole")
+    else:
+        fashion_mnist.load = lambda folder=None: dataset()
     if "--no-views" in sys.argv:
         sys.argv.remove("--no-views")
         # In the place of the module, which loads much.

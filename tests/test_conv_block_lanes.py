@@ -102,7 +102,7 @@ def test_lanes_of_lanes(order, outer, inner, wanted):
 
 THREADS = """
 import numba, torch
-from fmnist.functional.kernels import cpu
+from fmnist.functional.kernels.cpu import blocks as cpu
 
 x, weight = torch.randn(3, 19, 2, 6, 5, cpu.WIDTH), torch.randn(3, 7, 2, 3, 3)
 gamma, beta = torch.randn(2, 3, 7)
