@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # under importlib import mode
+# What tests share is found from any folder, under importlib import mode.
+sys.path[:0] = [*map(str, (HERE, HERE / "stress", HERE.parent / "benchmarks"))]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads that wait must not spin: the other workers have use for the cores. Their number is
@@ -24,7 +25,7 @@ from hypothesis import settings
 settings.register_profile("suite", derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("suite")
 
-LONG = ("crash", "disk", "damage", "memory", "postgresql", "study", "fuzz", "resume", "walkthrough")
+LONG = ("gpu", "disk", "crash", "memory", "damage", "postgresql", "study", "fuzz", "resume", "vmap")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

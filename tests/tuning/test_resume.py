@@ -29,7 +29,7 @@ from fmnist.tuning.progress import Checkpointer, GroupProgress, group_of
 from fmnist.utils import signals
 from fmnist.utils.signals import Stop, Terminated
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 SPLITS = scheduler.Splits(random_split(60), random_split(10, 1), random_split(10, 2))
 CONFIG = StudyConfig(

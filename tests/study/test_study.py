@@ -27,7 +27,7 @@ from fmnist.study.run import run_study
 from fmnist.utils import device
 from fmnist.utils.errors import UserError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PASSWORD = "hush-3f7a"
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path())
 
