@@ -3,19 +3,20 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: study test lint format bench clean help
 
 help:
 	@echo "make study [ARGS='--epochs 1']  run the baseline study (sets everything up first)"
-	@echo "make test  [ARGS='-k lanes']    run the tests"
+	@echo "make test  [ARGS='-k lanes']    run the tests, in WORKERS=2 processes"
 	@echo "make lint | format | bench | clean"
 
 study: $(VENV)/.package
 	$(BIN)/python -m fmnist.study $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -7,13 +7,51 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]  # under importlib import mode
+# What tests share is found from any folder, under importlib import mode.
+sys.path[:0] = [*map(str, (HERE, HERE / "stress", HERE.parent / "benchmarks"))]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that wait must not spin: the other workers have use for the cores. Their number is
+    # left as it is, since tests are about what threads do to numbers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from fmnist.utils import runtime
 
 runtime.prepare()  # as the commands do it, before torch
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("suite", derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("suite")
+
+LONG = ("gpu", "disk", "crash", "memory", "damage", "postgresql", "study", "fuzz", "resume", "vmap")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long come first, so that no worker ends with one alone."""
+    first = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+@pytest.fixture
+def sliced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loads the data in this process gets the small slice of it."""
+    from slice_study import dataset
+
+    monkeypatch.setattr("fmnist.data.fashion_mnist.load", lambda folder=None: dataset())
+
+
+@pytest.fixture(scope="session")
+def drawn() -> dict[tuple[object, ...], bytes]:
+    """The figures that were drawn."""
+    return {}
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch, drawn: dict[tuple[object, ...], bytes]) -> None:
+    """A figure that was drawn before is only written."""
+    from drawn_once import FIGURES, remembering
+
+    for module, name in FIGURES:
+        monkeypatch.setattr(module, name, remembering(getattr(module, name), drawn))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from fmnist.utils import runtime
+
+runtime.prepare()  # before torch, when this is the process
+
 from fmnist.config.study import StudyConfig
 from fmnist.data.fashion_mnist import Dataset, load
 from fmnist.functional.types import ModelConfig, Split

@@ -33,7 +33,7 @@ def test_the_study_file_is_a_study(tmp_path):
 
 def test_the_tests_that_are_named_are_there():
     for page in (README, README.parent / "docs" / "reliability.md"):
-        for name in re.findall(r"\btests/\w+\.py", page.read_text(encoding="utf-8")):
+        for name in re.findall(r"\btests/[\w/]+\.py", page.read_text(encoding="utf-8")):
             assert (README.parent / name).exists(), f"{page.name}: {name}"
 
 

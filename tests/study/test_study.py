@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from in_process import call
 from PIL import Image
 from slice_study import CONFIG, dataset
 from strategies import random_split
@@ -26,7 +27,7 @@ from fmnist.study.run import run_study
 from fmnist.utils import device
 from fmnist.utils.errors import UserError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def fmnist(*args, cwd=None):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(args, said, tmp_path):
-    done = fmnist(*args, "--out", str(tmp_path / "out"), cwd=tmp_path)
+    done = call("study", *args, "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -210,7 +211,7 @@ def test_bad_input_is_one_line_and_status_2(args, said, tmp_path):
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
-    done = fmnist("--dry-run", cwd=tmp_path)
+    done = call("study", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
     assert "group 3 of 3" in done.stdout
     assert "learning_rate=0.001,batch_size=1000" in done.stdout
@@ -229,10 +230,7 @@ def test_the_commands_run_on_the_whole_data(tmp_path):
         capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert (plain.returncode, plain.stdout, plain.stderr) == (0, "", "")
-    over = subprocess.run(
-        [sys.executable, "-m", "fmnist.reference", *args, "--out", "ours"],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
-    )  # fmt: skip
+    over = call("reference", *args, "--out", "ours", cwd=tmp_path)
     assert over.returncode == 2
     assert "--out ours holds a run of fmnist.study" in over.stderr
     (ours,), (twin,) = rows(tmp_path / "ours/results.csv"), rows(tmp_path / "plain/results.csv")

@@ -7,16 +7,17 @@ import subprocess
 import sys
 import time
 
-SMALL = ["--epochs", "1", "--set", "batch_size=500", "--set", "holdout=50000"]
+import pytest
+from in_process import call
+
+SMALL = ["--epochs", "1", "--set", "batch_size=500", "--set", "holdout=500"]
 
 
 def reference(*args, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "fmnist.reference", *SMALL, *args],
-        capture_output=True, text=True, timeout=300, cwd=cwd, check=False,
-    )  # fmt: skip
+    return call("reference", *SMALL, *args, cwd=cwd)
 
 
+@pytest.mark.usefixtures("sliced")
 def test_it_writes_over_nothing_but_its_own_of_the_same_study(tmp_path):
     out = tmp_path / "run"
     one = ["--set", "learning_rate=0.01", "--out", "run"]

@@ -28,7 +28,7 @@ from fmnist.config.study import (
 )
 from fmnist.functional.types import ModelConfig
 
-BASELINE = Path(__file__).parents[1] / "studies" / "baseline.toml"
+BASELINE = Path(__file__).parents[2] / "studies" / "baseline.toml"
 
 few = settings(max_examples=150, deadline=None)
 

@@ -220,13 +220,13 @@ def test_a_table_of_more_trials_than_the_study_has_is_refused(run):
     assert [trial.number for trial in trained.complete_models(run)] == [0, 1]
     with (run / "results.csv").open("a") as file:
         file.write("1,0.001,FAIL,\n")
-    assert "more trials than the 2 of the study" in refusal(trained.complete_trials, run)
+    assert "more trials than the 2 of the study" in refusal(trained.complete_models, run)
 
 
 def test_large_files_of_a_run_are_not_read(run):
     for path, read in (
-        (run / "best" / "config.json", trained.best_trial),
-        (run / "results.csv", trained.complete_trials),
+        (run / "best" / "config.json", trained.best_model),
+        (run / "results.csv", trained.complete_models),
     ):
         with path.open("wb") as file:
             file.truncate(10**10)  # sparse: it needs no disk
@@ -255,7 +255,7 @@ def test_names_of_files_cannot_move_the_cursor(tmp_path):
     odd.mkdir()
     for call in (
         pictures.read,
-        trained.best_trial,
+        trained.best_model,
         models.load_model,
         fashion_mnist.load,
         studies.load,

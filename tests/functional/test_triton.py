@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 def run_script(*command, **environment):
     package = Path(importlib.util.find_spec("fmnist").origin).parents[1]
-    folders = [package, Path(__file__).parents[1] / "benchmarks", os.environ.get("PYTHONPATH", "")]
+    folders = [package, Path(__file__).parents[2] / "benchmarks", os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(map(str, folders))
     run = subprocess.run(
         [sys.executable, *command],

@@ -30,6 +30,9 @@ CONFIG = StudyConfig(
 TINY = Dataset(random_split(60), random_split(30, 1), "noise")
 
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished study that nobody touches."""

@@ -1,6 +1,6 @@
 """A disk that fills up, is read-only or goes away while a small real study runs on it.
 
-    unshare --mount --map-root-user python tests/disk.py [--times 20] [--seed 0]
+    unshare --mount --map-root-user python tests/stress/disk.py [--times 20] [--seed 0]
 
 Each time the study ends with one clear line and status 2, and after the disk is mended it ends as
 an undisturbed one, bit for bit. The disks are memory, mounted where no other process sees them.

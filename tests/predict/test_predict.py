@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import call
 from PIL import Image
 from slice_study import CONFIG, dataset
 
@@ -274,6 +275,7 @@ def test_without_the_data_pictures_are_still_predicted(run, shirt, tmp_path, cap
 
 
 def command(*args, cwd=None, **env):
+    """In a process of its own, as its output has an encoding of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fmnist.predict", *map(str, args)],
         capture_output=True, timeout=120, cwd=cwd, check=False, env=os.environ | env,
@@ -311,7 +313,7 @@ def test_the_command_predicts_what_it_can(run, real, tmp_path):
 
 def test_the_command_prints_one_json_document(run, real, tmp_path):
     path = saved(255 - image(real, 1), tmp_path / "x.png")
-    done = command(run, path, "nowhere.png", "--json", "--ensemble", "--invert", "no")
+    done = call("predict", run, path, "nowhere.png", "--json", "--ensemble", "--invert", "no")
     assert done.returncode == 2
     document = json.loads(done.stdout)
     assert document["run"] == str(run)
@@ -325,14 +327,14 @@ def test_the_command_prints_one_json_document(run, real, tmp_path):
         CLASS_NAMES[entry["label"]] for entry in found["likeliest"]
     ]
     assert error["image"] == "nowhere.png"
-    assert done.stderr.decode().splitlines() == [f"error: {error['error']}"]
+    assert done.stderr.splitlines() == [f"error: {error['error']}"]
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
     for args in ([], [tmp_path, "x.png"], ["--test", "1"]):
-        done = command(*args, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (2, b"")
-        assert done.stderr.startswith(b"error: ")
+        done = call("predict", *args, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
         assert len(done.stderr.splitlines()) == 1
     done = command("--help")
     assert done.returncode == 0

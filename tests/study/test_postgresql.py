@@ -10,12 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import optuna
 import pytest
 
+HERE = Path(__file__).parents[1]
 PASSWORD = "hush-3f7a"
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path())
 
@@ -37,8 +39,7 @@ class Server:
         if os.getuid() == 0:  # as whom PostgreSQL does not run
             shutil.chown(folder, "postgres")
             shutil.chown(secret, "postgres")
-            for above in folder.parents[:3]:
-                above.chmod(above.stat().st_mode | 0o011)
+            folder.parent.chmod(0o711)
         data = ["-D", str(folder / "data")]
         self.run("initdb", *data, "-A", "scram-sha-256", "-U", "me", f"--pwfile={secret}")
         self.address = f"me:{PASSWORD}@127.0.0.1:{self.port}/postgres"
@@ -65,20 +66,23 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("postgresql") / "server"
-    folder.mkdir()
-    made = Server(folder)
-    made.start()
-    yield made
-    made.kill()
+def server():
+    """Not in pytest's own folder, which another run of pytest shuts off from other users."""
+    with tempfile.TemporaryDirectory(prefix="fmnist-postgresql-") as name:
+        folder = Path(name) / "server"
+        folder.mkdir()
+        made = Server(folder)
+        made.start()
+        yield made
+        made.kill()
 
 
-def command(server, out, name):
+def command(server, out, name, views=False):
     return [
-        sys.executable, "-m", "fmnist.study", "--storage", server.url, "--out", str(out),
-        "--epochs", "2", "--set", f"name={name}", "--set", "holdout=50000",
-        "--set", "batch_size=500,1000", "--set", "learning_rate=0.01,0.001",
+        sys.executable, str(HERE / "slice_command.py"), "--storage", server.url, "--out", str(out),
+        *([] if views else ["--no-views"]),
+        "--epochs", "2", "--set", f"name={name}", "--set", "holdout=500",
+        "--set", "batch_size=50,100", "--set", "learning_rate=0.01,0.001",
     ]  # fmt: skip
 
 
@@ -109,18 +113,19 @@ def begun(child, out):
 def test_a_killed_study_goes_on_and_nobody_sees_the_password(server, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command(server, out, "killed"), **pipes) as child:
+    given = command(server, out, "killed", views=True)
+    with subprocess.Popen(given, **pipes) as child:
         begun(child, out)
         title = Path(f"/proc/{child.pid}/cmdline").read_bytes()
         child.send_signal(signal.SIGKILL)
         said = b"".join(child.communicate())
-    done = subprocess.run(command(server, out, "killed"), capture_output=True, timeout=300)
+    done = subprocess.run(given, capture_output=True, timeout=300)
     said += done.stdout + done.stderr
     assert done.returncode == 0, said
     assert f"postgresql+psycopg://me:***@127.0.0.1:{server.port}".encode() in said
     assert states(server, "killed") == ["COMPLETE"] * 4
-    alone = command(server, tmp_path / "alone", "killed")
-    subprocess.run([*alone[:3], *alone[5:]], check=True, capture_output=True, timeout=300)
+    alone = command(server, tmp_path / "alone", "killed", views=True)
+    subprocess.run([*alone[:2], *alone[4:]], check=True, capture_output=True, timeout=300)
     assert results(out) == results(tmp_path / "alone")
 
     assert b"--storage" in title
@@ -154,10 +159,10 @@ def test_connections_that_are_closed_between_epochs_are_made_again(server, tmp_p
 
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    closed = 0
+    closed, slow = 0, ["--epochs", "6", "--set", "channels=16-32"]
     with (
         psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection,
-        subprocess.Popen([*command(server, out, "closed"), "--epochs", "6"], **pipes) as child,
+        subprocess.Popen([*command(server, out, "closed"), *slow], **pipes) as child,
     ):
         begun(child, out)
         for _ in range(4):

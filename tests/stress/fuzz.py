@@ -1,6 +1,6 @@
 """Feeds bad input to everything that reads input, and sees that nothing bad comes of it.
 
-    python tests/fuzz.py [--inputs 20000] [--seed 0] [--only NUMBER]
+    python tests/stress/fuzz.py [--inputs 20000] [--seed 0] [--only NUMBER]
 
 Each input must be taken or be refused with a UserError of one printable line, in 5 seconds of the
 processor and a gigabyte of memory, and leave no file outside of the folder that it may write to.
@@ -97,8 +97,8 @@ def fuzz(around: Path, inputs: int, seed: int = 0, only: int | None = None) -> R
             if only in (None, number):
                 wrong = attempt(report.tallies[kind], table[kind], name, content, place, chance)
                 report.wrong += [
-                    f"input {number}, {kind} {name or content[:200]!r} (python tests/fuzz.py "
-                    f"--inputs {inputs} --seed {seed} --only {number}): {what}"
+                    f"input {number}, {kind} {name or content[:200]!r} (python "
+                    f"tests/stress/fuzz.py --inputs {inputs} --seed {seed} --only {number}): {what}"
                     for what in wrong
                 ]
             if len(report.wrong) >= 20:

@@ -39,6 +39,9 @@ CONFIG = StudyConfig(
 )
 
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
+
 class Said(Progress):
     """Keeps the messages."""
 

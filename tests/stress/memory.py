@@ -1,6 +1,6 @@
 """The memory of a process that trains many trials of a tiny grid, one after the other.
 
-    python tests/memory.py [--trials 300] [--lanes 1]
+    python tests/stress/memory.py [--trials 300] [--lanes 1]
 
 Prints the resident memory as trials end, and how much it has grown since the first twentieth.
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fmnist.utils import runtime
 

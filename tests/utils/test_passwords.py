@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy
 from hypothesis import example, given
 from hypothesis import strategies as st
+from in_process import call
 
 from fmnist.config.study import StudyConfig
 from fmnist.tuning import storage, storage_errors
@@ -197,10 +198,7 @@ URL = "postgresql://me:hush-9a@127.0.0.1:1/db"
     ],
 )
 def test_a_url_in_the_place_of_another_argument_is_said_without_its_password(args, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", f"fmnist.{args[0]}", *args[1:]],
-        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120,
-    )  # fmt: skip
+    done = call(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr
     assert "hush" not in done.stdout + done.stderr

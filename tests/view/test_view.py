@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from fake_results import results_of
+from in_process import call
 
 from fmnist.config.study import StudyConfig
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
@@ -160,10 +161,8 @@ def serves(process, address):
     return any(str(link) == f"socket:[{inode}]" for link in held for inode in inodes)
 
 
-def refused(*args, cwd=None):
-    done = subprocess.run(
-        command(*args), capture_output=True, text=True, timeout=60, cwd=cwd, check=False
-    )
+def refused(*args, cwd="."):
+    done = call("view", *args, cwd=cwd)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
 """Kills a small real study at many moments, goes on with it, and compares every bit of the end.
 
-    python tests/crash.py [--kills 200] [--seed 0]
+    python tests/stress/crash.py [--kills 200] [--seed 0]
 
 Half of the kills come after a random time, half at a chosen step of what makes a run last: before
 or after a file takes its place, an epoch is reported, a trial is told, a view is written. Wall
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[threads] = "1"  # a process that is forked must have no others
