@@ -17,7 +17,7 @@ import fmnist
 from fmnist.engine.lanes import make_lanes
 from fmnist.functional import batching
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 def blocks(language):
