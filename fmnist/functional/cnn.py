@@ -96,7 +96,7 @@ def feature_count(config: ModelConfig) -> int:
     """How many features the convolution blocks give the first linear layer.
 
     Raises:
-        ValueError: when the images are too small for this kernel size and depth.
+        ValueError: The images are too small for this kernel size and depth.
     """
     side = IMAGE_SIZE
     for _ in config.channels:
@@ -188,7 +188,7 @@ def apply(
         ``(logits, state)``; ``state`` is unchanged when not training.
 
     Raises:
-        ValueError: when dropout is to be applied and ``noise`` does not have one tensor a layer.
+        ValueError: Dropout is to be applied and ``noise`` does not have one tensor a layer.
     """
     x, new_state = penultimate(
         params,

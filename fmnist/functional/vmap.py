@@ -21,7 +21,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
     """Lay trees of one structure side by side: leaves ``[...]`` become ``[lanes, ...]``.
 
     Raises:
-        ValueError: when there is no tree, or two differ in structure or in a leaf's shape.
+        ValueError: There is no tree, or two differ in structure or in a leaf's shape.
     """
     if not trees:
         raise ValueError("there is nothing to stack")

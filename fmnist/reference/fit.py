@@ -37,7 +37,7 @@ def make_optimizer(
         nesterov: for sgd.
 
     Raises:
-        ValueError: when there is no such algorithm.
+        ValueError: There is no such algorithm.
     """
     common: dict[str, Any] = {
         "lr": numbers["learning_rate"],

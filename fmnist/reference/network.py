@@ -13,7 +13,7 @@ from fmnist.functional.types import ModelConfig, Params, State
 
 
 class Network(nn.Module):
-    """The twin of :func:`fmnist.functional.cnn.apply`, layer by layer.
+    """The reference model: :func:`fmnist.functional.cnn.apply` in torch.nn, layer by layer.
 
     After ``torch.manual_seed(seed)`` it starts with the parameters of ``init(seed, config)``.
     Its dropout draws from torch's global generator, so with dropout the two differ in noise.
@@ -64,7 +64,7 @@ def to_module(params: Params, state: State, config: ModelConfig) -> Network:
     """A module in training mode that holds copies of these parameters and statistics.
 
     Raises:
-        RuntimeError: when they are not those of a network of this configuration.
+        RuntimeError: The trees are not those of a network of this configuration.
     """
     leaves = {f"{layer}.{leaf}": t for layer, tree in params.items() for leaf, t in tree.items()}
     leaves |= {f"{layer}.{leaf}": t for layer, tree in state.items() for leaf, t in tree.items()}

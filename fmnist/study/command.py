@@ -73,7 +73,7 @@ def _load_libraries() -> None:
     """Load now what else is loaded when it is used, and might not fit in any more then.
 
     Raises:
-        UserError: when it does not fit in.
+        UserError: The limit of the address space has no room for the libraries.
     """
     try:
         for name in (

@@ -69,7 +69,7 @@ def run_study(
         The results of every grid point, by trial number.
 
     Raises:
-        UserError: when the study, the data or the folder cannot be used.
+        UserError: The study, the data, the storage or the folder cannot be used.
     """
     import optuna
 

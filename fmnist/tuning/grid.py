@@ -181,7 +181,7 @@ def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
     """Every finished grid point, by number; of a point tried twice, the last.
 
     Raises:
-        UserError: when one is not as it was told.
+        UserError: A stored trial differs from what was written when it ended.
     """
     by_point: dict[str, TrialResult] = {}
     with sound():
@@ -196,7 +196,7 @@ def check_whole(results: Sequence[TrialResult], config: StudyConfig) -> None:
     """See that a study that was trained to its end has a result for each grid point.
 
     Raises:
-        UserError: it has not.
+        UserError: A grid point has no result.
     """
     if len(results) != config.size:
         raise UserError(f"{DAMAGED} (it has {len(results)} results of {config.size})")
@@ -212,7 +212,7 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
     """How a trial ended.
 
     Raises:
-        ValueError: when that is not what was told.
+        ValueError: The stored trial differs from what was written when it ended.
     """
     attrs, more = trial.user_attrs, trial.system_attrs
     if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):

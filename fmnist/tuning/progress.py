@@ -175,7 +175,7 @@ def restored(
     A lane that is not pending any more has been told to Optuna: its group was done with training.
 
     Raises:
-        ValueError: when it is not one of such lanes.
+        ValueError: The snapshot is of another network or optimizer than these lanes have.
     """
     about = kept.about
     points = dict(about["trials"])

@@ -40,8 +40,8 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
         begun: what shows that it was made before, and is not to be made again.
 
     Raises:
-        UserError: when the storage cannot be reached or used, or lost the study.
-        StudyMismatchError: when a study of this name was made from another configuration.
+        UserError: The storage cannot be reached or used, or it lost the study.
+        StudyMismatchError: A study of this name was made from another configuration.
             GridSampler would accept it: its seed permutes the grid and is not checked.
     """
     sampler = optuna.samplers.GridSampler(
@@ -94,7 +94,8 @@ def _check_shown(attrs: Mapping[str, Any]) -> None:
     """See that what optuna-dashboard shows of a study or trial can be read: notes and artifacts.
 
     Raises:
-        ValueError, TypeError, LookupError: it cannot.
+        ValueError, TypeError, LookupError: An attribute is not a note or an artifact as the
+            dashboard writes it.
     """
     for key, value in attrs.items():
         if key.startswith("dashboard:") and ":note_" in key:
@@ -167,7 +168,7 @@ def trials(study: optuna.Study) -> list[FrozenTrial]:
     """Every trial, by number.
 
     Raises:
-        ValueError: when one is missing, or ended without its state.
+        ValueError: A trial is missing, or it ended without a time of its end.
     """
     found = study.get_trials(deepcopy=False)
     if [trial.number for trial in found] != [*range(len(found))]:

@@ -25,7 +25,7 @@ def told(out: Path, storage: str = "") -> Iterator[None]:
     """Tell of what goes wrong outside of the program while the block works in ``out``.
 
     Raises:
-        UserError: of that; what is the program's own fault is raised as it is.
+        UserError: A disk, folder or storage failed. Every other error is raised as it is.
     """
     try:
         yield
