@@ -15,7 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fmnist.config.results import label
 from fmnist.reports.words import decimals, duration, one_line
+from fmnist.tuning import events
+from fmnist.utils import runtime
 
 if TYPE_CHECKING:
     from fmnist.config.results import EpochMetrics, TrialResult
@@ -33,6 +36,35 @@ OTHER_LINES = 7
 
 class Progress:
     """Is told what happens. This one says nothing; the others say it in their way."""
+
+    _variant = ""
+
+    def __call__(self, event: events.Event) -> None:
+        """Show what a study that trains has come to."""
+        match event:
+            case events.GroupStarted():
+                labels = {trial.number: label(trial.point) for trial in event.trials}
+                images = event.images * len(labels)
+                self.group(
+                    event.index, event.total, labels, event.epochs, images, event.epochs_left
+                )
+                self._tell_variant(event.variant)
+            case events.EpochFinished():
+                self.epoch(event.epoch, event.metrics, event.seconds)
+            case events.TrialFinished():
+                self.trial(event.result)
+            case events.LanesHalved():
+                self.message(
+                    f"memory ran out: {event.lanes} lanes go on in two halves "
+                    f"from epoch {event.epoch}"
+                )
+
+    def _tell_variant(self, name: str) -> None:
+        if name != self._variant:
+            self.message(f"convolutions of lanes: {name}")
+        if name == "blocks" and not self._variant and not runtime.kernels_are_compiled():
+            self.message("compiling the kernels, once: about half a minute")
+        self._variant = name
 
     def group(
         self,

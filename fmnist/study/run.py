@@ -8,7 +8,6 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-from fmnist.utils import runtime
 from fmnist.utils.device import find_device
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
@@ -179,66 +178,42 @@ def _train(
     retry_failed: bool,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
-    from fmnist.config.results import label
     from fmnist.reports.dashboard.mirror import DashboardMirror
     from fmnist.reports.tensorboard.mirror import TensorBoardMirror
     from fmnist.rundir import models
     from fmnist.tuning import grid, scheduler
+    from fmnist.tuning.events import Event, TrialFinished
     from fmnist.tuning.progress import Checkpointer
 
     examples = splits(config, dataset, device)
     progress.message(f"device {device}")
-    said = ""
-    checkpointer = Checkpointer(out / "checkpoints")
+    images, done = len(examples.training.labels), grid.results(study, config)
+    board = DashboardMirror(study, config, out, provenance=facts, done=done, images=images)
+
+    def keep_model(event: Event) -> None:
+        if isinstance(event, TrialFinished):
+            number = event.result.number
+            digest = models.save_model(models.model_path(out, number), event.params, event.state)
+            grid.note_parameters(study, number, digest)
+
+    def keep_phases(event: Event) -> None:
+        if isinstance(event, TrialFinished):
+            study.set_user_attr(PHASES, phases.seconds)
+
     events = scheduler.run(
         study,
         config,
         examples,
         max_lanes=max_lanes,
-        checkpointer=checkpointer,
+        checkpointer=Checkpointer(out / "checkpoints"),
         stop=stop,
         retry_failed=retry_failed,
     )
-    done = grid.results(study, config)
-    board = DashboardMirror(
-        study,
-        config,
-        out,
-        provenance=facts,
-        done=done,
-        images=len(examples.training.labels),
-    )
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
+        observers = (keep_model, mirror, board, progress, keep_phases)
         for event in phases.waiting_for(TRAINING, events):
-            match event:
-                case scheduler.GroupStarted(index, total, trials, left, histories, how):
-                    for trial in trials:
-                        past = histories.get(trial.number, ())
-                        mirror.start(trial.number, trial.point, past)
-                    labels = {trial.number: label(trial.point) for trial in trials}
-                    images = len(examples.training.labels) * len(trials)
-                    progress.group(index, total, labels, config.epochs, images, left)
-                    if how != said:
-                        progress.message(f"convolutions of lanes: {how}")
-                    if how == "blocks" and not said and not runtime.kernels_are_compiled():
-                        progress.message("compiling the kernels, once: about half a minute")
-                    said = how
-                case scheduler.EpochFinished(epoch, metrics, seconds):
-                    for number, values in metrics.items():
-                        mirror.epoch(number, epoch, values)
-                    progress.epoch(epoch, metrics, seconds)
-                case scheduler.TrialFinished(result, params, state):
-                    path = models.model_path(out, result.number)
-                    digest = models.save_model(path, params, state)
-                    grid.note_parameters(study, result.number, digest)
-                    mirror.finish(result)
-                    board.finish(result, path)
-                    progress.trial(result)
-                    study.set_user_attr(PHASES, phases.seconds)
-                case scheduler.LanesHalved(lanes, epoch):
-                    progress.message(
-                        f"memory ran out: {lanes} lanes go on in two halves from epoch {epoch}"
-                    )
+            for observer in observers:
+                observer(event)
 
 
 class _LogTo(logging.Handler):

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import optuna
@@ -22,9 +21,15 @@ from fmnist.config.study import StudyConfig, TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap
-from fmnist.functional.types import Metrics, Params, Split, State
+from fmnist.functional.types import Metrics, Split
 from fmnist.tuning import grid
-from fmnist.tuning.grid import Trial
+from fmnist.tuning.events import (
+    EpochFinished,
+    Event,
+    GroupStarted,
+    LanesHalved,
+    TrialFinished,
+)
 from fmnist.tuning.progress import Checkpointer, GroupProgress, lanes_of, program_of
 from fmnist.utils import memory
 from fmnist.utils.errors import UserError
@@ -42,47 +47,6 @@ class Splits(NamedTuple):
     training: Split
     validation: Split
     test: Split
-
-
-@dataclass(frozen=True)
-class GroupStarted:
-    """A group is about to train; ``index`` counts from 0 among ``total``."""
-
-    index: int
-    total: int
-    trials: Sequence[Trial]
-    epochs_left: int  # of all trials of this and the later groups, in trial epochs
-    histories: Mapping[int, Sequence[EpochMetrics]]  # of a group that goes on, by trial number
-    variant: str  # of the model; empty where there is one only
-
-
-@dataclass(frozen=True)
-class EpochFinished:
-    """Every sound lane's metrics of an epoch, by trial number; ``seconds`` for the whole group."""
-
-    epoch: int
-    metrics: dict[int, EpochMetrics]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrialFinished:
-    """A trial ended and Optuna has not been told yet."""
-
-    result: TrialResult
-    params: Params
-    state: State
-
-
-@dataclass(frozen=True)
-class LanesHalved:
-    """Memory ran out: so many lanes go on in two halves from after this epoch."""
-
-    lanes: int
-    epoch: int
-
-
-Event = GroupStarted | EpochFinished | TrialFinished | LanesHalved
 
 
 def chunks(items: Iterable[T], key: Callable[[T], object], most: int) -> list[list[T]]:
@@ -136,7 +100,16 @@ def run(
         total = index + 1 + len(waiting)
         configs = [trial.config for trial in progress.trials]
         how, _ = trainer.variant(program_of(configs[0]), lanes_of(configs), splits.training)
-        yield GroupStarted(index, total, progress.trials, left, progress.histories, how)
+        yield GroupStarted(
+            index=index,
+            total=total,
+            trials=progress.trials,
+            epochs=config.epochs,
+            epochs_left=left,
+            images=len(splits.training.labels),
+            histories=progress.histories,
+            variant=how,
+        )
         halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
         waiting.extendleft(reversed(halves))
         index += not halves

@@ -20,7 +20,6 @@ from strategies import random_split
 
 from fmnist.config.results import winner
 from fmnist.data.fashion_mnist import Dataset, holdout_split
-from fmnist.functional import losses
 from fmnist.reference import fit_reference
 from fmnist.rundir import models
 from fmnist.study.run import run_study
@@ -68,12 +67,12 @@ def test_results_are_those_of_the_reference_lane_by_lane(run, real):
         for csv_row, epoch in zip(
             [r for r in history if r["number"] == row["number"]], (first, last), strict=True
         ):
-            loss = losses.mean_loss(epoch.train).item()
+            loss = epoch.train.loss.item()
             assert float(csv_row["train_loss"]) == pytest.approx(loss, rel=5e-3)
         opening = next(r for r in history if r["number"] == row["number"])
-        loss = losses.mean_loss(first.validation).item()
+        loss = first.validation.loss.item()
         assert float(opening["validation_loss"]) == pytest.approx(loss, rel=2e-2)
-        accuracy = losses.accuracy(first.validation).item()
+        accuracy = first.validation.accuracy.item()
         assert float(opening["validation_accuracy"]) == pytest.approx(accuracy, abs=0.03)
 
 

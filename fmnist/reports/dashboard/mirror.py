@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from fmnist.config.results import winner
 from fmnist.reports.dashboard import notes
 from fmnist.reports.dashboard.time_plot import TimePlot
-from fmnist.rundir import files
+from fmnist.rundir import files, models
+from fmnist.tuning import events
 
 if TYPE_CHECKING:
     import optuna
@@ -98,6 +99,12 @@ class DashboardMirror:
             )
         elif len(done) < config.size:
             _write_note(study, notes.running(config, provenance))
+
+    def __call__(self, event: events.Event) -> None:
+        """Write what a trial that ended is to show."""
+        if isinstance(event, events.TrialFinished):
+            number = event.result.number
+            self.finish(event.result, models.model_path(self._out, number))
 
     def finish(self, result: TrialResult, parameters: Path) -> None:
         """Write a trial's attributes and, when it is the best so far, its artifacts and note.

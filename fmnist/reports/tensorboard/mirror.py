@@ -35,6 +35,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fmnist.config.results import label
 from fmnist.reports.words import TEST_WAS_SEEN, held_out
+from fmnist.tuning import events
 
 if TYPE_CHECKING:
     from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
@@ -65,6 +66,19 @@ class TensorBoardMirror:
         self._running: dict[int, _EventFile] = {}
         self.root.mkdir(exist_ok=True)
         self._describe(study)
+
+    def __call__(self, event: events.Event) -> None:
+        """Write what a study that trains has come to."""
+        match event:
+            case events.GroupStarted():
+                for trial in event.trials:
+                    past = event.histories.get(trial.number, ())
+                    self.start(trial.number, trial.point, past)
+            case events.EpochFinished():
+                for number, metrics in event.metrics.items():
+                    self.epoch(number, event.epoch, metrics)
+            case events.TrialFinished():
+                self.finish(event.result)
 
     def start(self, number: int, point: Point, history: Sequence[EpochMetrics] = ()) -> None:
         """Open the trial's run anew and write the epochs it has behind it, if any.
