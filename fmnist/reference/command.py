@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.config import study as configs
     from fmnist.data import fashion_mnist as sources
     from fmnist.reports import publish
+    from fmnist.reports.findings import Findings
     from fmnist.reports.markdown import print_outcome
     from fmnist.rundir import files, lock, ownership
     from fmnist.study.run import splits
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
                 print(f"{result.label}: validation accuracy {accuracy:.4f}, {result.seconds:.0f} s")
         wall = time.perf_counter() - began
         facts = provenance.facts(command_line.command(PROG, argv), device, wall, dataset.source)
-        publish.publish(out, config, results, dataset, facts)
+        publish.publish(out, Findings(config, results, dataset, facts))
     if not args.quiet:
         print_outcome(config, results, out, None)
     return int(any(result.state != "COMPLETE" for result in results))

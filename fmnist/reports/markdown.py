@@ -31,56 +31,41 @@ from fmnist.tuning import storage_url
 from fmnist.utils.passwords import starred, starred_text
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from fmnist.config.results import TrialResult
     from fmnist.config.study import StudyConfig
+    from fmnist.reports.findings import Findings
 
 
-def write_report(
-    out: Path,
-    *,
-    study: StudyConfig,
-    results: Sequence[TrialResult],
-    winner: TrialResult | None,
-    matrix: NDArray[np.int64] | None,
-    classes: Sequence[str],
-    provenance: Mapping[str, str],
-    figures: Mapping[str, str],
-    storage: str | None = None,
-) -> Path:
-    """Write ``out/report.md``, whole or not at all.
+def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> Path:
+    """Write ``out/report.md``; when that fails, the file that was there stays.
 
     Args:
         out: the run's folder.
-        study: what was run.
-        results: of every trial.
-        winner: the best of them; None when none is complete.
-        matrix: the winner's confusion matrix on the test set.
-        classes: the names of its rows and columns.
-        provenance: what to say of where this comes from; entries without a value are left out.
-        figures: name -> file, relative to ``out``. Known names get a caption.
-        storage: Optuna's storage URL, when it is not the default.
+        findings: what the study found.
+        figures: name -> file, relative to ``out``. A known name gets a caption.
+
+    Returns:
+        The path of the file.
     """
+    study, matrix = findings.config, findings.confusion
     mark = [f"> **{TEST_WAS_SEEN}.**"] if study.validation_is_test else []
     pictures = [_picture(name, file, study) for name, file in figures.items()]
-    commands = [command for command in view_commands(out, storage) if command]
+    commands = view_commands(out, findings.storage)
     parts = [
         f"# Study {escape(study.name)}",
         *mark,
-        escape(winner_sentence(study, winner)),
+        escape(winner_sentence(study, findings.winner)),
         "## What was run",
         _fenced(study.to_toml(), "toml"),
-        _facts(provenance),
+        _facts(findings.provenance),
         escape(protocol_sentences(study)),
         "## Results",
         *mark,
-        _markdown_table(study, results, winner),
+        _markdown_table(findings),
         "## Figures" if pictures else "",
         *pictures,
         "## What is confused" if matrix is not None else "",
-        escape(confusion_sentences(matrix, classes)) if matrix is not None else "",
+        escape(confusion_sentences(matrix, findings.classes)) if matrix is not None else "",
         "## How to look at it" if commands else "",
         _fenced("\n".join(commands), "sh") if commands else "",
     ]
@@ -224,13 +209,12 @@ def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
     return [str(result.number), *values, *shown, *spent, one_line(state)]
 
 
-def _markdown_table(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
-) -> str:
+def _markdown_table(findings: Findings) -> str:
+    study, winner = findings.config, findings.winner
     header = table_header(study)
     lines = [[escape(name) for name in header]]
     lines.append(["---" if name in (*study.grid, "state") else "---:" for name in header])
-    for result in sorted(results, key=lambda r: r.number):
+    for result in sorted(findings.results, key=lambda r: r.number):
         won = winner is not None and result.number == winner.number
         cells = [escape(cell) for cell in table_row(study, result, won)]
         lines.append([f"**{cell}**" if won and cell else cell for cell in cells])

@@ -1,26 +1,22 @@
-"""Writes what a finished study leaves for people and programs: tables, the winner, figures."""
+"""Writes the files of a finished study: tables, figures, the winner, the reports."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from fmnist.config.results import TrialResult, history_csv, results_csv, winner
-from fmnist.config.study import StudyConfig
-from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
+from fmnist.config.results import TrialResult, history_csv, results_csv
 from fmnist.functional import batching, cnn
 from fmnist.functional.types import Params, Split, State
 from fmnist.reference import to_module
 from fmnist.reports import figures, markdown
-from fmnist.reports.confusion import confusion_matrix
 from fmnist.reports.dashboard import mirror as dashboard
+from fmnist.reports.findings import Findings, Outputs
 from fmnist.reports.html import page as html
 from fmnist.reports.tensorboard import mirror as tensorboard
 from fmnist.reports.tensorboard import winner as winner_board
@@ -32,10 +28,18 @@ EVAL_BATCH = 1000
 
 def outputs(
     params: Params, state: State, split: Split, compute: torch.dtype | None = None
-) -> tuple[Float[Tensor, "examples 10"], Float[Tensor, "examples width"]]:
-    """Each example's class probabilities, and what the last layer saw of it; on the CPU.
+) -> Outputs:
+    """Compute class probabilities and last-layer inputs of every example, in batches.
 
-    ``compute`` is as in :func:`model.apply`.
+    Args:
+        params: the network's parameters.
+        state: its running statistics.
+        split: images uint8 ``[examples, 1, 28, 28]`` and labels ``[examples]``.
+        compute: the dtype of convolutions and matrix products, as in
+            :func:`fmnist.functional.cnn.apply`.
+
+    Returns:
+        Probabilities ``[examples, 10]`` and features ``[examples, width]``, on the CPU.
     """
     probabilities, features = [], []
     with torch.no_grad():
@@ -45,132 +49,102 @@ def outputs(
             logits = cnn.head(params, state, seen, compute)
             probabilities.append(logits.softmax(dim=1).cpu())
             features.append(seen.cpu())
-    return torch.cat(probabilities), torch.cat(features)
+    return Outputs(torch.cat(probabilities), torch.cat(features))
 
 
 def publish(
     out: Path,
-    config: StudyConfig,
-    results: Sequence[TrialResult],
-    dataset: Dataset,
-    provenance: Mapping[str, str],
-    storage: str | None = None,
+    findings: Findings,
     study: optuna.Study | None = None,
     phases: Phases | None = None,
-    sums: Mapping[int, str] | None = None,
-    lost: Collection[int] = (),
 ) -> TrialResult | None:
-    """Write every file that is made of the whole study.
+    """Write every file that is made of the whole study, and the manifest of them all.
 
     Args:
-        out: the run's folder; ``parameters/`` holds the trials' models.
-        config: the study.
-        results: of every grid point.
-        dataset: for the figures; the winner's confusion matrix is that of the test set.
-        provenance: what the report says of where the results came from.
-        storage: Optuna's storage URL where it is not the run's own file.
-        study: the study in Optuna, if it is there, for what optuna-dashboard shows.
-        phases: what the time went to so far; what this takes is added where it is shown.
-        sums: the SHA-256 of each result's parameters when they were written, by trial number.
-        lost: the trials whose parameters are not that any more.
+        out: the run's folder; its ``parameters/`` holds the trials' models.
+        findings: what the study found; the winner's outputs are computed here.
+        study: Optuna's study, which gets what optuna-dashboard shows; None to leave it alone.
+        phases: seconds by phase of the run so far; report.html adds the time spent here.
 
     Returns:
         The winner; None when no trial is complete.
+
+    Raises:
+        CheckpointError: The winner's parameter file cannot be read as a model.
     """
     began = time.perf_counter()
-    noted = manifest.wrong(out)
-    damaged = None if noted is None else {out / name for name in noted}
-    known = {models.model_path(out, number): digest for number, digest in (sums or {}).items()}
-    parameters = {
-        result.number: models.model_path(out, result.number)
-        for result in results
-        if result.number not in lost
-    }
-    tables = out / "results.csv", out / "history.csv"
-    files.write_text(tables[0], results_csv(results, list(config.grid)))
-    files.write_text(tables[1], history_csv(results))
-    best = winner(results, config.metric)
-    folder = out / "figures"
+    damaged = manifest.wrong(out)  # before anything is written
+    made = _write_tables(out, findings)
+    shown = _draw_study(out, findings)
+    if (best := findings.winner) is not None:
+        model = findings.config.trial(best.point).model
+        params, state = models.load_model(models.model_path(out, best.number))
+        made += _write_best(out, findings, best, params, state)
+        test, compute = findings.dataset.test, cnn.compute_dtype(model)
+        findings = replace(findings, outputs=outputs(params, state, test, compute))
+        shown |= _draw_winner(out, findings, best)
+        network = to_module(params, state, model).eval()
+        run = winner_board.write_winner(out, findings, network)
+        made += [path for path in run.rglob("*") if path.is_file()]
+    if study is not None:
+        dashboard.publish(out, findings, study)
+        dashboard.mend(
+            out, findings, study, None if damaged is None else {out / name for name in damaged}
+        )
+        made += dashboard.artifacts(out, findings, study)
+    spent = Phases(phases.seconds if phases else None)
+    spent.add("drawing the views", time.perf_counter() - began)
+    made.append(html.write_html(out, findings, spent.seconds))
+    links = {name: str(path.relative_to(out)) for name, path in shown.items()}
+    made.append(markdown.write_report(out, findings, links))
+    made += [*shown.values(), *_event_files(out, findings)]
+    made += [path for name in ("study.toml", "reference.toml") if (path := out / name).exists()]
+    known = {models.model_path(out, number): digest for number, digest in findings.sums.items()}
+    manifest.write(out, made, known)
+    return findings.winner
+
+
+def _write_tables(out: Path, findings: Findings) -> list[Path]:
+    paths = [out / "results.csv", out / "history.csv"]
+    files.write_text(paths[0], results_csv(findings.results, list(findings.config.grid)))
+    files.write_text(paths[1], history_csv(findings.results))
+    return paths
+
+
+def _draw_study(out: Path, findings: Findings) -> dict[str, Path]:
+    """Draw the figures that need no winner: name -> file."""
+    folder, config, results = out / "figures", findings.config, findings.results
     folder.mkdir(exist_ok=True)
-    shown = {
-        "samples": figures.samples(*dataset.train, CLASS_NAMES, folder / "samples.png"),
+    train, classes = findings.dataset.train, findings.classes
+    return {
+        "samples": figures.samples(*train, classes, folder / "samples.png"),
         "curves": figures.curves(results, config, folder / "curves.png"),
         "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
     }
-    chosen: list[Path] = []
-    matrix = probabilities = None
-    if best is not None:
-        params, state = models.load_model(models.model_path(out, best.number))
-        chosen += _write_best(out, config, best, params, state)
-        test = dataset.test
-        compute = cnn.compute_dtype(config.trial(best.point).model)
-        probabilities, seen = outputs(params, state, test, compute)
-        predicted = probabilities.argmax(dim=1)
-        matrix = confusion_matrix(test.labels, predicted)
-        title = f"Test set, {best.label}"
-        shown["confusion"] = figures.confusion(
-            matrix, CLASS_NAMES, folder / "confusion.png", title, config
-        )
-        shown["confused pairs"] = figures.confused_pairs(
-            *test, predicted, CLASS_NAMES, folder / "confused_pairs.png", config
-        )
-        board = winner_board.write_winner(
-            out / "tensorboard",
-            study=config,
-            winner=best,
-            test=test,
-            probabilities=probabilities,
-            features=seen,
-            classes=CLASS_NAMES,
-            twin=to_module(params, state, config.trial(best.point).model).eval(),
-            confusion=shown["confusion"],
-        )
-        chosen += [path for path in board.rglob("*") if path.is_file()]
-    if study is not None:
-        dashboard.publish(study, config, results, out, provenance)
-        dashboard.mend(study, config, results, out, parameters, damaged)
-        chosen += dashboard.artifacts(study, parameters, out)
-    spent = Phases(phases.seconds if phases else None)
-    spent.add("drawing the views", time.perf_counter() - began)
-    page = html.write_html(
-        out,
-        study=config,
-        results=results,
-        winner=best,
-        test=dataset.test if best is not None else None,
-        probabilities=probabilities,
-        classes=CLASS_NAMES,
-        provenance=provenance,
-        storage=storage,
-        training_images=len(dataset.train.labels) - config.holdout,
-        phases=spent.seconds,
-    )
-    text = markdown.write_report(
-        out,
-        study=config,
-        results=results,
-        winner=best,
-        matrix=matrix,
-        classes=CLASS_NAMES,
-        provenance=provenance,
-        storage=storage,
-        figures={name: str(path.relative_to(out)) for name, path in shown.items()},
-    )
-    board = out / "tensorboard"
-    events = [*board.glob("*tfevents*")]
-    for result in results:
-        events += (board / tensorboard.run_name(result.point)).glob("*tfevents*")
-    made = [*tables, *shown.values(), *chosen, *events, page, text]
-    marks = (out / "study.toml", out / "reference.toml")
-    made += [path for path in marks if path.exists()]
-    manifest.write(out, made, known)
-    return best
+
+
+def _draw_winner(out: Path, findings: Findings, best: TrialResult) -> dict[str, Path]:
+    """Draw the figures of the winner on the test set: name -> file."""
+    assert findings.outputs is not None
+    assert findings.confusion is not None
+    folder, config, classes = out / "figures", findings.config, findings.classes
+    predicted = findings.outputs.probabilities.argmax(dim=1)
+    title = f"Test set, {best.label}"
+    pairs = folder / "confused_pairs.png"
+    return {
+        "confusion": figures.confusion(
+            findings.confusion, classes, folder / "confusion.png", title, config
+        ),
+        "confused pairs": figures.confused_pairs(
+            *findings.dataset.test, predicted, classes, pairs, config
+        ),
+    }
 
 
 def _write_best(
-    out: Path, config: StudyConfig, best: TrialResult, params: Params, state: State
-) -> tuple[Path, Path]:
-    path = models.best_path(out)
+    out: Path, findings: Findings, best: TrialResult, params: Params, state: State
+) -> list[Path]:
+    path, config = models.best_path(out), findings.config
     models.save_model(path, params, state)
     trial = config.trial(best.point)
     about = {
@@ -186,8 +160,14 @@ def _write_best(
         },
         config.metric: getattr(best.last, config.metric),
         "test_accuracy": best.test_accuracy,
-        "classes": list(CLASS_NAMES),
+        "classes": list(findings.classes),
     }
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
-    return path, described
+    return [path, described]
+
+
+def _event_files(out: Path, findings: Findings) -> list[Path]:
+    board = out / "tensorboard"
+    runs = [board, *(board / tensorboard.run_name(r.point) for r in findings.results)]
+    return [path for run in runs for path in run.glob("*tfevents*")]

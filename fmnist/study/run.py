@@ -127,19 +127,11 @@ def run_study(
         wall = f"{phases.seconds.get(TRAINING, 0.0):.0f} s"
         with phases("drawing the views"):
             from fmnist.reports import publish
+            from fmnist.reports.findings import Findings
 
-            publish.publish(
-                out,
-                config,
-                results,
-                dataset,
-                facts | {"Wall time": wall},
-                storage,
-                study,
-                phases,
-                sums,
-                lost,
-            )
+            about = facts | {"Wall time": wall}
+            found = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
+            publish.publish(out, found, study, phases)
         study.set_user_attr(PHASES, phases.seconds)
         return results
 

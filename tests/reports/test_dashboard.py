@@ -19,7 +19,7 @@ import chromium
 import numpy as np
 import pytest
 from chromium import needs_chromium
-from fake_results import CLASS_NAMES, results_of
+from fake_results import CLASS_NAMES, findings, results_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,9 +115,9 @@ def site(tmp_path_factory):
     study = run(out, bad=(2,))
     results = grid.results(study, STUDY)
     draw(out, STUDY, results)
-    dashboard.publish(study, STUDY, results, out, FACTS)
+    dashboard.publish(out, findings(STUDY, results, FACTS), study)
     before = study._storage.get_study_system_attrs(study._study_id), sorted(out.rglob("*"))
-    dashboard.publish(study, STUDY, results, out, FACTS)
+    dashboard.publish(out, findings(STUDY, results, FACTS), study)
     after = study._storage.get_study_system_attrs(study._study_id), sorted(out.rglob("*"))
     assert after == before
     with served(out) as address:
@@ -232,7 +232,7 @@ def test_a_persons_words_are_kept_and_nothing_piles_up(tmp_path):
     results = grid.results(study, config)
     figures.curves(results, config, tmp_path / "figures" / "curves.png")
     for _ in range(2):
-        dashboard.publish(study, config, results, tmp_path, FACTS)
+        dashboard.publish(tmp_path, findings(config, results, FACTS), study)
     note = get_note(study)
     assert note.startswith("My words.\n\n" + notes.MARK)
     assert note.count(notes.MARK) == note.count("# Study kept") == 1
@@ -242,7 +242,7 @@ def test_a_persons_words_are_kept_and_nothing_piles_up(tmp_path):
     files = len(list((tmp_path / "artifacts").iterdir()))
     (tmp_path / "figures" / "curves.png").write_bytes(b"drawn anew")
     (tmp_path / "figures" / "heatmap.png").write_bytes(b"new")
-    dashboard.publish(study, config, results, tmp_path, FACTS)
+    dashboard.publish(tmp_path, findings(config, results, FACTS), study)
     assert len(list((tmp_path / "artifacts").iterdir())) == files + 1
     with served(tmp_path) as address:
         first, second = images(ask(address, "studies/1")["note"]["body"])
@@ -250,7 +250,9 @@ def test_a_persons_words_are_kept_and_nothing_piles_up(tmp_path):
         assert get(address + second)[1] == b"new"
         request = urllib.request.Request(f"{address}/api{first}", method="DELETE")
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
-    dashboard.publish(study, config, results, tmp_path, FACTS)  # it was deleted in the dashboard
+    dashboard.publish(
+        tmp_path, findings(config, results, FACTS), study
+    )  # it was deleted in the dashboard
     assert len(list((tmp_path / "artifacts").iterdir())) == files + 1
 
 
@@ -272,7 +274,7 @@ def test_without_the_extra_a_study_runs_and_says_so_once(tmp_path, monkeypatch, 
     config = dataclasses.replace(STUDY, name="bare", grid={"seed": (0, 1)})
     with caplog.at_level(logging.INFO, "fmnist"):
         study = run(tmp_path, config)
-        dashboard.publish(study, config, grid.results(study, config), tmp_path, FACTS)
+        dashboard.publish(tmp_path, findings(config, grid.results(study, config), FACTS), study)
     (record,) = [record for record in caplog.records if record.name.startswith("fmnist")]
     assert "pip install 'fmnist[dashboard]'" in record.getMessage()
     assert [trial.user_attrs["device"] for trial in study.trials] == ["cpu", "cpu"]
@@ -283,8 +285,7 @@ def test_without_the_extra_a_study_runs_and_says_so_once(tmp_path, monkeypatch, 
 def test_of_many_trials_the_best_are_listed_and_drawn():
     config = dataclasses.replace(STUDY, name="many", grid={"seed": tuple(range(100))})
     results = results_of(config, fail=(3,))
-    best = winner(results, config.metric)
-    text = notes.results(config, results, best, {}, {}, "/dashboard/studies/1")
+    text = notes.results(findings(config, results, {}), {}, "/dashboard/studies/1")
     assert "The best 20 of 100 trials." in text
     assert text.count("trials?numbers=") == 20
     assert text.index("numbers=99)") < text.index("numbers=98)")
@@ -297,7 +298,7 @@ def test_of_many_trials_the_best_are_listed_and_drawn():
 def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
     config = dataclasses.replace(STUDY, name="bad", grid={"seed": (0,)}, holdout=0)
     study = run(tmp_path, config, bad=(0,))
-    dashboard.publish(study, config, grid.results(study, config), tmp_path, FACTS)
+    dashboard.publish(tmp_path, findings(config, grid.results(study, config), FACTS), study)
     from optuna_dashboard import get_note
 
     assert "there is no winner" in get_note(study)

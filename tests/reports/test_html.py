@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fake_results import CLASS_NAMES, results_of
+from fake_results import CLASS_NAMES, findings, results_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,6 +30,7 @@ from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
 from fmnist.reports import markdown, sentences
 from fmnist.reports.confusion import confusion_matrix
+from fmnist.reports.findings import Outputs
 from fmnist.reports.html import curves
 from fmnist.reports.html.page import write_html
 from fmnist.reports.html.winner import calibration, calibration_sentence
@@ -48,19 +49,15 @@ def examples(n=300):
     return Split(images, labels), logits.softmax(1)
 
 
-def written(tmp_path, study=STUDY, results=None, **changes):
+def written(tmp_path, study=STUDY, results=None, phases=None, **changes):
     results = results_of(study, fail=(1,)) if results is None else results
     test, probabilities = examples()
     given = {
-        "study": study,
-        "results": results,
-        "winner": winner(results, study.metric),
+        "facts": {"Command": "python -m fmnist.study", "Commit": ""},
         "test": test,
-        "probabilities": probabilities,
-        "classes": CLASS_NAMES,
-        "provenance": {"Command": "python -m fmnist.study", "Commit": ""},
+        "outputs": Outputs(probabilities, probabilities),
     }
-    path = write_html(tmp_path, **{**given, **changes})
+    path = write_html(tmp_path, findings(study, results, **{**given, **changes}), phases)
     assert path == tmp_path / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -108,7 +105,7 @@ def visible(page):
 
 def test_the_numbers_are_those_of_the_results(tmp_path):
     results = results_of(STUDY, fail=(1,))
-    page = written(tmp_path, results=results, training_images=55_000)
+    page = written(tmp_path, results=results)
     outline, best = Outline(page), winner(results, "validation_accuracy")
     assert outline.tables[0][0] == markdown.table_header(STUDY)
     assert outline.tables[0][1:] == [
@@ -256,7 +253,7 @@ def test_untrusted_text_stays_text(tmp_path):
     results[3] = replace(results[3], reason=odd)
     facts = {odd: odd, "Storage": "mysql://me:secret@host/db"}
     page = written(
-        tmp_path, study, results, classes=[odd] * 10, provenance=facts, phases={odd: 2.0},
+        tmp_path, study, results, classes=[odd] * 10, facts=facts, phases={odd: 2.0},
         storage=f"sqlite:///{odd}",
     )  # fmt: skip
     assert page.count("<script") == page.count("</script>") == 2  # the data and the program
@@ -313,10 +310,11 @@ def test_many_trials_are_quick_and_small(epochs, trials, tmp_path):
     assert (data["epochs"][0], data["epochs"][-1]) == (1, epochs)
 
 
-@pytest.mark.parametrize("gone", ["winner", "test", "probabilities"])
+@pytest.mark.parametrize("gone", ["winner", "test", "outputs"])
 def test_parts_may_be_missing(gone, tmp_path):
     results = results_of(STUDY, range(6)) if gone == "winner" else None
-    page = written(tmp_path, results=results, **{gone: None})
+    missing = {} if gone == "winner" else {gone: None}
+    page = written(tmp_path, results=results, **missing)
     ids = Outline(page).ids
     assert {"results", "curves", "grid", "time", "run"} - set(ids) <= {"time"}
     assert not {"confused", "calibration"} & set(ids)
@@ -324,7 +322,7 @@ def test_parts_may_be_missing(gone, tmp_path):
 
 
 def test_no_results_and_no_grid_make_a_page(tmp_path):
-    assert 'id="curves"' not in written(tmp_path, results=[], winner=None)
+    assert 'id="curves"' not in written(tmp_path, results=[])
     single = StudyConfig(epochs=1, grid={})
     ids = Outline(written(tmp_path, single, results_of(single))).ids
     assert "grid" not in ids
@@ -349,7 +347,7 @@ def test_the_same_results_make_the_same_bytes(tmp_path):
 def test_probabilities_must_fit_the_test_set(tmp_path):
     _, few = examples(10)
     with pytest.raises(ValueError, match="300 labels, but 10 rows"):
-        written(tmp_path, probabilities=few)
+        written(tmp_path, outputs=Outputs(few, few))
     assert not list(tmp_path.iterdir())
 
 
@@ -470,7 +468,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def shown(browser, tmp_path):
     """The report of a study of six trials, one of them failed, on a wide screen."""
-    written(tmp_path, training_images=55_000, phases={"training": 300.0, "figures": 20.0})
+    written(tmp_path, phases={"training": 300.0, "figures": 20.0})
     browser.open(tmp_path / "report.html")
     return browser
 
@@ -555,7 +553,7 @@ def test_dark_mode_is_dark(shown, tmp_path):
 def test_nothing_is_wider_than_the_screen(browser, tmp_path, width, kind):
     if kind == "odd":
         study, results = odd_study(NASTY + "x" * 60)
-        written(tmp_path, study, results, phases={NASTY: 1.0}, provenance={"C" * 50: "c" * 500})
+        written(tmp_path, study, results, phases={NASTY: 1.0}, facts={"C" * 50: "c" * 500})
     elif kind == "seeds":
         grid = {"seed": tuple(range(5)), "learning_rate": (0.1, 0.01), "hidden": ("9", "8-7")}
         written(tmp_path, StudyConfig(epochs=2, grid=grid))

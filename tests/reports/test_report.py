@@ -10,13 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_results import CLASS_NAMES, history, results_of
+import torch
+from fake_results import CLASS_NAMES, findings, history, no_images, results_of
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from fmnist.config.results import EpochMetrics, TrialResult, winner
+from fmnist.config.results import EpochMetrics, TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, sentences
+from fmnist.reports.findings import Outputs
 from fmnist.reports.terminal import LiveProgress, PlainProgress, make_progress, spark
 from fmnist.reports.words import TEST_WAS_SEEN, duration
 from fmnist.utils.passwords import starred
@@ -25,20 +27,17 @@ STUDY = StudyConfig(name="views", epochs=3)
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
-def written(tmp_path, study=STUDY, results=None, **changes):
+def written(tmp_path, study=STUDY, results=None, facts=None, pictures=None):
     results = results_of(study, fail=(1,)) if results is None else results
-    matrix = np.diag([90] * 10)
-    matrix[6, 0], matrix[6, 2] = 30, 7
-    given = {
-        "study": study,
-        "results": results,
-        "winner": winner(results, study.metric),
-        "matrix": matrix,
-        "classes": CLASS_NAMES,
-        "provenance": {"Command": "python -m fmnist.study", "Commit": ""},
-        "figures": {"curves": "figures/curves.png", "my own": "figures/a b.png"},
-    }
-    return markdown.write_report(tmp_path, **{**given, **changes}).read_text(encoding="utf-8")
+    figures = {"curves": "figures/curves.png", "my own": "figures/a b.png"}
+    facts = {"Command": "python -m fmnist.study", "Commit": ""} if facts is None else facts
+    labels = torch.arange(10).repeat_interleave(90)
+    test = no_images()._replace(labels=torch.cat([labels, torch.full((37,), 6)]))
+    predicted = torch.cat([labels, torch.tensor([0] * 30 + [2] * 7)])
+    outputs = Outputs(*[torch.nn.functional.one_hot(predicted).float()] * 2)
+    found = findings(study, results, facts, test, outputs=outputs)
+    path = markdown.write_report(tmp_path, found, figures if pictures is None else pictures)
+    return path.read_text(encoding="utf-8")
 
 
 def test_report_says_everything(tmp_path):
@@ -79,7 +78,7 @@ def test_holdout_0_is_marked(tmp_path):
 
 
 def test_report_without_a_winner(tmp_path):
-    text = written(tmp_path, results=results_of(STUDY, range(6)), matrix=None, figures={})
+    text = written(tmp_path, results=results_of(STUDY, range(6)), pictures={})
     assert "No trial was completed" in text
     assert "What is confused" not in text
     assert "Figures" not in text
@@ -94,7 +93,7 @@ def test_untrusted_text_stays_text(tmp_path):
     )  # fmt: skip
     results = [TrialResult(0, {odd: odd}, "COMPLETE", history(1)),
                TrialResult(1, {odd: odd}, "FAIL", (), reason=odd)]  # fmt: skip
-    text = written(tmp_path, study, results, provenance={odd: odd}, figures={odd: "a.png"})
+    text = written(tmp_path, study, results, {odd: odd}, {odd: "a.png"})
     assert "\x1b" not in text
     html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
     assert not re.findall(r"<(script|a |del|em>[cd]<)", html)
@@ -126,7 +125,7 @@ def test_passwords_are_not_shown(tmp_path):
     url = "mysql://me:se/cr@et@host/db"
     assert markdown.view_commands(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
     assert starred("sqlite:///a:b@c/study.db") == "sqlite:///a:b@c/study.db"
-    assert "cr@et" not in written(tmp_path, provenance={"Command": f"x --storage {url}"})
+    assert "cr@et" not in written(tmp_path, facts={"Command": f"x --storage {url}"})
 
 
 def terminal(thing, **options):

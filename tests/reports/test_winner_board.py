@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import needs_chromium
-from fake_results import CLASS_NAMES, results_of
+from fake_results import CLASS_NAMES, findings, results_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,7 @@ from fmnist.config.study import StudyConfig
 from fmnist.functional.types import ModelConfig, Split
 from fmnist.reference import Network
 from fmnist.reports import figures
-from fmnist.reports.confusion import confusion_matrix
+from fmnist.reports.findings import Outputs
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.tensorboard.winner import EMBEDDED, WINNER_RUN, balanced, mistakes, write_winner
 from fmnist.reports.words import TEST_WAS_SEEN
@@ -49,22 +49,12 @@ def made_up_test(count=1500, sure=2.5, seed=0):
     return Split(images, labels), logits.softmax(dim=1).float(), features
 
 
-def write(root, test, probabilities, features, study=STUDY, twin=None, classes=CLASS_NAMES):
-    best = winner(results_of(study), study.metric)
-    matrix = confusion_matrix(test.labels, probabilities.argmax(dim=1))
+def write(root, test, probabilities, features, study=STUDY, network=None, classes=CLASS_NAMES):
+    outputs = Outputs(probabilities, features)
+    found = findings(study, results_of(study), {}, test, outputs=outputs, classes=classes)
     path = root.parent / "figures" / "confusion.png"
-    confusion = figures.confusion(matrix, CLASS_NAMES, path, "Test set", study)
-    return write_winner(
-        root,
-        study=study,
-        winner=best,
-        test=test,
-        probabilities=probabilities,
-        features=features,
-        classes=classes,
-        twin=twin or Network(ModelConfig()),
-        confusion=confusion,
-    )
+    figures.confusion(found.confusion, CLASS_NAMES, path, "Test set", study)
+    return write_winner(root.parent, found, network or Network(ModelConfig()))
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +64,11 @@ def board(tmp_path_factory):
     with TensorBoardMirror(root, STUDY) as mirror:
         for result in results_of(STUDY):
             mirror.finish(result)
-    twin = Network(ModelConfig())
+    network = Network(ModelConfig())
     write(root, *made_up_test(sure=0.5, seed=1))
-    folder = write(root, *made_up_test(), twin=twin)
+    folder = write(root, *made_up_test(), network=network)
     assert folder == root / WINNER_RUN
-    assert twin.training
+    assert network.training
     with served(root) as ask:
         ask.wait(lambda ask: len(ask("runs")) == 8)
         yield ask, root
@@ -156,7 +146,7 @@ def test_the_projector_has_features_names_and_pictures(board):
         np.testing.assert_array_equal(corner, 255 - test.images[chosen[0], 0].numpy())
 
 
-def test_the_graph_is_the_twins(board):
+def test_the_graph_is_the_reference_models(board):
     ask, _ = board
     assert ask("plugin/graphs/info")[WINNER_RUN]["run_graph"]
     graph = ask.get("plugin/graphs/graph", run=WINNER_RUN).decode()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fmnist.config.results import TrialResult, Value
     from fmnist.config.study import StudyConfig
+    from fmnist.reports.findings import Findings
 
 ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
 """Provenance -> the user attribute of a trial."""
@@ -137,28 +138,21 @@ class DashboardMirror:
         return found
 
 
-def publish(
-    study: optuna.Study,
-    config: StudyConfig,
-    results: Sequence[TrialResult],
-    out: Path,
-    provenance: Mapping[str, str],
-) -> None:
+def publish(out: Path, findings: Findings, study: optuna.Study) -> None:
     """Write what the dashboard shows of the whole study: figures, note, the plot over time.
 
-    Written again it is replaced: there is one note, and one artifact of a name. What a person
-    wrote above our part of a note is kept.
+    A second call replaces what the first one wrote: there is one note, and one artifact of each
+    name. What a person wrote above our part of a note is kept.
 
     Args:
+        out: the run's folder; the note shows those of :data:`FIGURES` that its ``figures/`` has.
+        findings: what the study found.
         study: Optuna's study.
-        config: what was run.
-        results: of every trial.
-        out: the run's folder; the note shows :data:`FIGURES` that are in its ``figures/``.
-        provenance: what the note says of where this comes from.
     """
-    with files.scratch_folder(Path(out)) as folder:
+    config, results, best = findings.config, findings.results, findings.winner
+    with files.scratch_folder(out) as folder:
         for name in FIGURES:
-            drawn, copy = Path(out) / "figures" / f"{name}.png", folder / _figure(name)
+            drawn, copy = out / "figures" / f"{name}.png", folder / _figure(name)
             if drawn.exists():
                 shutil.copyfile(drawn, copy)
                 _upload(study, copy, out)
@@ -166,10 +160,10 @@ def publish(
         return
     from optuna_dashboard import save_plotly_graph_object
 
-    best, known = winner(results, config.metric), _artifacts(study)
+    known = _artifacts(study)
     pictures = {name: known[_figure(name)] for name in FIGURES if _figure(name) in known}
     page = f"/dashboard/studies/{study._study_id}"
-    _write_note(study, notes.results(config, results, best, pictures, provenance, page))
+    _write_note(study, notes.results(findings, pictures, page))
     if best is not None:
         trial = _trial(study, best.number)
         _write_note(trial, notes.best(config, best, _trial_links(trial, best.number)))
@@ -177,29 +171,22 @@ def publish(
     save_plotly_graph_object(study, TimePlot(config, results), graph_object_id=PLOT_ID)
 
 
-def mend(
-    study: optuna.Study,
-    config: StudyConfig,
-    results: Sequence[TrialResult],
-    out: Path,
-    parameters: Mapping[int, Path],
-    wrong: Set[Path] | None,
-) -> None:
-    """Write the files of trials' artifacts again, of those trials of which one is wrong.
+def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | None) -> None:
+    """Write the artifact files of each trial again when one of them is wrong.
 
-    A trial that was told of its end takes no new artifacts.
+    Only files that artifacts of the study name are written: Optuna adds no artifact to a trial
+    that has ended.
 
     Args:
-        study: Optuna's study.
-        config: what was run.
-        results: of every trial.
         out: the run's folder.
-        parameters: the file of each trial's parameters; without a trial whose are lost.
-        wrong: the files that are damaged or lost; None when that is not known, and any may be:
-            Optuna does not write them in one piece.
+        findings: what the study found.
+        study: Optuna's study.
+        wrong: the files that are missing or damaged; None when that is not known, and every
+            file is written again.
     """
+    parameters = findings.parameter_files(out)
     attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    for result in results:
+    for result in findings.results:
         known = _ids_in(attrs[result.number])
         names = {kind: name for kind, name in _names(result.number).items() if name in known}
         if result.number not in parameters:
@@ -207,14 +194,14 @@ def mend(
         paths = {artifact_folder(out) / known[name] for name in names.values()}
         if names and (wrong is None or paths & wrong):
             trial, path = _trial(study, result.number), parameters.get(result.number)
-            _upload_of_trial(trial, config, result, path, out, names.keys())
+            _upload_of_trial(trial, findings.config, result, path, out, names.keys())
 
 
-def artifacts(study: optuna.Study, parameters: Mapping[int, Path], out: Path) -> list[Path]:
-    """The files behind our artifacts that are as they should be after :func:`mend`."""
+def artifacts(out: Path, findings: Findings, study: optuna.Study) -> list[Path]:
+    """The files of our artifacts that are whole after :func:`mend`."""
     trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     ours = [(_ids(study), [_figure(name) for name in FIGURES])]
-    ours += [(_ids_in(trials[number]), [*_names(number).values()]) for number in parameters]
+    ours += [(_ids_in(trials[n]), [*_names(n).values()]) for n in findings.parameter_files(out)]
     keys = [known[name] for known, names in ours for name in names if name in known]
     paths = [artifact_folder(out) / key for key in keys]
     return [path for path in paths if path.is_file()]

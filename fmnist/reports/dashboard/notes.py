@@ -19,6 +19,7 @@ from fmnist.utils.passwords import starred_text
 if TYPE_CHECKING:
     from fmnist.config.results import TrialResult
     from fmnist.config.study import StudyConfig
+    from fmnist.reports.findings import Findings
 
 MOST_ROWS = 20
 """A note is for reading: of more trials than this, the best are listed."""
@@ -80,24 +81,15 @@ def best(
     )
 
 
-def results(
-    study: StudyConfig,
-    results: Sequence[TrialResult],
-    winner: TrialResult | None,
-    figures: Mapping[str, str],
-    provenance: Mapping[str, str],
-    page: str,
-) -> str:
-    """The note of a study at its end.
+def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
+    """The note of a finished study.
 
     Args:
-        study: what was run.
-        results: of every trial.
-        winner: the best of them; None when none is complete.
+        findings: what the study found.
         figures: name -> address.
-        provenance: what to say of where this comes from; entries without a value are left out.
         page: the address of the study in the dashboard.
     """
+    study = findings.config
     shown = [
         f"![{escape(name.replace('_', ' '))}]({address})\n\n*{escape(caption(name, study))}*"
         for name, address in figures.items()
@@ -105,18 +97,17 @@ def results(
     return _joined(
         f"# Study {escape(study.name)}",
         _mark(study),
-        escape(winner_sentence(study, winner)),
+        escape(winner_sentence(study, findings.winner)),
         "## Results",
-        _table(study, results, winner, page),
+        _table(findings, page),
         *shown,
-        *_what_was_run(study, provenance, "What was run"),
+        *_what_was_run(study, findings.provenance, "What was run"),
     )
 
 
-def _table(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None, page: str
-) -> str:
-    """The best trials, the best one first, each with the way to its page."""
+def _table(findings: Findings, page: str) -> str:
+    """The best trials, the best first, each with a link to its page."""
+    study, results, winner = findings.config, findings.results, findings.winner
     sign = -1 if study.direction == "maximize" else 1
 
     def rank(result: TrialResult) -> tuple[bool, float, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,85 +19,59 @@ from fmnist.rundir.files import write_text
 from fmnist.utils.passwords import starred_text
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from markupsafe import Markup
-    from torch import Tensor
 
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.functional.types import Split
+    from fmnist.reports.findings import Findings
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_html(
-    out: Path,
-    *,
-    study: StudyConfig,
-    results: Sequence[TrialResult],
-    winner: TrialResult | None,
-    test: Split | None,
-    probabilities: Float[Tensor, "examples 10"] | None,
-    classes: Sequence[str],
-    provenance: Mapping[str, str],
-    storage: str | None = None,
-    training_images: int | None = None,
-    phases: Mapping[str, float] | None = None,
-) -> Path:
-    """Write ``out/report.html``, whole or not at all.
+def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None = None) -> Path:
+    """Write ``out/report.html``; when that fails, the file that was there stays.
+
+    Without a winner, its outputs or any test image the page has no confusion matrix and no
+    calibration.
 
     Args:
         out: the run's folder.
-        study: what was run.
-        results: of every trial.
-        winner: the best of them; None when none is complete.
-        test: the test set, images uint8 ``[n, 1, 28, 28]`` and labels ``[n]``.
-        probabilities: the winner's softmax outputs on it. Without these, or ``test``, the
-            report has no confusion matrix and no calibration.
-        classes: the names of the ten classes.
-        provenance: what to say of where this comes from; entries without a value are left out.
-        storage: Optuna's storage URL, when it is not the default.
-        training_images: how many images an epoch trains on; without it no throughput is given.
-        phases: seconds by phase of the run, where they are known.
+        findings: what the study found.
+        phases: seconds by phase of the run; None when they are not known.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: when ``test`` and ``probabilities`` do not fit together.
+        ValueError: The winner's outputs and the test set differ in their number of examples.
     """
     from fmnist.reports.html import curves, tables
     from fmnist.reports.html.winner import winner_parts
 
-    out = Path(out)
-    parts: dict[str, Any] = {}
-    if winner is not None and test is not None and probabilities is not None and len(test.labels):
-        parts = winner_parts(test, probabilities, classes)
+    out, study = Path(out), findings.config
     page = {
         "name": words.one_line(study.name),
         "note": words.protocol_note(study),
-        "winner_sentence": winner_sentence(study, winner),
+        "winner_sentence": winner_sentence(study, findings.winner),
         "protocol": protocol_sentences(study),
-        "figures": _key_figures(study, results, winner),
+        "figures": _key_figures(findings),
         "metric": words.metric_name(study),
         "held_out": words.held_out(study),
-        "results": tables.results_table(study, results, winner),
-        "curves": curves.curves(study, results),
-        "heat": tables.heat_map(study, results, winner),
-        "seeds": tables.seeds_table(study, results),
-        "time": tables.time_table(study, results, training_images, phases),
+        "results": tables.results_table(findings),
+        "curves": curves.curves(study, findings.results),
+        "heat": tables.heat_map(findings),
+        "seeds": tables.seeds_table(findings),
+        "time": tables.time_table(findings, phases or {}),
         "facts": {
             words.one_line(name): words.one_line(starred_text(value))
-            for name, value in provenance.items()
+            for name, value in findings.provenance.items()
             if value
         },
         "toml": study.to_toml().rstrip(),
-        "commands": [words.one_line(command) for command in view_commands(out, storage)],
+        "commands": [words.one_line(line) for line in view_commands(out, findings.storage)],
         "captions": {
             name: words.one_line(caption(name, study))
             for name in ("curves", "heatmap", "confusion", "confused pairs")
         },
-        **parts,
+        **winner_parts(findings),
     }
     path = out / "report.html"
     write_text(path, render(page))
@@ -149,10 +123,9 @@ def _block(name: str) -> str:
     return text
 
 
-def _key_figures(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
-) -> list[tuple[str, str, str]]:
-    """Name, value and remark of what is read first."""
+def _key_figures(findings: Findings) -> list[tuple[str, str, str]]:
+    """The numbers at the top of the page: name, value and remark of each."""
+    study, results, winner = findings.config, findings.results, findings.winner
     failed = sum(result.state != "COMPLETE" for result in results)
     figures = []
     if winner is not None:

@@ -14,7 +14,7 @@ from fmnist.reports.markdown import table_header, table_row
 
 if TYPE_CHECKING:
     from fmnist.config.results import TrialResult, Value
-    from fmnist.config.study import StudyConfig
+    from fmnist.reports.findings import Findings
 
 MOST_ROWS = 2000
 """A longer table is cut, and says so: results.csv has every trial."""
@@ -23,14 +23,13 @@ MOST_CELLS = 4000
 Cell = dict[str, Any]
 
 
-def results_table(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
-) -> dict[str, Any]:
-    """``header``, ``rows`` by trial number, and ``cut``: how many rows are not there.
+def results_table(findings: Findings) -> dict[str, Any]:
+    """``header``, ``rows`` by trial number, and ``cut``: the number of rows left out.
 
     A cell has its text; ``sort``, where the text alone does not give the order; and ``share``
     of the selecting metric's range, for a bar.
     """
+    study, results, winner = findings.config, findings.results, findings.winner
     judged = words.metric_name(study)
     scores = [s for r in results if math.isfinite(s := words.score(study, r))]
     low, high = (min(scores), max(scores)) if scores else (0.0, 0.0)
@@ -60,14 +59,13 @@ def results_table(
     return {"header": columns, "rows": rows, "cut": len(ordered) - len(shown)}
 
 
-def heat_map(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
-) -> dict[str, Any] | None:
+def heat_map(findings: Findings) -> dict[str, Any] | None:
     """The metric over two axes of the grid; over the other axes it is averaged.
 
     None when fewer than two axes vary, or when the map would be too large to read. Seeds are
     averaged where there are two other axes.
     """
+    study, results, winner = findings.config, findings.results, findings.winner
     used = [key for key, values in study.grid.items() if len(values) > 1]
     used.sort(key=lambda key: key == "seed")
     if len(used) < 2:
@@ -121,11 +119,12 @@ def heat_map(
     }
 
 
-def seeds_table(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any] | None:
+def seeds_table(findings: Findings) -> dict[str, Any] | None:
     """Mean and standard deviation over seeds for each other point of the grid, the best first.
 
     None where the grid has fewer than two seeds.
     """
+    study, results = findings.config, findings.results
     if len(study.grid.get("seed", ())) < 2:
         return None
     keys = [key for key in study.grid if key != "seed"]
@@ -178,18 +177,14 @@ def seeds_table(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str,
     }
 
 
-def time_table(
-    study: StudyConfig,
-    results: Sequence[TrialResult],
-    training_images: int | None,
-    phases: Mapping[str, float] | None,
-) -> dict[str, Any] | None:
-    """Seconds and images per second, by what makes a group of lanes, and by phase where known.
+def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any] | None:
+    """Seconds and images per second of each group of lanes, and seconds of each phase.
 
-    None when no trial says how long it took.
+    None when neither the trials nor the phases have a time.
     """
-    timed = [r for r in results if r.history and r.seconds > 0]
-    spent = {name: s for name, s in (phases or {}).items() if s > 0}
+    study, images = findings.config, findings.training_images
+    timed = [r for r in findings.results if r.history and r.seconds > 0]
+    spent = {name: s for name, s in phases.items() if s > 0}
     if not timed and not spent:
         return None
     from fmnist.config.study import DYNAMIC_KEYS
@@ -203,7 +198,7 @@ def time_table(
         {
             "point": [words.one_line(value) for value in point],
             "trials": len(groups[point]),
-            **_speed(groups[point], training_images),
+            **_speed(groups[point], images),
         }
         for point in sorted(groups, key=lambda point: order[point])[:MOST_ROWS]
     ]
@@ -212,12 +207,11 @@ def time_table(
         line["share"] = round(100 * line["epoch_seconds"] / slowest)
     # A trial that failed was quick, which says nothing.
     ends = sorted((r for r in timed if r.state == "COMPLETE"), key=lambda r: (r.seconds, r.number))
-    total, all_phases = _speed(timed, training_images), sum(spent.values())
+    total, all_phases = _speed(timed, images), sum(spent.values())
     return {
         "axes": keys,
         "rows": lines,
         "total": total,
-        "known": training_images is not None,
         "trials": len(timed),
         "ends": ends if len(ends) > 1 and ends[0].seconds < ends[-1].seconds else None,
         "phases": [
@@ -233,10 +227,10 @@ def time_table(
     }
 
 
-def _speed(results: Sequence[TrialResult], images: int | None) -> dict[str, Any]:
+def _speed(results: Sequence[TrialResult], images: int) -> dict[str, Any]:
     seconds, epochs = sum(r.seconds for r in results), sum(len(r.history) for r in results)
     each = seconds / epochs if epochs else math.nan
-    rate = images / each if images and each > 0 else math.nan
+    rate = images / each if each > 0 else math.nan
     return {
         "time": words.duration(seconds),
         "seconds": f"{seconds:.8g}",

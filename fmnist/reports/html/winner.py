@@ -17,10 +17,7 @@ from fmnist.reports.html.curves import DRAWING_SIZE, ticks
 from fmnist.reports.sentences import confusion_sentences
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from fmnist.functional.types import Split
+    from fmnist.reports.findings import Findings
 
 BINS = 10
 PAIRS = 6
@@ -88,21 +85,20 @@ def calibration_sentence(found: Calibration) -> str:
     return f"{text}: it is {'overconfident' if sure > right else 'underconfident'}."
 
 
-def winner_parts(
-    test: Split, probabilities: Float[Tensor, "examples 10"], classes: Sequence[str]
-) -> dict[str, Any]:
+def winner_parts(findings: Findings) -> dict[str, Any]:
     """What the template shows of the winner: ``confusion``, ``pairs`` and ``calibration``.
 
-    Args:
-        test: the test set, images uint8 ``[n, 1, 28, 28]`` and labels ``[n]``.
-        probabilities: the winner's softmax outputs on it.
-        classes: the names of the classes.
+    Returns:
+        The parts by name; none without a winner, its outputs or any test image.
 
     Raises:
-        ValueError: when there are not as many probabilities as labels, or none at all.
+        ValueError: The winner's outputs and the test set differ in their number of examples.
     """
+    test, outputs, classes = findings.dataset.test, findings.outputs, findings.classes
+    if findings.winner is None or outputs is None or not len(test.labels):
+        return {}
     labels = np.asarray(test.labels.cpu())
-    chances = probabilities.detach().double().cpu().numpy()
+    chances = outputs.probabilities.detach().double().cpu().numpy()
     if len(chances) != len(labels):
         raise ValueError(f"{len(labels)} labels, but {len(chances)} rows of probabilities")
     predicted = chances.argmax(axis=1)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from fmnist.config.results import TrialResult
     from fmnist.config.study import StudyConfig
-    from fmnist.functional.types import Split
+    from fmnist.reports.findings import Findings
 
 WINNER_RUN = "_winner"
 """The run's name. An underscore sorts before every letter: it stands above the trials."""
@@ -41,38 +40,24 @@ MISTAKES = (5, 8)
 """Rows and columns of the picture of mistakes."""
 
 
-def write_winner(
-    root: Path,
-    *,
-    study: StudyConfig,
-    winner: TrialResult,
-    test: Split,
-    probabilities: Float[Tensor, "examples 10"],
-    features: Float[Tensor, "examples width"],
-    classes: Sequence[str],
-    twin: torch.nn.Module,
-    confusion: Path,
-) -> Path:
-    """Write the winner's run, in place of one that is there.
+def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Path:
+    """Write the winner's run in ``out/tensorboard``, in place of one that is there.
 
     Args:
-        root: the folder that the trials' runs lie in.
-        study: the study.
-        winner: its best trial.
-        test: the test set; every tensor here has its examples in the same order.
-        probabilities: what the winner makes of them (softmax of its logits).
-        features: its activations before the last layer.
-        classes: the names, in the order of the labels.
-        twin: the winner as a ``torch.nn.Module``; its mode is left as it was.
-        confusion: the picture of the winner's confusion matrix, as
-            :func:`fmnist.reports.figures.confusion` draws it.
+        out: the run's folder; ``figures/confusion.png`` in it must be drawn.
+        findings: what the study found, with a winner and its outputs on the test set.
+        network: the winner as a module, for the graph; its mode is left as it was.
 
     Returns:
-        The run's folder.
+        The folder of the winner's run.
 
     Raises:
-        ValueError: the tensors are not of the same number of examples.
+        ValueError: The outputs and the test set differ in their number of examples.
     """
+    winner, outputs = findings.winner, findings.outputs
+    assert winner is not None
+    assert outputs is not None
+    study, test, (probabilities, features) = findings.config, findings.dataset.test, outputs
     # It writes the proper events without TensorFlow; importing it takes a while.
     from torch.utils.tensorboard import SummaryWriter
 
@@ -81,22 +66,23 @@ def write_winner(
         raise ValueError(f"images, labels, probabilities and features differ: {sorted(sizes)}")
     images, labels = test.images.cpu().numpy(), integers(test.labels.cpu())
     chances = probabilities.detach().cpu().double().numpy()
-    names = [words.one_line(name) for name in classes]
-    root = Path(root)
+    names = [words.one_line(name) for name in findings.classes]
+    root = out / "tensorboard"
     root.mkdir(exist_ok=True)
     # TensorBoard would show a half-written run if it were made below the root.
-    with files.scratch_folder(root.parent) as scratch:
+    with files.scratch_folder(out) as scratch:
         # purge_step: a TensorBoard that is watching forgets what it has read of the old run.
         with _told_once(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
             _write_sentences(writer, study, winner)
+            confusion = out / "figures" / "confusion.png"
             drawn = _draw(scratch, study, images, labels, chances, names)
-            for tag, path in {**drawn, "confusion matrix": Path(confusion)}.items():
+            for tag, path in {**drawn, "confusion matrix": confusion}.items():
                 writer.add_image(f"test set/{tag}", _pixels(path), 0, dataformats="HWC")
             for index, name in enumerate(names):
                 tag = f"precision-recall/{name}"
                 writer.add_pr_curve(tag, labels == index, chances[:, index], 0)
             _write_embedding(writer, features, images, labels, chances.argmax(axis=1), names)
-            _write_graph(writer, twin)
+            _write_graph(writer, network)
         run = root / WINNER_RUN
         if run.exists():
             run.rename(scratch / "old")
@@ -241,12 +227,12 @@ def _write_embedding(
     )
 
 
-def _write_graph(writer: SummaryWriter, twin: torch.nn.Module) -> None:
+def _write_graph(writer: SummaryWriter, network: torch.nn.Module) -> None:
     """The module's graph, layer by layer, of one image."""
-    parameter = next(twin.parameters())
+    parameter = next(network.parameters())
     image = torch.zeros(1, 1, 28, 28, dtype=parameter.dtype, device=parameter.device)
     with warnings.catch_warnings(), torch.no_grad():
         # SummaryWriter.add_graph traces with TorchScript, which still works.
         warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-        writer.add_graph(twin, image)
+        writer.add_graph(network, image)
