@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from fmnist.config import study as studies
 
 README = Path(__file__).parent.parent / "README.md"
@@ -37,6 +39,14 @@ def test_the_tests_that_are_named_are_there():
             assert (README.parent / name).exists(), f"{page.name}: {name}"
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text(encoding="utf-8")):
-        assert (README.parent / target).exists(), target
+PAGES = [
+    README,
+    *sorted((README.parent / "docs").glob("*.md")),
+    README.parent / "benchmarks/README.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
