@@ -6,30 +6,35 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
+import torch
+
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
+from fmnist.data import fashion_mnist
+from fmnist.data.fashion_mnist import Dataset
+from fmnist.functional.types import Split
+from fmnist.reports.dashboard.mirror import DashboardMirror
+from fmnist.reports.findings import Findings
+from fmnist.reports.tensorboard.mirror import TensorBoardMirror
+from fmnist.reports.terminal import Progress
+from fmnist.rundir import files, integrity, lock, models, ownership
+from fmnist.tuning import grid, scheduler, storage_errors, storage_url
+from fmnist.tuning.events import Event, TrialFinished
+from fmnist.tuning.progress import Checkpointer
+from fmnist.tuning.scheduler import Splits
+from fmnist.tuning.storage import open_study
+from fmnist.utils import memory, provenance
 from fmnist.utils.device import find_device
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
-if TYPE_CHECKING:
-    import optuna
-    import torch
-
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.data.fashion_mnist import Dataset
-    from fmnist.reports.terminal import Progress
-    from fmnist.tuning.scheduler import Splits
-
 
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
     """Training, validation and test examples on the device; the last two are one if holdout = 0."""
-    from fmnist.data.fashion_mnist import holdout_split
-    from fmnist.functional.types import Split
-    from fmnist.tuning.scheduler import Splits
-
-    training, validation = holdout_split(dataset.train, config.holdout)
+    training, validation = fashion_mnist.holdout_split(dataset.train, config.holdout)
     training, validation, test = (
         Split(split.images.to(device), split.labels.to(device))
         for split in (training, validation, dataset.test)
@@ -70,17 +75,7 @@ def run_study(
     Raises:
         UserError: The study, the data, the storage or the folder cannot be used.
     """
-    import optuna
-
-    from fmnist.data import fashion_mnist as sources
-    from fmnist.reports.terminal import make_progress
-    from fmnist.rundir import files, integrity, lock, ownership
-    from fmnist.tuning import grid, storage_errors, storage_url
-    from fmnist.tuning.progress import Checkpointer
-    from fmnist.tuning.storage import open_study
-    from fmnist.utils import memory, provenance
-
-    out, progress = Path(out), progress or make_progress(quiet=True)
+    out, progress = Path(out), progress or Progress()
     url = storage or storage_url.of_run(out)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -106,7 +101,7 @@ def run_study(
                 progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
         phases = Phases(_mapping(study, PHASES, int | float))
         with phases("reading the data"):
-            dataset = dataset or sources.load(data)
+            dataset = dataset or fashion_mnist.load(data)
         _mend_events(out, config, done)
         facts = _mapping(study, FACTS, str)
         if trains or facts is None:  # what is only drawn again keeps those of its training
@@ -126,8 +121,7 @@ def run_study(
         integrity.check_winner(out, results, config.metric, lost)
         wall = f"{phases.seconds.get(TRAINING, 0.0):.0f} s"
         with phases("drawing the views"):
-            from fmnist.reports import publish
-            from fmnist.reports.findings import Findings
+            from fmnist.reports import publish  # seaborn costs a second of start-up
 
             about = facts | {"Wall time": wall}
             found = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
@@ -144,8 +138,6 @@ def _mapping(study: optuna.Study, name: str, kind: type | UnionType) -> dict[str
 
 
 def _mend_events(out: Path, config: StudyConfig, done: Sequence[TrialResult]) -> None:
-    from fmnist.reports.tensorboard.mirror import TensorBoardMirror
-
     with TensorBoardMirror(out / "tensorboard", config) as mirror:
         for result in done:
             mirror.mend(result)
@@ -170,13 +162,6 @@ def _train(
     retry_failed: bool,
 ) -> None:
     """Train what is pending and mirror every event before Optuna hears of it."""
-    from fmnist.reports.dashboard.mirror import DashboardMirror
-    from fmnist.reports.tensorboard.mirror import TensorBoardMirror
-    from fmnist.rundir import models
-    from fmnist.tuning import grid, scheduler
-    from fmnist.tuning.events import Event, TrialFinished
-    from fmnist.tuning.progress import Checkpointer
-
     examples = splits(config, dataset, device)
     progress.message(f"device {device}")
     images, done = len(examples.training.labels), grid.results(study, config)
