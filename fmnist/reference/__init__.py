@@ -1,4 +1,4 @@
-"""The plain torch.nn twin of the functional network: what the lanes are held to.
+"""The reference model: the functional network as a plain torch.nn module.
 
 Nothing here is clever. It is the module and the loop anyone would write, and parameters
 convert both ways, so that every claim about the functional half can be checked against it.

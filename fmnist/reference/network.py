@@ -13,7 +13,7 @@ from fmnist.functional.types import ModelConfig, Params, State
 
 
 class Network(nn.Module):
-    """The twin of :func:`fmnist.functional.cnn.apply`, layer by layer.
+    """The reference model of :func:`fmnist.functional.cnn.apply`, layer by layer.
 
     After ``torch.manual_seed(seed)`` it starts with the parameters of ``init(seed, config)``.
     Its dropout draws from torch's global generator, so with dropout the two differ in noise.
