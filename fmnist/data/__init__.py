@@ -1,1 +1,1 @@
-"""The images: where they come from, and as verified tensors."""
+"""The data set: finds Fashion-MNIST, verifies it, and reads it as tensors."""

@@ -1,8 +1,8 @@
-"""Fashion-MNIST from wherever it can be had, as tensors whose content has been verified.
+"""Loads Fashion-MNIST as tensors and verifies its content.
 
-:func:`load` tries its sources in order: a folder that the user names (then only that one), the
+:func:`load` tries its sources in order: a folder that the user names (and then no other), the
 user's cache, Debian's package, the official mirror, Debian's archive. Whatever the source, the
-*decompressed* files must have the sums below; then they are cached for the next time.
+decompressed files must have the SHA-256 sums below. They are then cached.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CLASS_NAMES: tuple[str, ...] = (
 )  # fmt: skip
 """The name of each label."""
 
-_HOLDOUT_SEED = 20170825  # a constant: every trial of every study holds out the same images
-_MOST_PARTS = 10_000  # of a .gz file; the usual is one
+_HOLDOUT_SEED = 20170825  # every trial of every study holds out the same images
+_MOST_PARTS = 10_000  # members of a .gz file; most files have one
 
 _log = logging.getLogger("fmnist")
 
@@ -49,7 +49,7 @@ class _File(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of an IDX file: a header of 4, and 4 for each dimension; then one an element."""
+        """Bytes of the IDX file: 4, 4 more for each dimension, and one for each element."""
         return 4 + 4 * len(self.shape) + math.prod(self.shape)
 
 
@@ -64,7 +64,7 @@ _FILES = tuple(map(_File, _SHA256, _SHAPES, _SHA256.values()))
 
 
 class Dataset(NamedTuple):
-    """The two splits, and a short name of the source that they were read from."""
+    """The two splits, and the name of the source that they were read from."""
 
     train: Split
     test: Split
@@ -79,14 +79,15 @@ def load(root: str | Path | None = None) -> Dataset:
     """Load Fashion-MNIST from the first source that works, and cache it.
 
     Args:
-        root: a folder with the four IDX files, plain or .gz; default: ``$FMNIST_DATA``. When
+        root: a folder with the four IDX files, plain or .gz; by default ``$FMNIST_DATA``. When
             either is given, no other source is tried.
 
     Returns:
-        60,000 training and 10,000 test examples, on the CPU.
+        60,000 training and 10,000 test examples on the CPU: images uint8 ``[n, 1, 28, 28]``,
+        labels int64 ``[n]``.
 
     Raises:
-        DataError: no source works, or the named folder does not.
+        DataError: No source works, or the named folder lacks a file or has a damaged one.
     """
     folder = root if root is not None else os.environ.get("FMNIST_DATA") or None
     reasons = []
@@ -113,16 +114,20 @@ def load(root: str | Path | None = None) -> Dataset:
 
 
 def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
-    """Keep images back from training, the same ones every time, in equal share of each class.
+    """Split validation images from the training set: the same in every call, stratified by class.
 
-    A class gives its exact proportion of ``holdout``, rounded down or up so that the total is
-    right (largest remainders first). Both parts keep the order of ``train``.
+    The number of each class is its exact share of ``holdout``, rounded down or up so that the
+    total is right (largest remainders first). Both parts keep the order of ``train``.
+
+    Args:
+        train: the training set.
+        holdout: how many images to hold out.
 
     Returns:
-        The part to train on and the validation part, which is empty when ``holdout`` is 0.
+        The part to train on, and the validation part, which is empty when ``holdout`` is 0.
 
     Raises:
-        ValueError: ``holdout`` is negative or leaves nothing to train on.
+        ValueError: ``holdout`` is negative, or no training image would be left.
     """
     total = len(train.labels)
     if not 0 <= holdout < total:
@@ -144,22 +149,29 @@ def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
 
 
 def _read(folder: Path, file: _File) -> bytes:
-    """The decompressed content of ``file``, which may lie there plain or as .gz."""
+    """Read a file of the folder, plain or .gz, and decompress it.
+
+    Raises:
+        AbsentError: The folder has no such file.
+        DataError: The file is damaged, or holds other data.
+    """
     candidates = [folder / file.name, folder / f"{file.name}.gz"]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         for other in candidates:
-            if other.exists() and not other.is_file():  # another process may just have put it there
+            if (
+                other.exists() and not other.is_file()
+            ):  # another process may have written it just now
                 raise DataError(f"{other} is not a regular file")
         lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
         raise AbsentError(f"{folder} {lack}")
-    limit = max(known.size for known in _FILES)  # a bomb is not unpacked beyond this
+    limit = max(known.size for known in _FILES)  # bytes to decompress, at most
     packed = path.suffix == ".gz"
-    with path.open("rb") as stream:  # what cannot be packed is a little larger as .gz
+    with path.open("rb") as stream:  # gzip can make a file larger by a little
         content = stream.read(limit + packed * (limit // 100 + 1000) + 1)
     try:
         if packed:
-            # Each part takes microseconds, also an empty one, and there may be millions.
+            # Even an empty member takes microseconds to read, and a file can hold millions.
             if content.count(b"\x1f\x8b\x08") > _MOST_PARTS:
                 raise DataError(f"{path} is damaged: it has more than {_MOST_PARTS:,} parts")
             with gzip.open(io.BytesIO(content)) as unpacked:
@@ -180,24 +192,24 @@ def _read(folder: Path, file: _File) -> bytes:
 
 
 def _keep(contents: dict[str, bytes]) -> None:
-    """Write what the cache does not have yet."""
+    """Write to the cache the files that it lacks; a failure is a warning in the log."""
     try:
         cache = runtime.cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(".new-*"):  # by a process that was killed
-            with contextlib.suppress(FileNotFoundError):  # or that has just finished
+        for left in cache.glob(".new-*"):  # left by a process that was killed
+            with contextlib.suppress(FileNotFoundError):  # its process may just have removed it
                 if time.time() - left.stat().st_mtime > 3600:
                     shutil.rmtree(left)
         for name, content in contents.items():
             path = cache / name
             if not path.is_file() or path.read_bytes() != content:
                 _write(path, content)
-    except (OSError, RuntimeError) as error:  # Path.home() raises the latter
+    except (OSError, RuntimeError) as error:  # RuntimeError: Path.home() finds no home folder
         _log.warning("data: not cached: %s", error)
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment it is there whole or not at all."""
+    """Write a file atomically: it is whole, or it does not exist."""
     with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as new:
         temporary = Path(new) / path.name
         with temporary.open("wb") as stream:
@@ -208,10 +220,13 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _to_tensors(contents: dict[str, bytes], source: str) -> Dataset:
-    """The files as tensors; shapes and the range of the labels are checked.
+    """Convert the files to tensors, and check shapes and labels.
 
-    The content is known to the bit, so there is nothing to parse but the header; torchvision,
-    which could, takes two seconds to import.
+    Only the header needs parsing, as the sums have verified the content. Importing torchvision
+    for this would take two seconds.
+
+    Raises:
+        DataError: A file has another shape or length, or a label above 9.
     """
     tensors = []
     for file in _FILES:

@@ -1,7 +1,7 @@
-"""Where Fashion-MNIST can be had: what brings its files, packed or not, into a folder.
+"""The sources of Fashion-MNIST: each provides a folder with its files, plain or .gz.
 
-What is downloaded must have a known SHA-256 before anything unpacks it, in memory. What the files
-hold is for :mod:`fmnist.data` to verify.
+A download must have a known SHA-256 before it is unpacked. The content of the files is verified
+by :mod:`fmnist.data.fashion_mnist`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import NamedTuple
 from fmnist.utils import runtime
 from fmnist.utils.errors import UserError, printable
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of its package dataset-fashion-mnist
-_CONNECT_SECONDS = 10.0  # how long a silent server is waited for
-_APT_SECONDS = 300.0  # how long one apt command may take
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+_CONNECT_SECONDS = 10.0  # to wait for an answer
+_APT_SECONDS = 300.0  # for one apt command
 
 PACKED_SHA256 = {
     "train-images-idx3-ubyte": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
@@ -34,37 +34,40 @@ PACKED_SHA256 = {
     "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
     "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 }
-"""Of the official .gz, by the name of what is in it."""
+"""The SHA-256 of each official .gz file, by the name of its content."""
 PACKAGE_SHA256 = "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0"
-"""Of Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1, the only version there is.
+"""The SHA-256 of Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1, its only version.
 
-Another distribution's build of it, such as Ubuntu's, holds the same data in other bytes and is not
-taken: the package can be installed there, and is found then.
+A build by another distribution, such as Ubuntu, holds the same data in other bytes and is refused.
+A user can install that package instead: its folder is a source, too.
 """
 
 Opened = AbstractContextManager[Path]
 
 
 class DataError(UserError):
-    """The data cannot be had; the message says which file or source, why, and what to do."""
+    """The data cannot be loaded; the text names the file or source, the reason and the remedy."""
 
 
 class NowhereError(DataError):
-    """No source works: a line on each."""
+    """No source works; the text has a line for each."""
 
     def __str__(self) -> str:
         return "\n".join(map(printable, self.args))
 
 
 class AbsentError(DataError):
-    """A source has nothing to offer here, which is no fault of its files."""
+    """A source is not available on this machine, or lacks the file."""
 
 
 def in_order(folder: str | Path | None) -> list[tuple[str, Callable[[], Opened]]]:
-    """The sources to try: a name, and what opens the folder that has the files.
+    """The sources to try, in order.
 
     Args:
-        folder: try this one alone.
+        folder: a folder that is to be the only source; None for the usual ones.
+
+    Returns:
+        The name of each source, and a function that opens a folder with its files.
     """
     if folder is not None:
         return [(f"folder {folder}", lambda: contextlib.nullcontext(Path(folder)))]
@@ -84,7 +87,7 @@ def _in_scratch(bring: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _from_mirror(scratch: Path) -> None:
-    """Have torchvision download the files, not unpack them."""
+    """Download the .gz files with torchvision, without unpacking them."""
     from torchvision.datasets import FashionMNIST
     from torchvision.datasets.utils import download_url
 
@@ -92,12 +95,12 @@ def _from_mirror(scratch: Path) -> None:
     if not _answers(urls[0]):
         raise AbsentError(f"no answer from {urls[0]}")
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets none and would wait for ever
+    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets no timeout
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             for url in urls:
                 download_url(url, str(scratch))
-    except Exception as error:  # what a network and a foreign parser may raise is no closed list
+    except Exception as error:  # the errors of a download are no closed list
         raise AbsentError(f"download failed: {error}") from error
     finally:
         socket.setdefaulttimeout(before)
@@ -106,7 +109,11 @@ def _from_mirror(scratch: Path) -> None:
 
 
 def _check_download(path: Path, sha256: str) -> None:
-    """Refuse what came over the network before anything looks into it."""
+    """Check a download before it is opened.
+
+    Raises:
+        DataError: Its SHA-256 is another.
+    """
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != sha256:
@@ -114,7 +121,7 @@ def _check_download(path: Path, sha256: str) -> None:
 
 
 def _answers(url: str) -> bool:
-    """Whether a server answers in time; in a thread, as a look-up of its name may hang longer."""
+    """Whether a server answers in time. The thread is for a look-up of its name that hangs."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -129,18 +136,18 @@ def _answers(url: str) -> bool:
 
 
 def _from_archive(scratch: Path) -> None:
-    """Download and unpack Debian's package with private apt folders, as any user may."""
+    """Download and unpack Debian's package, with apt folders of our own that need no root."""
     (scratch / "lists" / "partial").mkdir(parents=True)
     apt = [
         "apt-get",
         f"-oDir::State::Lists={scratch}/lists",
         f"-oDir::Cache={scratch}/cache",
-        "-oAPT::Sandbox::User=root",  # else root's apt drops to a user who may not write here
+        "-oAPT::Sandbox::User=root",  # root's apt would switch to one who cannot write here
         "-oAcquire::Languages=none",
         "-oAcquire::Retries=1",
-        f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # and so of https
+        f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # https takes the same value
     ]
-    updated = _run([*apt, "update"], scratch)  # one dead repository of several does not matter
+    updated = _run([*apt, "update"], scratch)  # may fail for one of several repositories
     downloaded = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
     package = next(scratch.glob("*.deb"), None)
     if package is None:
@@ -159,14 +166,14 @@ def _from_archive(scratch: Path) -> None:
 
 
 class _Ended(NamedTuple):
-    """How a command ended, and the first line of its complaint; warnings are such, too."""
+    """Whether a command succeeded, and the first line of its stderr, which may be a warning."""
 
     well: bool
     complaint: str
 
 
 def _run(command: list[str], folder: Path, output: Path | None = None) -> _Ended:
-    """Run a command in a folder."""
+    """Run a command in a folder, with its standard output in a file or nowhere."""
     try:
         with (output or Path(os.devnull)).open("wb") as stdout:
             result = subprocess.run(

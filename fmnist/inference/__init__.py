@@ -1,1 +1,1 @@
-"""What trained networks say of images, and how pictures become images."""
+"""Reads pictures as 28x28 images, and predicts their classes with the models of a run."""

@@ -1,7 +1,7 @@
-"""From an image file to what the network sees: 28x28 grey pixels, a light object on dark.
+"""Reads an image file as the network's input: 28x28 grey pixels, a light object on dark.
 
-The data set was made of product photos in this way: cut to the object, scaled so that the longer
-edge has 28 pixels, extended to a square, negated, made grey. The same is done here.
+The authors of the data set cut a product photo to its object, scaled the longer edge to 28 pixels,
+extended it to a square, negated it and made it grey. The same is done here.
 
 Source: Xiao, Rasul and Vollgraf, Fashion-MNIST (2017), section 2.
 """
@@ -22,35 +22,35 @@ from fmnist.utils.errors import UserError
 
 IMAGE_SIZE = 28
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
-"""Pillow knows many more; each is a parser of its own to trust with a stranger's file."""
+"""Pillow has many more formats, but each is a parser that would read files of unknown origin."""
 
 MAX_BYTES = 100_000_000
 MAX_PIXELS = 64_000_000
-"""More than a telephone's camera has, and less than a gigabyte of memory while it is read."""
+"""More than a telephone's camera takes; decoding so many needs less than a gigabyte."""
 
 MAX_SIDE = 65_535
-"""That of JPEG and GIF; scaling a thread of millions of pixels would take gigabytes."""
+"""The limit of JPEG and GIF; scaling a line of millions of pixels would take gigabytes."""
 
 MAX_READS = 1_000_000
-"""A file of millions of tiny pieces, each of which Pillow reads by itself, would take minutes."""
+"""Pillow reads each chunk by itself, and a file of millions of tiny chunks would take minutes."""
 
 MAX_SCANS = 30
-"""Each scan of a progressive JPEG passes over all pixels; the usual are ten."""
+"""Each scan of a progressive JPEG passes over all pixels; most files have ten."""
 
 _LIGHT = 127  # a pixel above this is light
 _LIGHT_SHARE = 0.6  # in no image of the data set are so many pixels of the border light
-_TOLERANCE = 13  # so near to the background, a pixel belongs to it: 5 %, as the data set's makers
+_TOLERANCE = 13  # grey values from the background, 5 %, as the authors of the data set
 _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 
 Invert = Literal["yes", "no", "auto"]
 
 
 class PictureError(UserError):
-    """A file that is no picture, or too large or too damaged to be read; one line."""
+    """The file is no picture, is too large, or is too damaged to be read."""
 
 
 class Picture(NamedTuple):
-    """What the network sees of a picture, and whether it was inverted for that."""
+    """The network's input for a picture, and whether the picture was inverted."""
 
     pixels: UInt8[np.ndarray, "28 28"]
     inverted: bool
@@ -59,14 +59,17 @@ class Picture(NamedTuple):
 def read(path: Path, invert: Invert = "auto") -> Picture:
     """Read a picture of any size, mode and transparency; of several frames, the first.
 
-    A grey picture of 28x28 light on dark, as those of the data set, comes through bit for bit.
+    A grey picture of 28x28 pixels, light on dark as in the data set, is returned bit for bit.
 
     Args:
         path: a file in one of :data:`FORMATS`, whatever its name.
-        invert: ``"auto"`` inverts what has a light border.
+        invert: whether to negate the pixels; ``"auto"`` does so when the border is light.
+
+    Returns:
+        The pixels, uint8 ``[28, 28]``, and whether they were negated.
 
     Raises:
-        PictureError: when it cannot be read; its text begins with the path.
+        PictureError: The file cannot be read as a picture; the text begins with the path.
     """
     try:
         grey = _decoded(_content(path))
@@ -79,7 +82,7 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a regular file: a pipe could keep us waiting, a device never end."""
+    """The bytes of a regular file. A pipe might never have an end, and a device has none."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -99,12 +102,12 @@ def _content(path: Path) -> bytes:
 
 
 def _decoded(content: bytes) -> Image.Image:
-    """The picture upright, grey (mode L) and without transparency."""
+    """Decode the picture: upright, grey (mode L), without transparency."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about metadata that is damaged
+            warnings.simplefilter("ignore")  # Pillow warns of damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Pillow reads the header here; pixels are decoded in load().
+            # This reads the header; load() decodes the pixels.
             with Image.open(_Bytes(content), formats=FORMATS) as image:
                 _check_cost(image, content)
                 image.load()
@@ -117,13 +120,13 @@ def _decoded(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise PictureError(f"is not a picture that can be read ({formats})") from error
-    except Exception as error:  # what Pillow raises for damaged files is no closed list
+    except Exception as error:  # Pillow's errors for damaged files are no closed list
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise PictureError(f"is damaged or cut short ({reason})") from error
 
 
 class _Bytes(io.BytesIO):
-    """The bytes of a file, to be read in a limited number of pieces."""
+    """The bytes of a file, with a limit on the number of reads."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
@@ -137,9 +140,13 @@ class _Bytes(io.BytesIO):
 
 
 def _check_cost(image: Image.Image, content: bytes) -> None:
-    """Refuse, before they are decoded, pixels that would take too much time or memory."""
+    """Check the header before pixels are decoded.
+
+    Raises:
+        PictureError: Decoding would take too much time or memory.
+    """
     pixels = image.width * image.height
-    # Of WebP, Pillow holds several copies while it decodes.
+    # Pillow holds several copies of a WebP picture while it decodes.
     most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
     if pixels > most:
         raise _too_large(most)
@@ -154,8 +161,8 @@ def _too_large(most: int) -> PictureError:
 
 
 def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Its luma, and its opacity where it may have less than all; grey stays what it is."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion cuts off at 255
+    """The luma, and the opacity when the picture has transparency; a grey picture is unchanged."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
         deep = np.asarray(image).clip(0, 65535)
         grey = Image.fromarray(_EIGHT_BITS[deep])
         clear = image.info.get("transparency")
@@ -169,10 +176,10 @@ def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
 
 
 def _on_ground(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
-    """A picture with transparency on the ground that it was most plausibly made for.
+    """Put a picture with transparency on the background that it was most plausibly made for.
 
-    Where most of the border can be seen, that goes on behind the picture. Else the object was
-    cut out: a light one shows on black, a dark one on white.
+    Where most of the border is visible, its median colour is the background. Otherwise the object
+    was cut out: a light one gets a black background, a dark one a white one.
     """
     if alpha is None:
         return grey
@@ -192,7 +199,7 @@ def _on_ground(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held, by EXIF; 1, upright, when that cannot be read."""
+    """The orientation in the EXIF data; 1, which is upright, when it cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged metadata is no reason to refuse a picture
@@ -201,16 +208,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(grey: Image.Image, orientation: int) -> Image.Image:
-    """The picture turned and mirrored as EXIF says."""
-    grey.info = {}  # other metadata, perhaps damaged, would be written anew by exif_transpose
+    """Turn and mirror the picture by its EXIF orientation."""
+    grey.info = {}  # exif_transpose writes metadata again, and may fail on damaged metadata
     grey.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(grey)
 
 
 def _fitted(grey: Image.Image) -> tuple[Image.Image, bool]:
-    """The picture as 28x28, its longer edge filled with the object; and is its ground light?
+    """Fit the object to 28x28 pixels by its longer edge; and whether the background is light.
 
-    One that is 28x28 stays as it is.
+    A picture of 28x28 pixels is returned as it is.
     """
     few = grey.resize(
         (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
@@ -227,12 +234,12 @@ def _fitted(grey: Image.Image) -> tuple[Image.Image, bool]:
     width, height = (max(1, round(length * scale)) for length in grey.size)
     object_ = grey.resize((width, height), Image.Resampling.LANCZOS)
     fitted = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), ground)
-    # In the middle; of an odd margin, the data set has the larger half on the left and on top.
+    # Centred; an odd margin has its larger half left and on top, as in the data set.
     fitted.paste(object_, ((IMAGE_SIZE - width + 1) // 2, (IMAGE_SIZE - height + 1) // 2))
     return fitted, is_light
 
 
 def _border(grey: Image.Image) -> UInt8[np.ndarray, " pixels"]:
-    """The outermost pixels, each side in turn."""
+    """The outermost pixels: top, bottom, left, right."""
     a = np.asarray(grey)
     return np.concatenate([a[0], a[-1], a[1:-1, 0], a[1:-1, -1]])

@@ -1,4 +1,4 @@
-"""The trained networks that a run left: which there are, and what they say of images."""
+"""Finds the trained models of a run, and predicts with them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ from fmnist.utils.errors import UserError
 
 BATCH = 1000
 MAX_ABOUT, MAX_TABLE = 1_000_000, 64_000_000
-"""How many bytes are read of config.json and of results.csv; the largest study needs fewer."""
+"""Bytes of config.json and of results.csv, at most; the largest study needs fewer."""
 
 
 class TrainedModel(NamedTuple):
-    """A trained network: the model it is, and where its parameters lie."""
+    """A trained model of a run.
+
+    Attributes:
+        number: the trial's number.
+        label: the name of its configuration.
+        model: the shape of the network.
+        path: the file of its parameters.
+    """
 
     number: int
     label: str
@@ -39,7 +46,7 @@ def best_model(run: Path) -> TrainedModel:
     """The winner of a run, as its ``best/config.json`` describes it.
 
     Raises:
-        UserError: when the folder holds no finished run, or a damaged one.
+        UserError: The folder holds no finished run, or the description is damaged.
     """
     path = run / "best" / "config.json"
     try:
@@ -58,7 +65,8 @@ def complete_models(run: Path) -> list[TrainedModel]:
     """Every complete trial of a run, by number.
 
     Raises:
-        UserError: when the folder holds no finished run or no complete trial, or a damaged one.
+        UserError: The folder holds no finished run, no trial is complete, or results.csv is
+            damaged.
     """
     path = run / "results.csv"
     rows = csv.DictReader(io.StringIO(_text(path, run, MAX_TABLE)))
@@ -86,15 +94,22 @@ def complete_models(run: Path) -> list[TrainedModel]:
 def probabilities(
     trials: Iterable[TrainedModel], images: UInt8[Tensor, "examples 1 28 28"]
 ) -> Float[Tensor, "examples 10"]:
-    """The probability of each class in float64, as a mean over the trials.
+    """The probability of each class, as a mean over the trials.
+
+    Args:
+        trials: the models to average; at least one.
+        images: grey values 0-255.
+
+    Returns:
+        float64 ``[examples, 10]``.
 
     Raises:
-        UserError: when a trial's parameters cannot be used.
+        UserError: A trial's parameters cannot be read, do not fit its model, or give NaN.
     """
     each = []
     for trial in trials:
         params, state = load(trial)
-        # A few pictures are not worth half a minute of compiling kernels.
+        # Compiling the kernels takes half a minute, too long for a few pictures.
         apply = cnn.build(trial.model, "grouped").apply
         with torch.no_grad():
             logits = [
@@ -108,13 +123,13 @@ def probabilities(
 
 
 def load(trial: TrainedModel) -> tuple[Params, State]:
-    """The parameters and running statistics of a trial.
+    """Read the parameters and running statistics of a trial.
 
     Raises:
-        UserError: when they cannot be read, or are not of the model that the trial is.
+        UserError: The file cannot be read, or its tensors do not fit the trial's model.
     """
     params, state = models.load_model(trial.path)
-    with torch.device("meta"):  # shapes alone: the settings may claim a network of gigabytes
+    with torch.device("meta"):  # no memory: the settings may describe a network of gigabytes
         wanted = _leaves(*cnn.init(0, trial.model))
     there = _leaves(params, state)
     wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
@@ -130,7 +145,7 @@ def load(trial: TrainedModel) -> tuple[Params, State]:
 
 
 def _leaves(*trees: models.Trees) -> dict[str, str]:
-    """The type and shape of every leaf, by its name in the file."""
+    """Name in the file -> dtype and shape, of every leaf."""
     return {
         f"{layer}.{name}": f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
         for tree in trees
@@ -140,7 +155,11 @@ def _leaves(*trees: models.Trees) -> dict[str, str]:
 
 
 def _model(about: Mapping[str, object], source: Path) -> ModelConfig:
-    """The model's settings in a description of a trial; one that is missing has its default."""
+    """The model's settings in a description of a trial, with defaults for missing ones.
+
+    Raises:
+        ConfigError: A setting is unknown or invalid.
+    """
     names = [key for key, setting in SETTINGS.items() if setting.table == "model"]
     raw = about.get("model")
     try:
@@ -156,7 +175,12 @@ def _model(about: Mapping[str, object], source: Path) -> ModelConfig:
 
 
 def _text(path: Path, run: Path, limit: int) -> str:
-    """A text file of the run, which has at most so many bytes."""
+    """Read a text file of the run.
+
+    Raises:
+        UserError: The file is missing, has more than ``limit`` bytes, is not UTF-8, or cannot
+            be read.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)

@@ -1,4 +1,4 @@
-"""The command line ``python -m fmnist.predict``: which class is in a picture?"""
+"""The command line ``python -m fmnist.predict``: predicts the classes of pictures."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ why. The other files are predicted all the same.
 
 
 class Item(NamedTuple):
-    """Something to predict.
+    """An image to predict.
 
     Attributes:
-        name: as the table shows it.
-        about: what is known of it, for programs; of a test image its label, too.
-        pixels: what the network sees.
+        name: its name in the table.
+        about: its entries in the JSON document; a test image has its label among them.
+        pixels: grey values 0-255, a light object on dark.
     """
 
     name: str
@@ -51,16 +51,32 @@ class Item(NamedTuple):
 
 
 class Failures(list[dict[str, str]]):
-    """What could not be used, for programs; people hear of it at once, on stderr."""
+    """The inputs that cannot be used, as the JSON document lists them."""
 
     def add(self, kind: str, what: str, reason: str) -> None:
-        """Note a failure and print its line."""
+        """Add a failure and print its line on stderr.
+
+        Args:
+            kind: ``"image"`` or ``"test"``.
+            what: the argument.
+            reason: a line that names the argument and says what is wrong with it.
+        """
         print(f"error: {reason}", file=sys.stderr, flush=True)
         self.append({kind: what, "error": reason})
 
 
 def main(argv: Sequence[str]) -> int:
-    """Predict the classes of pictures; 0 when all is well, 2 when one could not be used."""
+    """Predict the classes of pictures and print them.
+
+    Args:
+        argv: the arguments of the command line.
+
+    Returns:
+        The exit status: 0, or 2 when an input cannot be used.
+
+    Raises:
+        UserError: No input is named, or the run has no model that can be used.
+    """
     args = _parser().parse_intermixed_args(argv)
     run, files = split_paths(args.paths)
     numbers = [word.strip() for text in args.test for word in text.split(",")]
@@ -96,7 +112,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def split_paths(paths: Sequence[str]) -> tuple[Path, list[Path]]:
-    """The run and the images: the first path is the run when it is a folder."""
+    """Split the arguments into the run's folder and the image files.
+
+    The first path is the run when it is a folder; otherwise the run is :data:`DEFAULT_RUN`.
+    """
     found = [Path(path) for path in paths]
     if found and _is_folder(found[0]):
         return found[0], found[1:]
@@ -106,12 +125,12 @@ def split_paths(paths: Sequence[str]) -> tuple[Path, list[Path]]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name that is too long, or a way there that is barred
+    except OSError:  # such as a name that is too long, or a folder that may not be read
         return False
 
 
 def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iterable[Item]:
-    """The pictures that can be read; the others are failures."""
+    """Read the pictures; one that cannot be read is added to the failures."""
     import torch
 
     from fmnist.inference import pictures
@@ -127,7 +146,7 @@ def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iter
 
 
 def _test_images(words: Sequence[str], folder: str | None, failures: Failures) -> Iterable[Item]:
-    """The test set's images of these numbers; what is no such number is a failure."""
+    """Find these images of the test set; a word that is no valid number is a failure."""
     from fmnist.data import fashion_mnist
 
     if not words:
@@ -148,12 +167,12 @@ def _test_images(words: Sequence[str], folder: str | None, failures: Failures) -
 
 
 def _likeliest(row: Sequence[float]) -> list[int]:
-    """The labels, the likeliest first; of equals, the lower."""
+    """The :data:`LIKELIEST` labels, the likeliest first; of equals, the lower."""
     return sorted(range(len(row)), key=lambda label: -row[label])[:LIKELIEST]
 
 
 def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
-    """A prediction in the JSON document."""
+    """The entry of a prediction in the JSON document."""
     from fmnist.data.fashion_mnist import CLASS_NAMES
 
     record = dict(item.about)
@@ -168,7 +187,7 @@ def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
 
 
 def _table(items: Sequence[Item], found: Sequence[Sequence[float]]) -> list[str]:
-    """A line an item: its name, the likeliest classes, a remark."""
+    """A line for each item: its name, the likeliest classes, a remark."""
     from fmnist.data.fashion_mnist import CLASS_NAMES
 
     widest = max(map(len, CLASS_NAMES))
@@ -186,7 +205,7 @@ def _table(items: Sequence[Item], found: Sequence[Sequence[float]]) -> list[str]
 
 
 def _line(text: str) -> str:
-    """On one line, whatever is in the name of a file or in a message."""
+    """The text on one line, without control characters, cut to 500."""
     from fmnist.config.settings import clipped
 
     return clipped(text, 500)

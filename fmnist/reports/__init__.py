@@ -1,1 +1,1 @@
-"""What people see of a study: terminal, TensorBoard, optuna-dashboard, pages and figures."""
+"""The views of a study: terminal, TensorBoard, optuna-dashboard, report pages and figures."""

@@ -1,4 +1,4 @@
-"""The paper the figures are drawn on: style, titles, pictures of images, compact PNG files."""
+"""Shared by the figures: style, titles, montages of images, compact PNG files."""
 
 from __future__ import annotations
 
@@ -45,20 +45,24 @@ _STYLE = {
 
 @contextmanager
 def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> Iterator[Figure]:
-    """A titled figure of ``size`` inches, written to ``path`` when the block ends well.
+    """Yield a figure with a title, and write it to ``path`` when the block succeeds.
 
-    The note stands under the title in a warning's colour. The file appears whole or not at all.
+    Args:
+        path: the PNG file, written atomically.
+        size: width and height in inches.
+        title: the title; cut where it is longer than the figure is wide.
+        note: a warning under the title.
     """
     style: Any = {**sns.axes_style("whitegrid"), **_STYLE}
     with mpl.rc_context(style), warnings.catch_warnings():
-        # Names may be in a script that the font lacks: boxes are drawn, and that is that.
+        # Names may be in a script that the font lacks; boxes are drawn for its letters.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
         figure = Figure(figsize=size, dpi=DPI, layout=layout)
         FigureCanvasAgg(figure)
         width, height = size
         letters = int(width * 11)
-        # The empty second line of the title keeps the place in which the note is written.
+        # The empty second line of the title reserves the space of the note.
         heading = short(title, letters) + ("\n" if note else "")
         figure.suptitle(heading, x=0.1 / width, ha="left", weight="bold", size=12)
         if note:
@@ -68,7 +72,7 @@ def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> 
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
     with Image.open(drawn) as picture, replacing(Path(path)) as scratch:
-        # 256 colours are plenty for a diagram and make a third of the file.
+        # 256 colours suffice for a diagram and make the file a third of the size.
         small = picture.convert("RGB").quantize(
             256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
         )
@@ -76,7 +80,7 @@ def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> 
 
 
 def show(axes: Axes, picture: NDArray[np.float64]) -> None:
-    """Draw a grey picture, ink on paper, without a frame."""
+    """Draw grey values ``[height, width]``, 0 white and 255 black, without a frame."""
     axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
 
@@ -87,11 +91,16 @@ def montage(
     places: int,
     vertical: bool = False,
 ) -> NDArray[np.float64]:
-    """The chosen images side by side (or on top of each other), with gaps, in ``places`` places.
+    """Put images side by side, or on top of each other, with gaps.
 
     Args:
         images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
-        chosen: which of them; places beyond these stay blank.
+        chosen: the indices of the images to show.
+        places: how many images there is space for; unused places stay blank.
+        vertical: whether the images are on top of each other.
+
+    Returns:
+        Grey values ``[height, width]``.
     """
     pixels = np.asarray(images[chosen])
     height, width = pixels.shape[-2:]

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the counts behind figures and report."""
+"""Confusion matrices: how often each class is predicted as each other."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def confusion_matrix(labels: Any, predictions: Any, classes: int = 10) -> NDArra
 
     Returns:
         ``int64 [classes, classes]``.
+
+    Raises:
+        ValueError: The two differ in length, or hold a class outside ``[0, classes)``.
     """
     true, predicted = integers(labels), integers(predictions)
     if true.shape != predicted.shape:
@@ -30,9 +33,14 @@ def confusion_matrix(labels: Any, predictions: Any, classes: int = 10) -> NDArra
 
 
 def most_confused(matrix: NDArray[np.int64], n: int) -> list[tuple[int, int, int]]:
-    """The ``n`` most frequent mistakes as ``(true, predicted, count)``, the worst first.
+    """The most frequent mistakes, the most frequent first; of equals, the lower classes.
 
-    Pairs that never occur are left out; of equals, the lower classes come first.
+    Args:
+        matrix: counts ``[true class, predicted class]``.
+        n: how many mistakes to return; fewer when fewer pairs occur.
+
+    Returns:
+        ``(true class, predicted class, count)`` of each.
     """
     wrong = [
         (int(true), int(predicted), int(matrix[true, predicted]))
@@ -43,5 +51,5 @@ def most_confused(matrix: NDArray[np.int64], n: int) -> list[tuple[int, int, int
 
 
 def integers(values: Any) -> NDArray[np.int64]:
-    """Labels or predictions as a flat int64 array."""
+    """Convert labels or predictions to a flat int64 array."""
     return np.asarray(values).astype(np.int64).ravel()

@@ -38,7 +38,10 @@ def samples(images: Any, labels: Any, classes: Sequence[str], path: Path, each: 
         labels: integers ``[N]``.
         classes: the names, in the order of the labels.
         path: the PNG file to write.
-        each: how many of each class; where there are fewer, the rest stays blank.
+        each: how many of each class; places of missing images stay blank.
+
+    Returns:
+        The path of the file.
     """
     true = integers(labels)
     size = (1.1 * len(classes), 0.7 + 1.08 * each)
@@ -52,12 +55,21 @@ def samples(images: Any, labels: Any, classes: Sequence[str], path: Path, each: 
 
 
 def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Path:
-    """Draw loss and accuracy of every trial: training dashed, held-out data solid."""
+    """Draw loss and accuracy of every trial: training dashed, held-out data solid.
+
+    Args:
+        results: the results of the trials.
+        study: the study.
+        path: the PNG file to write.
+
+    Returns:
+        The path of the file.
+    """
     few = len(results) <= NAMED_TRIALS
     plural = "" if len(results) == 1 else "s"
     title = f"{study.name}: learning curves of {len(results)} trial{plural}"
     best = winner(results, study.metric)
-    # Trial numbers are in the order of Optuna's asking; a legend is read in the grid's.
+    # Optuna asks for trials in a random order; the legend is in the order of the grid.
     grid = {key: list(values) for key, values in study.grid.items()}
     results = sorted(results, key=lambda r: [grid[key].index(r.point[key]) for key in grid])
     with sheet(path, (11, 5), title, words.protocol_note(study)) as figure:
@@ -94,12 +106,20 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
 
 
 def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Path:
-    """Draw the grid over its first two real axes, coloured by the metric that selects.
+    """Draw the grid over its first two axes of several values, coloured by the selecting metric.
 
-    Axes with one value are left out; over further axes the mean is shown, and the title says so.
+    A cell is the mean over any further axes, and the title says so.
+
+    Args:
+        results: the results of the trials.
+        study: the study.
+        path: the PNG file to write.
+
+    Returns:
+        The path of the file.
     """
     used = [key for key, values in study.grid.items() if len(values) > 1]
-    # One axis lies along the row; of two, the longer one does, as screens are wide.
+    # The longer axis is horizontal, as screens are wide.
     front = sorted(used[:2], key=lambda key: len(study.grid[key]))
     row_key, column_key = ([None, None, *front])[-2:]
     rows = list(study.grid[row_key]) if row_key else [None]
@@ -150,14 +170,17 @@ def confusion(
         matrix: rows are true classes, columns predicted ones.
         classes: their names.
         path: the PNG file to write.
-        title: what was predicted by what.
-        study: whose protocol is named when it saw the test set.
+        title: the title.
+        study: the study; a note says so when it selects on the test set.
+
+    Returns:
+        The path of the file.
     """
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = [short(name, 14) for name in classes]
     with sheet(path, (9, 8.4), title, words.protocol_note(study)) as figure:
         axes = figure.subplots()
-        # Mistakes are a few percent: a power scale tells them from none at all.
+        # Mistakes are a few percent: a power scale makes them differ from zero.
         sns.heatmap(share, ax=axes, cmap="Blues", norm=PowerNorm(0.45, vmin=0, vmax=1), cbar=False,
                     square=True, linewidths=1, linecolor="white", xticklabels=names,
                     yticklabels=names)  # fmt: skip
@@ -188,7 +211,21 @@ def confused_pairs(
     pairs: int = 5,
     examples: int = 10,
 ) -> Path:
-    """Draw the ``pairs`` most frequent mistakes, a row each, with their first examples."""
+    """Draw the most frequent mistakes, a row for each, with their first examples.
+
+    Args:
+        images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
+        labels: true classes, integers ``[N]``.
+        predictions: predicted classes, integers ``[N]``.
+        classes: the names, in the order of the labels.
+        path: the PNG file to write.
+        study: the study; a note says so when it selects on the test set.
+        pairs: how many mistakes to show, at most.
+        examples: how many images of each, at most.
+
+    Returns:
+        The path of the file.
+    """
     true, predicted = integers(labels), integers(predictions)
     matrix = confusion_matrix(true, predicted, len(classes))
     worst = most_confused(matrix, pairs)
@@ -222,7 +259,7 @@ def _axis_value(value: Value | None) -> str:
 
 
 def _colour_grid(axes: Axes, values: NDArray[np.float64], study: StudyConfig) -> None:
-    """The coloured cells; the better, the darker. Cells without a value stay blank."""
+    """Draw the cells, the better ones darker. A cell without a value stays blank."""
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     if low == high:
@@ -236,7 +273,7 @@ def _colour_grid(axes: Axes, values: NDArray[np.float64], study: StudyConfig) ->
 def _write_cell(
     axes: Axes, place: tuple[int, int], value: float, trials: Sequence[TrialResult], large: bool
 ) -> None:
-    """The value as text, with what failed; a hatched cell where there is no value."""
+    """Write a cell's value and number of failed trials; without a value the cell is hatched."""
     row, column = place
     failed = sum(r.state == "FAIL" for r in trials)
     if not math.isfinite(value):
@@ -252,5 +289,5 @@ def _write_cell(
 
 
 def _readable(background: NDArray[np.float64]) -> str:
-    """The colour of text on this RGBA background."""
+    """The colour of text that is readable on this RGBA background."""
     return INK if background[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"

@@ -1,4 +1,4 @@
-"""The lines of the learning curves, for few trials and for many."""
+"""Draws learning curves: a colour for each of a few trials, or grey lines for many."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ THIN = "#5b7083"
 
 
 def hues(results: Sequence[TrialResult]) -> list[tuple[float, float, float]]:
-    """A colour for each trial; up to ten, colour-blind eyes tell them apart, too."""
+    """A colour for each trial; up to ten of them differ for colour-blind readers, too."""
     palette = "colorblind" if len(results) <= 10 else "husl"
     return list(sns.color_palette(palette, max(len(results), 1)))
 
 
 def named_curves(axes: Axes, results: Sequence[TrialResult], kind: str) -> None:
-    """A colour a trial, in the order of the results."""
+    """Draw the curves of few trials, each in its colour.
+
+    Args:
+        axes: where to draw.
+        results: the trials.
+        kind: ``"loss"`` or ``"accuracy"``.
+    """
     for result, hue in zip(results, hues(results), strict=False):
         for split, style, marker in (("validation", "-", "o"), ("train", DASHED, "X")):
             epochs, values = _series(result, f"{split}_{kind}").T
@@ -38,16 +44,23 @@ def named_curves(axes: Axes, results: Sequence[TrialResult], kind: str) -> None:
 
 
 def marked(results: Sequence[TrialResult]) -> bool:
-    """Few epochs make short lines, and one makes none: markers show them."""
+    """Whether epochs need markers: few of them make a short line, and one makes none."""
     return all(len(result.history) < 4 for result in results)
 
 
 def thin_curves(
     axes: Axes, results: Sequence[TrialResult], best: TrialResult | None, kind: str
 ) -> None:
-    """Held-out data of all trials in grey, and the best trial on top."""
+    """Draw the held-out metric of all trials in grey, and the best trial on top.
+
+    Args:
+        axes: where to draw.
+        results: the trials.
+        best: the trial on top; None for none.
+        kind: ``"loss"`` or ``"accuracy"``.
+    """
     lines = [_series(r, f"validation_{kind}") for r in results if r is not best and r.history]
-    # Fainter when there are more, so that it shows where most of them run.
+    # Fainter when there are more, so that the densest region stands out.
     alpha = float(np.clip(25 / max(len(lines), 1), 0.08, 0.6))
     axes.add_collection(LineCollection(lines, colors=THIN, linewidths=0.8, alpha=alpha))
     axes.autoscale_view()
@@ -58,7 +71,13 @@ def thin_curves(
 
 
 def frame(axes: Axes, results: Sequence[TrialResult], kind: str) -> None:
-    """Frame the trials that went well: one that diverges would flatten all the others."""
+    """Set the y axis to the range of the complete trials, so that one that diverges is cut off.
+
+    Args:
+        axes: the axes to set.
+        results: the trials.
+        kind: ``"loss"`` or ``"accuracy"``.
+    """
     shown = [r for r in results if r.state == "COMPLETE"] or results
     fields = (f"train_{kind}", f"validation_{kind}")
     values = np.array([v for r in shown for f in fields for v in _series(r, f)[:, 1]])
@@ -75,7 +94,7 @@ def frame(axes: Axes, results: Sequence[TrialResult], kind: str) -> None:
 
 
 def _series(result: TrialResult, field: str) -> NDArray[np.float64]:
-    """One metric over the epochs, ``[epochs, 2]``: epoch and value; not finite is a gap."""
+    """A metric of each epoch, float64 ``[epochs, 2]``: epoch and value, NaN where not finite."""
     values = np.array([getattr(metrics, field) for metrics in result.history], dtype=float)
     values[~np.isfinite(values)] = math.nan
     return np.column_stack([np.arange(1, len(values) + 1), values])

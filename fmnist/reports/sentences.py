@@ -1,4 +1,4 @@
-"""What a study found, in sentences that are computed from its numbers."""
+"""Sentences about a study, computed from its numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
-    """Which configuration won, by what, and what it does on the test set."""
+    """Say which trial won, by which metric, and how it does on the test set."""
     if winner is None:
         return "No trial was completed, so there is no winner."
     text = (
@@ -33,7 +33,7 @@ def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
 
 
 def protocol_sentences(study: StudyConfig) -> str:
-    """Which images did what."""
+    """Say which images were trained on, which selected the winner, and which were reported."""
     epochs = f"{study.epochs} epoch" + ("s" if study.epochs != 1 else "")
     if study.validation_is_test:
         return (
@@ -51,7 +51,12 @@ def protocol_sentences(study: StudyConfig) -> str:
 
 
 def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Which classes the winner takes for which, computed from its confusion matrix."""
+    """Say which classes the winner confuses.
+
+    Args:
+        matrix: its confusion matrix on the test set, counts ``[true class, predicted class]``.
+        classes: the names of the classes.
+    """
     total, wrong = int(matrix.sum()), int(matrix.sum() - np.trace(matrix))
     if not wrong:
         return f"The winner is right on all {total:,} test images."

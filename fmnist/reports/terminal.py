@@ -1,4 +1,4 @@
-"""What a study says while it runs: a live display, plain lines in a log, or nothing."""
+"""Shows the progress of a study: a live display, plain lines in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 12
 SPARK = 12
-"""Characters of a lane's little curve, at most."""
+"""Characters of a lane's sparkline, at most."""
 
 NARROW = 72
-"""Columns of a terminal below which there is no room for it."""
+"""A terminal of fewer columns shows no sparklines."""
 
 OTHER_LINES = 7
-"""Lines of the live display that are no lane's: headings, bar, "more", and room to breathe."""
+"""Lines of the live display that show no lane: headings, bar, "more" and margins."""
 
 
 class Progress:
-    """Is told what happens. This one says nothing; the others say it in their way."""
+    """Receives the events of a run. This class shows nothing; its subclasses show them."""
 
     _variant = ""
 
@@ -78,25 +78,29 @@ class Progress:
         """A group starts to train.
 
         Args:
-            index: which one, from 0.
+            index: the number of the group, from 0.
             total: how many groups there are.
             labels: trial number -> name of its configuration.
-            epochs: how long they train.
-            images_per_epoch: training images of all its lanes together.
-            total_trial_epochs_left: of this and the later groups, an epoch of one trial being one.
+            epochs: how many epochs each trial trains.
+            images_per_epoch: training images in an epoch of all its lanes together.
+            total_trial_epochs_left: the epochs that this and the later groups have to train,
+                summed over their trials.
         """
 
     def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
-        """The group has trained ``epoch`` (the first is 1), ``seconds`` after it began.
+        """The group has trained an epoch.
 
-        A lane without metrics has failed.
+        Args:
+            epoch: its number, from 1.
+            metrics: trial number -> metrics; a trial without them has failed.
+            seconds: the time since the group began.
         """
 
     def trial(self, result: TrialResult) -> None:
         """A trial has ended."""
 
     def message(self, text: str) -> None:
-        """Say a line that does not fit anywhere else."""
+        """Show a line of text."""
 
     def __enter__(self) -> Self:
         return self
@@ -107,23 +111,28 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
 
 def make_progress(quiet: bool, console: Console | None = None) -> Progress:
-    """The form that suits: live on a terminal, lines elsewhere, silence if ``quiet``."""
+    """Choose how to show progress: live on a terminal, as lines elsewhere.
+
+    Args:
+        quiet: whether to show nothing.
+        console: where to show it; standard output by default.
+    """
     if quiet:
         return Progress()
     if console is None:
         console = Console()
-        # FORCE_COLOR makes rich call a log file a terminal; redrawing lines has no place there.
+        # With FORCE_COLOR rich takes a log file for a terminal, but lines cannot be redrawn in it.
         if not sys.stdout.isatty():
             return PlainProgress(console)
     return LiveProgress(console) if console.is_interactive else PlainProgress(console)
 
 
 class _Live(Progress):
-    """Keeps the numbers that both visible forms show."""
+    """Computes the numbers that both visible forms show."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -146,11 +155,11 @@ class _Live(Progress):
         images_per_epoch: int,
         total_trial_epochs_left: int,
     ) -> None:
-        # What the last group took helps to judge the groups that are not yet begun.
+        # The time of earlier groups helps to estimate that of later ones.
         self._past_seconds += self._seconds
         self._past_epochs += self._seen * len(self.labels)
         self.place = f"group {index + 1}/{total}"
-        # The display draws in a thread of its own: it is given new mappings, not changing ones.
+        # The display is drawn in another thread, so mappings are replaced and never changed.
         self.labels = {number: one_line(text) for number, text in labels.items()}
         self.accuracy, self.curves = {}, {}
         self.epochs, self.done, self.rate = epochs, 0, 0.0
@@ -176,14 +185,14 @@ class _Live(Progress):
         self.fraction = 1 - todo / max(self._all, 1)
 
     def pace(self) -> str:
-        """How fast it goes and how long it will take."""
+        """The speed and the time left."""
         if not self.rate:
             return ""
         return f"{self.rate:,.0f} images/s, {duration(self.left)} left"
 
 
 class PlainProgress(_Live):
-    """A line an event, each flushed at once: for log files and pipes."""
+    """Prints a line for each event and flushes it, for log files and pipes."""
 
     def group(
         self,
@@ -194,13 +203,13 @@ class PlainProgress(_Live):
         images_per_epoch: int,
         total_trial_epochs_left: int,
     ) -> None:
-        """Say how many trials begin."""
+        """Print how many trials begin."""
         super().group(index, total, labels, epochs, images_per_epoch, total_trial_epochs_left)
         trials = f"{len(labels)} trials" if len(labels) != 1 else "1 trial"
         self.message(f"{self.place}: {trials}, {epochs} epochs")
 
     def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
-        """Say how good the lanes are and how fast it goes."""
+        """Print the accuracy of the lanes, the speed and the time left."""
         super().epoch(epoch, metrics, seconds)
         words = [f"{self.place} epoch {epoch}/{self.epochs}:"]
         if self.accuracy:
@@ -215,12 +224,12 @@ class PlainProgress(_Live):
         self.message(" ".join([*words, self.pace()]))
 
     def trial(self, result: TrialResult) -> None:
-        """Say how it ended."""
+        """Print how a trial ended."""
         self.message(outcome(result))
 
     def message(self, text: str) -> None:
-        """Say it on one line."""
-        # A name that the log's encoding lacks must not end the study.
+        """Print a text on one line."""
+        # A letter that the encoding of the log lacks must not end the study.
         encoding = self.console.encoding
         line = one_line(text).encode(encoding, "backslashreplace").decode(encoding)
         self.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -228,7 +237,7 @@ class PlainProgress(_Live):
 
 
 class LiveProgress(_Live):
-    """Redraws a few lines on the terminal: where it is, how fast, and every lane."""
+    """Redraws a few lines on the terminal: position, speed, and the lanes."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -255,24 +264,24 @@ class LiveProgress(_Live):
         self._since = time.monotonic()
 
     def trial(self, result: TrialResult) -> None:
-        """Say how it ended, above the display."""
-        # The lines of hundreds would only scroll by; the table at the end has them.
+        """Print how a trial ended, above the display."""
+        # Of a large group only failures are printed; the table at the end has every trial.
         if result.state != "COMPLETE" or len(self.labels) <= MOST_ROWS:
             self.message(outcome(result))
 
     def message(self, text: str) -> None:
-        """Say it above the display."""
+        """Print a text above the display."""
         self.console.print(Text(one_line(text)), soft_wrap=True)
 
     def pace(self) -> str:
-        """As the last epoch left it, less the time that has gone by since."""
+        """The speed at the last epoch, and the time left, less the seconds since that epoch."""
         if not self.rate:
             return "starting"
         left = max(self.left - (time.monotonic() - self._since), 0)
         return f"{self.rate:,.0f} images/s, {duration(left)} left"
 
     def render(self) -> RenderableType:
-        """The display as it is now."""
+        """Make the display of the present state."""
         if not self.labels:
             return Text("starting", style="dim")
         head = Text(f"{self.place}, epoch {self.done}/{self.epochs}, {self.pace()}", style="bold")
@@ -320,14 +329,14 @@ class LiveProgress(_Live):
 
 
 def spark(values: Sequence[float], low: float, high: float) -> str:
-    """A curve as a line of blocks, the lowest for ``low`` and the highest for ``high``."""
+    """Draw a sparkline: the lowest block for ``low`` and the highest for ``high``."""
     blocks = "▁▂▃▄▅▆▇█"
     scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
     return "".join(blocks[round((value - low) * scale)] for value in values)
 
 
 def outcome(result: TrialResult) -> str:
-    """How a trial ended, in a line."""
+    """A line that says how a trial ended."""
     name = f"trial {result.number} {result.label}:"
     if result.state != "COMPLETE":
         return f"{name} failed, {result.reason}"

@@ -1,4 +1,4 @@
-"""The wording that every view shares: names of metrics, numbers, spans of time."""
+"""The wording that every view shares: names of metrics, numbers, durations."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ if TYPE_CHECKING:
     from fmnist.config.study import StudyConfig
 
 TEST_WAS_SEEN = "holdout = 0: the test set was looked at every epoch"
-"""The mark on every table and figure of a study that has no validation set of its own."""
+"""The note on every table and figure of a study without a validation set."""
 
 
 def one_line(text: object) -> str:
-    """The text on one line, without control characters: safe for a terminal and a table."""
+    """Put a text on one line and replace control characters, for a terminal or a table."""
     words = " ".join(str(text).split())
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
 
 
 def protocol_note(study: StudyConfig) -> str:
-    """:data:`TEST_WAS_SEEN` where it applies, else empty."""
+    """:data:`TEST_WAS_SEEN` when the study selects on the test set; otherwise empty."""
     return TEST_WAS_SEEN if study.validation_is_test else ""
 
 
 def held_out(study: StudyConfig) -> str:
-    """What the ``validation_*`` metrics of this study were measured on, as an adjective."""
+    """The split that the ``validation_*`` metrics are of: ``"validation"`` or ``"test"``."""
     return "test" if study.validation_is_test else "validation"
 
 
 def metric_name(study: StudyConfig) -> str:
-    """The metric that selects in words, such as ``"validation accuracy"``."""
+    """The name of the selecting metric, such as ``"validation accuracy"``."""
     return f"{held_out(study)} {study.metric.removeprefix('validation_')}"
 
 
 def score(study: StudyConfig, result: TrialResult) -> float:
-    """The value a trial is judged by: the selecting metric after its last epoch, or NaN."""
+    """The selecting metric of a trial after its last epoch; NaN when the trial failed."""
     return float(getattr(result.last, study.metric)) if result.state == "COMPLETE" else math.nan
 
 
 def decimals(value: float, digits: int = 4) -> str:
-    """A metric to ``digits`` decimals; a dash when there is none."""
+    """Write a metric with ``digits`` decimals; a dash when it is not finite."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def duration(seconds: float) -> str:
-    """A span of time in the two units that matter, such as ``"3 min 20 s"``."""
+    """Write seconds in one or two units, such as ``"3 min 20 s"``; a dash when not finite."""
     if not math.isfinite(seconds):
         return "-"
     if seconds < 9.95:

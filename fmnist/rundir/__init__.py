@@ -1,1 +1,1 @@
-"""A run's folder: whole files, its lock and owner, models, snapshots, and what shows damage."""
+"""A run's folder: atomic files, lock, ownership, models, snapshots, manifest and integrity."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process is killed or the power fails."""
+"""Atomic file writes: after a kill or a power failure a file is whole, or it is the old one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".fmnist-part"
-"""How the names end of what is not in its place yet: like no file of anybody else's."""
+"""The suffix of temporary files and folders; no other program uses it."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well.
+    """Yield a temporary path beside ``path`` and rename it to ``path`` when the block succeeds.
 
-    The bytes are on the disk before the name is, so a reader, or a machine that lost power,
-    finds the old file or the new one. When the block raises, nothing is left behind. The folder is
-    made where needed; the one that it lies in must be there: else a disk that was unmounted
-    would seem to be there still.
+    The bytes are synced to the disk before the rename, so that a reader, or a machine after a
+    power failure, finds the old file or the new one. When the block raises, the temporary file
+    is removed.
+
+    Args:
+        path: the file to replace. Its folder is made where needed, but not the folder above: on
+            a disk that was unmounted the write must fail.
     """
     path.parent.mkdir(exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
@@ -39,13 +42,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(place: Path) -> Iterator[Path]:
-    """A folder in ``place`` that is gone after the block, or with the next :func:`sweep`."""
+    """Yield a temporary folder in ``place``.
+
+    The block's end removes it; after a kill the next :func:`sweep` does.
+    """
     with tempfile.TemporaryDirectory(dir=place, prefix=".", suffix=TEMPORARY) as folder:
         yield Path(folder)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process was about to put in place, in this folder and below."""
+    """Remove the temporary files that killed processes left in this folder and below."""
     for path in list(folder.rglob(f".*{TEMPORARY}")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -54,19 +60,19 @@ def sweep(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file, or leave the one that was there."""
+    """Write a file atomically: when that fails, the old file stays."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or leave the one that was there."""
+    """Write a text file in UTF-8 atomically: when that fails, the old file stays."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:
-    # The only portable way to read it is to set it.
+    # Setting it is the only portable way to read it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""Whether what a study left is as it was: parameters, which only training makes, and the rest."""
+"""Finds files of a run that are missing or damaged, and restores the winner's parameters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ _log = logging.getLogger("fmnist")
 def lost_parameters(
     out: Path, sums: Mapping[int, str], told: Collection[int] = frozenset()
 ) -> set[int]:
-    """The trials whose parameters are missing or damaged; the winner's come back from ``best/``.
+    """Find the trials whose parameter file is missing or damaged, and log a warning for each.
+
+    The winner's file is restored from ``best/`` where that copy is whole.
 
     Args:
         out: the run's folder.
-        sums: the SHA-256 of each trial's file of parameters, by trial number.
-        told: the trials of which the log says so already.
+        sums: the SHA-256 of each trial's parameter file, by trial number.
+        told: the numbers of the trials that have had their warning.
+
+    Returns:
+        The numbers of the trials whose parameters are lost.
     """
     lost = set()
     spare = models.best_path(out)
@@ -42,10 +47,16 @@ def lost_parameters(
 def check_winner(
     out: Path, results: Sequence[TrialResult], metric: str, lost: Collection[int]
 ) -> None:
-    """Refuse to go on with a winner whose parameters are lost.
+    """Check that the winner's parameters are there.
+
+    Args:
+        out: the run's folder.
+        results: the results of the trials that ended.
+        metric: the metric that selects the winner.
+        lost: the numbers of the trials whose parameters are lost.
 
     Raises:
-        UserError: they are.
+        UserError: The winner's parameters are lost.
     """
     best = winner(results, metric)
     if best is not None and best.number in lost:
@@ -56,7 +67,11 @@ def check_winner(
 
 
 def damaged(out: Path) -> list[str] | None:
-    """What else is missing or changed, and can be made anew; None when nothing was noted."""
+    """Find the files other than parameters that are missing or changed; they can be made again.
+
+    Returns:
+        Their names, relative to ``out``; None when there is no readable manifest.
+    """
     parameters = str(models.model_path(out, 0).parent.relative_to(out))
     wrong = manifest.wrong(out)
     return wrong and [name for name in wrong if Path(name).parts[0] != parameters]

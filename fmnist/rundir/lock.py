@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""The lock of a run's folder: one process at a time works in it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ NAME = ".lock"
 
 @contextlib.contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Hold the folder, making it where needed; the system lets go of it when we die.
+    """Hold the lock of a folder during the block.
 
-    The file ``.lock`` is left in it, whoever's it turns out to be.
+    The system releases the lock when the process dies. The file ``.lock`` stays in the folder.
+
+    Args:
+        folder: the run's folder; made where needed.
 
     Raises:
-        UserError: when another process holds it, or it cannot be made or used.
+        UserError: Another process holds the lock, the folder cannot be made or locked, or its name
+            is not UTF-8.
     """
     try:
-        str(folder).encode()  # else neither SQLite nor a report can name it
+        str(folder).encode()  # neither SQLite nor a report could name it
     except UnicodeEncodeError as error:
         raise UserError(f"--out {folder}: its name is not UTF-8") from error
     try:
@@ -37,11 +41,11 @@ def holding(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise UserError(f"--out {folder}: process {holder} is working on it") from error
-        except OSError as error:  # a file system without locks
+        except OSError as error:  # such as a file system without locks
             raise UserError(
                 f"--out {folder}: cannot be locked ({error.strerror}); choose another --out"
             ) from error
-        with contextlib.suppress(OSError):  # a full disk will be told of by what needs it more
+        with contextlib.suppress(OSError):  # the number is a help for people, no more
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -1,7 +1,4 @@
-"""What a finished study left, file by file, so that it shows when something is lost or damaged.
-
-``checksums.sha256`` is in the format of ``sha256sum --check``.
-"""
+"""The manifest of a finished run: ``checksums.sha256``, in the format of ``sha256sum --check``."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from pathlib import Path
 from fmnist.rundir import files
 
 NAME = "checksums.sha256"
-_HEAD = "# fmnist, files: "  # a comment to sha256sum; how many, so that it shows when it is cut
+_HEAD = "# fmnist, files: "  # sha256sum skips it; the count shows when lines are missing
 
 
 def of(path: Path) -> str:
-    """A file's SHA-256; empty when it cannot be read."""
+    """The SHA-256 of a file, in hexadecimal; empty when the file cannot be read."""
     try:
         return _digest(path)
     except OSError:
@@ -30,7 +27,13 @@ def _digest(path: Path) -> str:
 
 
 def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
-    """Note the sums of these files as they are, and of others as they are known to be right."""
+    """Write the manifest.
+
+    Args:
+        out: the run's folder.
+        paths: files in it, whose sums are computed now.
+        known: file -> sum, of files whose right sum is known; they may be damaged by now.
+    """
     sums = {path.relative_to(out).as_posix(): _digest(path) for path in paths}
     sums |= {path.relative_to(out).as_posix(): digest for path, digest in known.items()}
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
@@ -38,10 +41,14 @@ def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
 
 
 def wrong(out: Path) -> list[str] | None:
-    """The files that are not there any more, or not as they were; None when nothing was noted."""
+    """Find the files of the manifest that are missing or changed.
+
+    Returns:
+        Their names, relative to ``out``; None when there is no readable manifest.
+    """
     try:
         head, *lines, end = (out / NAME).read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError):  # ValueError: it is empty, or no text
+    except (OSError, ValueError):  # ValueError: an empty file, or one that is not text
         return None
     noted = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines]
     if head != f"{_HEAD}{len(lines)}" or end or not all(noted):

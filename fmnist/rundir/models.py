@@ -1,4 +1,4 @@
-"""Models as safetensors files."""
+"""Parameters and running statistics of models, as safetensors files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ Trees = Mapping[str, Mapping[str, Tensor]]
 
 
 MAX_HEADER = 1_000_000
-"""Of a model's file; the names of a million empty tensors would take half a minute."""
+"""Bytes of a file's header, at most. Parsing a header of a million names takes half a minute."""
 
 
 class CheckpointError(UserError):
-    """A parameter file that is missing, torn, or of something else; one line."""
+    """A parameter file cannot be read as a model."""
 
 
 def model_path(out: Path, number: int) -> Path:
-    """Where, in a run's folder, a trial's final parameters and running statistics lie."""
+    """The file of a trial's final parameters and running statistics in the run's folder."""
     return out / "parameters" / f"{number}.safetensors"
 
 
 def best_path(out: Path) -> Path:
-    """Where the winner's are once more."""
+    """The file of the winner's parameters and running statistics, a copy, in the run's folder."""
     return out / "best" / "params.safetensors"
 
 
 def save_model(path: Path, params: Params, state: State) -> str:
-    """Write one model: parameters and running statistics, by the twin's state_dict names.
+    """Write one model, under the names of the reference model's ``state_dict``.
+
+    Args:
+        path: the file to write.
+        params: the parameters.
+        state: the running statistics.
 
     Returns:
         The SHA-256 of the file.
@@ -52,10 +57,13 @@ def save_model(path: Path, params: Params, state: State) -> str:
 
 
 def load_model(path: Path) -> tuple[Params, State]:
-    """Read what :func:`save_model` wrote.
+    """Read a file that :func:`save_model` wrote.
+
+    Returns:
+        The parameters and the running statistics, on the CPU.
 
     Raises:
-        CheckpointError: when it cannot be read as a model.
+        CheckpointError: The file is missing or damaged, or is no safetensors file.
     """
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""A run's folder and its study in the storage belong together, and to no other study or folder.
+"""Pairs a run's folder with its study in the storage, so that neither is used with another.
 
-Both hold one identity: the folder in ``.run``, the study in an attribute. So it shows when a
-storage was lost or emptied under a folder that holds results, and nothing is written over.
+Both hold one identity: the folder in its file ``.run``, the study in an attribute. When the storage
+was lost or emptied, the identities differ, and the results in the folder are not overwritten.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RUN = "fmnist:run"
 _STUDY, _DATABASE, _ID = "study.toml", "study.db", ".run"
-_REFERENCE = "reference.toml"  # instead of the study's, where the plain loop trained it
+_REFERENCE = "reference.toml"  # in place of study.toml, where fmnist.reference trained
 _ENDED = ("results.csv", "checksums.sha256")
 _WRITTEN = (
     *_ENDED, "history.csv", "report.md", "report.html", "checkpoints",
@@ -29,20 +29,24 @@ _WRITTEN = (
 
 
 def is_taken(out: Path) -> bool:
-    """Whether a study has this folder."""
+    """Whether a run of fmnist.study has begun in this folder."""
     database = out / _DATABASE
     begun = database.is_file() and database.stat().st_size > 0
     return begun or any(os.path.lexists(out / name) for name in (_STUDY, _ID))
 
 
 def check(out: Path, config: configs.StudyConfig) -> Path | None:
-    """See that the folder is this study's, or nobody's; nothing is written.
+    """Check that the folder belongs to this study, or is free. Nothing is written.
+
+    Args:
+        out: the run's folder.
+        config: the study.
 
     Returns:
-        What shows that the study has begun, and so must be in the storage; None when it has not.
+        A file that shows that the study has begun and must be in the storage; None without one.
 
     Raises:
-        UserError: the folder is another's.
+        UserError: The folder belongs to another study, or holds files that would be overwritten.
     """
     if not _is_of(out / _STUDY, config) and not is_taken(out):
         _check_free(out, "study")
@@ -51,10 +55,15 @@ def check(out: Path, config: configs.StudyConfig) -> Path | None:
 
 
 def take_for_reference(out: Path, config: configs.StudyConfig) -> None:
-    """Mark the folder as that of the plain loop's results of this study, which it writes over.
+    """Mark the folder as one of fmnist.reference, whose earlier results may be overwritten.
+
+    Args:
+        out: the folder of the results.
+        config: the study.
 
     Raises:
-        UserError: the folder is another's.
+        UserError: The folder belongs to a run of fmnist.study or to another study, or holds files
+            that would be overwritten.
     """
     if is_taken(out):
         raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
@@ -65,10 +74,10 @@ def take_for_reference(out: Path, config: configs.StudyConfig) -> None:
 
 
 def _is_of(path: Path, config: configs.StudyConfig) -> bool:
-    """Whether a folder's note of what was run is there.
+    """Whether the file that names a folder's study exists.
 
     Raises:
-        UserError: it is of another study.
+        UserError: It names another study.
     """
     if not os.path.lexists(path):
         return False
@@ -81,14 +90,14 @@ def _is_of(path: Path, config: configs.StudyConfig) -> bool:
 
 
 def _check_free(out: Path, lacks: str) -> None:
-    """See that nothing is there that would be written over.
+    """Check that the folder holds no file that a run would overwrite.
 
     Args:
         out: the folder.
-        lacks: what would show that it was ours.
+        lacks: what would show that the files are this study's; the error names it.
 
     Raises:
-        UserError: there is.
+        UserError: The folder holds such a file.
     """
     for name in _WRITTEN:
         if os.path.lexists(out / name):
@@ -99,17 +108,18 @@ def _check_free(out: Path, lacks: str) -> None:
 
 
 def take(out: Path, config: configs.StudyConfig, study: optuna.Study, *, shared: bool) -> None:
-    """Mark the folder as this study's, and the study as this folder's.
+    """Give the folder and the study one identity, or check the one that they have.
 
     Args:
         out: the folder; it may be moved later.
         config: the study.
-        study: in the storage.
-        shared: whether other folders may use that storage, too. Two folders would train the
-            study's trials twice, and each would have the parameters of some.
+        study: the study in the storage.
+        shared: whether other folders may use that storage. The trials of a study in two folders
+            would train twice, and each folder would hold the parameters of some.
 
     Raises:
-        UserError: when the study is another folder's, or lost what the folder has results of.
+        UserError: The study belongs to another folder, or the storage has lost trials that the
+            folder has results of.
     """
     path = out / _ID
     own, theirs = _identity(out), study.user_attrs.get(RUN)
@@ -133,19 +143,24 @@ def take(out: Path, config: configs.StudyConfig, study: optuna.Study, *, shared:
         own = theirs = own or str(uuid.uuid4())
         files.write_text(path, own)
         study.set_user_attr(RUN, own)
-    elif not own and not shared:  # it was lost; the study lies in this folder
+    elif not own and not shared:  # .run was lost; the storage lies in this folder
         own = str(theirs)
         files.write_text(path, own)
     confirm(out, config, study)
 
 
 def confirm(out: Path, config: configs.StudyConfig, study: optuna.Study) -> None:
-    """See that the study is still this folder's.
+    """Check that the study still belongs to this folder.
 
-    Two folders that begin the same study at the same moment both mark it; the last one has it.
+    When two folders begin the same study at the same moment, both mark it, and the last one wins.
+
+    Args:
+        out: the run's folder.
+        config: the study.
+        study: the study in the storage.
 
     Raises:
-        UserError: it is another's.
+        UserError: The study belongs to another folder.
     """
     theirs = study.user_attrs.get(RUN)
     if theirs != _identity(out):
@@ -162,5 +177,5 @@ def _identity(out: Path) -> str:
 
 
 def _parameters(out: Path) -> list[Path]:
-    """The files of trials' parameters."""
+    """The parameter files of the trials."""
     return [p for p in sorted((out / "parameters").glob("*.safetensors")) if p.stem.isdecimal()]

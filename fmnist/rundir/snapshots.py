@@ -1,8 +1,8 @@
-"""Snapshots of work in progress; the newest that is whole is the one that counts.
+"""Snapshots of training in progress, of which the newest whole one is used.
 
-A generation is two files: the tensors, and JSON that names their SHA-256 and its own. The JSON is
-written last, so a generation without it was never finished. The one before is kept: when the
-newest turns out to be damaged, little is lost.
+A snapshot is two files: the tensors, and JSON with the SHA-256 of the tensors and of itself. The
+JSON is written last, so that a snapshot without it is unfinished. The snapshot before is kept, for
+the case that the newest one is damaged.
 """
 
 from __future__ import annotations
@@ -23,28 +23,35 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, RecursionError, safetensors.SafetensorError)
-"""What reading a damaged file can raise."""
+"""The errors that reading a damaged file can raise."""
 
 
 class Snapshot(NamedTuple):
-    """What was kept: tensors by name, and what JSON can say."""
+    """Tensors by name, and a description as JSON can hold it."""
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
 
 
 class Generations:
-    """The snapshots of one thing, in a folder of their own.
+    """The snapshots of one group of trials.
 
     Args:
-        folder: made where needed.
+        folder: holds these snapshots alone; made where needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Keep a snapshot; when this returns it is on the disk, whatever happens next."""
+        """Write a snapshot and remove those before the last :data:`KEPT`.
+
+        When this returns, the snapshot is synced to the disk.
+
+        Args:
+            tensors: tensors by name.
+            about: a description of them, as JSON can hold it.
+        """
         number = max(self._numbers(), default=-1) + 1
         data = safetensors.torch.save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -58,21 +65,21 @@ class Generations:
                 self._remove(old)
 
     def load(self) -> Snapshot | None:
-        """The newest snapshot that is whole; None when there is none.
+        """Read the newest whole snapshot; None when there is none.
 
-        What is damaged is left out, and said in the log.
+        A damaged snapshot is skipped, with a warning in the log.
         """
         for number in sorted(self._numbers(), reverse=True):
             try:
                 return self._read(number)
             except _DAMAGE as error:
                 path = self._path(number, "json")
-                reason = str(error).encode("unicode_escape").decode()  # of one line
+                reason = str(error).encode("unicode_escape").decode()  # on one line
                 log.warning("%s: damaged (%s); the one before it is used", path, reason)
         return None
 
     def delete(self) -> None:
-        """Forget all."""
+        """Remove all snapshots and the folder."""
         for path in self.folder.glob("*"):
             path.unlink(missing_ok=True)
         if self.folder.is_dir():
@@ -93,7 +100,7 @@ class Generations:
         return {int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()}
 
     def _remove(self, number: int) -> None:
-        # The JSON first: without it the tensors are nothing.
+        # The JSON first: tensors without it are an unfinished snapshot.
         for kind in ("json", "safetensors"):
             self._path(number, kind).unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""What the command lines share: their options, and how errors reach the user.
+"""Shared by the commands: their options, and how an error becomes a line and an exit status.
 
-Imports nothing heavy: ``--help`` answers before torch is loaded.
+The module imports nothing heavy, so that ``--help`` answers before torch is loaded.
 """
 
 from __future__ import annotations
@@ -30,26 +30,42 @@ lines, your command and the study file."""
 
 
 def positive(text: str) -> int:
-    """A whole number above zero, for argparse."""
+    """Parse a whole number above 0, for argparse.
+
+    Raises:
+        ArgumentTypeError: The text is not a whole number above 0.
+    """
     if not text.isascii() or not text.isdigit() or int(text[:12]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text[:12])
 
 
 def positive_or_auto(text: str) -> int | None:
-    """A whole number above zero, or None for ``auto``."""
+    """Parse a whole number above 0, or ``auto`` as None, for argparse.
+
+    Raises:
+        ArgumentTypeError: The text is neither.
+    """
     return None if text == "auto" else positive(text)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says nothing that is secret of an argument that it does not know."""
+    """An argument parser whose error messages hide passwords."""
 
     def error(self, message: str) -> NoReturn:
         super().error(passwords.hide_arguments(message, sys.argv))
 
 
 def study_parser(prog: str, description: str) -> Parser:
-    """The options of a command that runs a study file."""
+    """Make the parser of a command that runs a study file.
+
+    Args:
+        prog: the module that ``python -m`` runs.
+        description: the first paragraph of ``--help``.
+
+    Returns:
+        A parser with the options that all such commands have.
+    """
     parser = Parser(prog=f"python -m {prog}", description=description)
     parser.add_argument(
         "study", nargs="?", metavar="STUDY.toml", help="the study file (default: the baseline)"
@@ -74,19 +90,29 @@ def study_parser(prog: str, description: str) -> Parser:
 
 
 def command(prog: str, argv: Iterable[str]) -> str:
-    """The command line as it could be typed again."""
+    """Quote a command line so that a shell reads it as the same arguments.
+
+    Args:
+        prog: the module that ``python -m`` runs.
+        argv: its arguments.
+    """
     return shlex.join(["python", "-m", prog, *argv])
 
 
 def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> None:
-    """Run a command and exit: 2 with one line for a user's error, 130 or 143 when ``stopped``.
+    """Run a command with this process's arguments, and exit with its status.
 
-    A traceback is shown of our own mistakes alone, with exit status 70 (EX_SOFTWARE, sysexits.h).
+    A :class:`UserError` is one line on stderr and status 2. Ctrl-C is status 130, SIGTERM 143.
+    Any other error is a bug: a traceback and status 70 (EX_SOFTWARE in sysexits.h).
+
+    Args:
+        main: takes the arguments and returns the exit status.
+        stopped: the line to print after Ctrl-C or SIGTERM.
     """
     passwords.cover_arguments()
     said = ""
-    if sys.stdout is not None:  # closed before we began
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may not fit its encoding
+    if sys.stdout is not None:  # None when it is closed
+        if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a letter of a path
             sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout = cast(TextIO, _Output(sys.stdout))
     try:
@@ -97,10 +123,10 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     if unwritten is not None and not said:
         status, said = _ending(unwritten, stopped)
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # a full disk, perhaps
+        with contextlib.suppress(OSError):  # such as a full disk
             print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
     if status in (INTERRUPTED, TERMINATED):
-        # Now: taking the interpreter apart, with all that it loaded, takes a second or two.
+        # Tearing down the interpreter and its libraries would take a second or two.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         atexit._run_exitfuncs()
@@ -109,7 +135,7 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
 
 
 class _Output:
-    """Standard output; an error of it says so."""
+    """Standard output whose errors name it as their file."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -135,16 +161,16 @@ class _Output:
 
 
 def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
-    """The exit status for an error, and what is said of it."""
+    """The exit status for an error, and the text for stderr."""
     match error:
         case UserError():
             return 2, f"error: {error}\n"
-        case SystemExit():  # argparse has said why
+        case SystemExit():  # argparse has printed the reason
             return error.code if isinstance(error.code, int) else 2, ""
         case KeyboardInterrupt() | Terminated():
             status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
             return status, f"\n{stopped}\n"
-        case BrokenPipeError():  # "| head": nobody reads on
+        case BrokenPipeError():  # the reader has gone, as in "| head"
             return 128 + signal.SIGPIPE, ""
         case OSError() if reason := of_the_system(error):
             return 2, f"error: {reason}\n"
@@ -155,13 +181,13 @@ def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
 
 
 def _unwritten() -> OSError | None:
-    """Why what was printed did not reach its place; then it goes nowhere, quietly."""
-    if sys.stdout is None:  # closed before we began
+    """Flush standard output; the error when that fails, and stdout is /dev/null from then on."""
+    if sys.stdout is None:
         return None
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the flush at exit fails, too
         return error
     return None
 

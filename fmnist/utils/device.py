@@ -1,4 +1,4 @@
-"""Where to train: the device that a command line names, and how it may round."""
+"""The device that a command line names, and the precision of CUDA's libraries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` is the first GPU where there is one.
+    """Find a device by its name.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for the first GPU, or the CPU
+            without one.
 
     Raises:
-        UserError: when there is no such device.
+        UserError: The name is none of these, or torch sees no such GPU.
     """
     import torch
 
@@ -35,10 +39,13 @@ def find_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def cuda_arithmetic(*, tf32: bool) -> Iterator[None]:
-    """Set how CUDA's libraries compute within the block: deterministically, in float32 or TF32.
+    """Make CUDA's libraries compute deterministically within the block, in float32 or TF32.
 
-    torch has no other switches than these of the whole process; they are put back afterwards. By
-    itself it lets cuDNN's convolutions round to TF32, and add in an order that changes.
+    The switches are torch's and hold for the whole process; the block's end restores them. By
+    default torch lets cuDNN round convolutions to TF32 and add in an order that varies.
+
+    Args:
+        tf32: whether convolutions and matrix products may round their inputs to TF32.
     """
     import torch
 

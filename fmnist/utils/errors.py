@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend: shown as one clear line, with exit status 2."""
+"""Errors that the user can correct: one line on stderr, and exit status 2."""
 
 import errno
 
@@ -16,7 +16,7 @@ _OF_THE_SYSTEM = {
 class UserError(Exception):
     """Something outside the program is wrong; ``str()`` says what, where and what to do.
 
-    It is one line without control characters, whatever a file's name or content put into it.
+    The text is one line without control characters, also when it quotes a file's name or content.
     """
 
     def __str__(self) -> str:
@@ -24,21 +24,26 @@ class UserError(Exception):
 
 
 def of_the_system(error: OSError, place: object = "") -> str:
-    """What no program can help, such as a full disk, in words; empty for anything else.
+    """Describe an error of the machine or its file system, such as a full disk.
 
     Args:
         error: what was raised.
-        place: where, if the error does not say it.
+        place: the path to name when the error has none.
+
+    Returns:
+        A line such as ``"PATH: No space left on device"``; empty for an error of another kind.
     """
     if (error.strerror or "").startswith("No usable temporary directory"):
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
     if error.errno not in _OF_THE_SYSTEM or not error.strerror:
         return ""
-    where = error.filename2 or error.filename or place  # the second: what was to be replaced
+    where = error.filename2 or error.filename or place  # filename2 is the target of a rename
     return f"{where}: {error.strerror}" if where else error.strerror
 
 
 def printable(text: str) -> str:
-    """The text with everything unprintable escaped."""
-    # An allow list: besides newlines this catches terminal escapes, bidi marks and surrogates.
+    """The text with every unprintable character escaped.
+
+    Those are newlines, terminal escapes, marks of the reading direction and lone surrogates.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,6 @@
-"""How much memory a process may still take, whether it ran out, and how what is free is given back.
+"""The memory of the host: how much is available, whether it ran out, and how to return it.
 
-Of a GPU torch knows all that; this is the rest.
+For a GPU, torch answers these questions itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OUT_OF_MEMORY = (
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether a device, the CPU's allocator, the loader or Python itself had no more to give."""
+    """Whether the error says that memory ran out: of a GPU, of the host, or of the loader."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     expected = isinstance(error, RuntimeError | OSError | ImportError)
@@ -35,10 +35,10 @@ def ran_out(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back to the system what this process has freed; it asks again when it needs it.
+    """Return the memory that this process has freed to the system.
 
-    Needed where something else is to have it: another program on the GPU, or, under a limit of
-    the address space, a library that is loaded.
+    Another program on the GPU needs it, or, under a limit of the address space, a library that
+    this process is about to load.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -48,13 +48,13 @@ def release() -> None:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Bytes that this process could still take without others being swapped out.
+    """Bytes that this process can still allocate without making the machine swap.
 
-    The least of what the machine has, what this process's limit of address space leaves it
-    (``ulimit -v``), and what its control groups leave it (a container's or a job's limit).
+    This is the least of three: the machine's available memory, the rest of this process's address
+    space (``ulimit -v``), and the rest of its control groups (the limit of a container or a job).
 
     Args:
-        root: where ``proc`` and ``sys`` are mounted.
+        root: the folder that ``proc`` and ``sys`` are mounted in.
     """
     bounds = [_machine(root), *_control_groups(root)]
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -72,7 +72,7 @@ def _machine(root: Path) -> int:
 
 
 def _control_groups(root: Path) -> list[int]:
-    """What each of the control groups (version 2) around this process leaves it.
+    """Bytes left in each control group (version 2) of this process.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
@@ -84,7 +84,7 @@ def _control_groups(root: Path) -> list[int]:
         for folder in (group, *group.parents):
             limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
             if limit.strip().isdecimal() and used.strip().isdecimal():
-                # What is cached of files is used, but given up when somebody needs it.
+                # The page cache counts as used, but the kernel frees it on demand.
                 cached = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
                 taken = int(used) - int(cached.get("inactive_file", 0))
                 found.append(max(int(limit) - taken, 0))

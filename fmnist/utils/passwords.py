@@ -1,4 +1,4 @@
-"""Passwords in storage URLs: starred wherever such a text is shown or kept."""
+"""Replaces passwords in storage URLs by stars, in every text that is shown or stored."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ _SHORT = 4
 
 
 def starred(url: str) -> str:
-    """A URL, or an argument that is or holds one, with its passwords starred."""
+    """Replace the passwords in a URL, or in an argument that contains one, by ``***``."""
     for start, end in reversed(_places(url)):
         url = f"{url[:start]}***{url[end:]}"
     return url
 
 
 def starred_text(text: str) -> str:
-    """A text with the passwords of its URLs starred, as far as they hold no blank but after a ;."""
+    """Replace the passwords in all URLs of a text by ``***``.
+
+    A URL ends at a blank, except at one after a semicolon.
+    """
     return re.sub(r"(?:\S|(?<=;) )+", lambda found: starred(found[0]), text)
 
 
 def hide(text: str, *urls: str) -> str:
-    """The text without the secrets of these URLs, and without the URLs."""
+    """Remove these URLs from a text, and their passwords in every spelling."""
     for url in urls:
         for secret in sorted(_secrets(url), key=len, reverse=True):
             if len(secret) >= _SHORT:
                 text = text.replace(secret, "***")
-            else:  # of one letter: not all words that hold it
+            else:  # a password of one letter is no reason to star every word with that letter
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
 
 
 def hide_arguments(text: str, arguments: Iterable[str]) -> str:
-    """The text without the passwords in these arguments, and in URLs of its own."""
+    """Remove the passwords of these arguments from a text, and those of the text's own URLs."""
     return starred_text(hide(text, *of_arguments(arguments)))
 
 
 def of_arguments(arguments: Iterable[str]) -> list[str]:
-    """The URLs with passwords in a command line."""
+    """The URLs with passwords among the arguments of a command line."""
     found = []
     for argument in arguments:
         before, separator, after = argument.partition("://")
@@ -56,7 +59,7 @@ def of_arguments(arguments: Iterable[str]) -> list[str]:
 
 
 def _places(url: str) -> list[tuple[int, int]]:
-    """Where passwords stand, from and to; apart from each other, in order."""
+    """The ``(start, end)`` of each password in the URL, in order and without overlap."""
     found = []
     # Before the host. A user's name or a password may hold an @, as a mail address does.
     login, host = _LOGIN.search(url), url.rfind("@")
@@ -77,7 +80,7 @@ def _places(url: str) -> list[tuple[int, int]]:
 
 
 def _secrets(url: str) -> set[str]:
-    """The URL and what is secret in it, as it may be written."""
+    """The URL and its passwords, in every spelling that a message may quote."""
     found = {url}
     for start, end in _places(url):
         secret = url[start:end]
@@ -92,7 +95,7 @@ def _secrets(url: str) -> set[str]:
 
 
 def _bare(pair: str) -> str:
-    """What stands between the braces of ODBC, where } is written twice."""
+    """The value between the braces of ODBC, which writes } as }}."""
     inner = pair[1:-1] if pair.startswith("{") and pair.endswith("}") else pair
     return inner.replace("}}", "}")
 
@@ -102,15 +105,15 @@ def _quoted(text: str) -> str:
 
 
 def cover_arguments() -> None:
-    """Star the passwords in this process's own command line, which all users of a machine can read.
+    """Overwrite the passwords in this process's command line, which every user can read.
 
-    Linux shows as a command line what lies in the process's memory between two addresses:
-    proc_pid_stat(5), fields 48 and 49.
+    Linux reads the command line from the process's memory, between the two addresses in fields 48
+    and 49 of proc_pid_stat(5).
     """
-    with contextlib.suppress(OSError, ValueError, IndexError):  # another system
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux
         fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         start, end = int(fields[45]), int(fields[46])
         for argument in re.finditer(rb"[^\0]+", ctypes.string_at(start, end - start)):
-            text = argument[0].decode("latin-1")  # a character a byte
+            text = argument[0].decode("latin-1")  # one character for each byte
             for first, last in _places(text):
                 ctypes.memset(start + argument.start() + first, ord("*"), last - first)

@@ -1,4 +1,4 @@
-"""What the time of a run went to."""
+"""Measures how long each phase of a run takes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ T = TypeVar("T")
 
 
 class Phases:
-    """Adds up seconds by name.
+    """Adds up the seconds of each phase.
+
+    Args:
+        before: the seconds of an earlier part of the run, by phase.
 
     Attributes:
-        seconds: by name, in the order in which the names first came.
+        seconds: phase -> seconds, in the order in which the phases first began.
     """
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
@@ -22,7 +25,7 @@ class Phases:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """The time in the block is this phase's."""
+        """Count the time of the block as this phase's."""
         began = time.perf_counter()
         try:
             yield
@@ -30,11 +33,11 @@ class Phases:
             self.add(name, time.perf_counter() - began)
 
     def add(self, name: str, seconds: float) -> None:
-        """So much more of this phase."""
+        """Add seconds to a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def waiting_for(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; what they take to come is this phase's, not what is done with them."""
+        """Yield the items, and count only the time of producing them as this phase's."""
         rest = iter(items)
         while True:
             with self(name):

@@ -1,4 +1,4 @@
-"""Where a result came from: machine, versions, commit. What a reader needs to run it again."""
+"""Where a result comes from: command, machine, versions and commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ PACKAGES = ("fmnist", "torch", "torchvision", "optuna", "tensorboard", "numpy")
 
 
 def facts(command: str, device: torch.device, wall_seconds: float, source: str) -> dict[str, str]:
-    """What a report says of its origin, by name."""
+    """The provenance of a run, as the reports show it.
+
+    Args:
+        command: the command line, without passwords.
+        device: the device of the training.
+        wall_seconds: how long the run took.
+        source: where the data set was read from.
+
+    Returns:
+        Name -> value.
+    """
     return {
         "Command": command,
         "Machine": machine(device),
@@ -29,7 +39,7 @@ def facts(command: str, device: torch.device, wall_seconds: float, source: str) 
 
 
 def machine(device: torch.device) -> str:
-    """Processor, cores, memory and, where used, the GPU."""
+    """The processor, its cores, the memory, the system, and the GPU when ``device`` is one."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     words = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
     if device.type == "cuda":
@@ -38,7 +48,7 @@ def machine(device: torch.device) -> str:
 
 
 def versions() -> str:
-    """Python and the packages that a result may depend on."""
+    """The versions of Python and of the packages that a result may depend on."""
     found = [f"Python {platform.python_version()}"]
     for name in PACKAGES:
         try:
@@ -49,7 +59,7 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout this package runs from; empty outside of one."""
+    """The commit of the checkout that this package runs from; empty outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
         run = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a command settles for its process before torch is loaded."""
+"""Settings of the process that must be made before torch is loaded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ _SMALL, _LARGE = 1 << 17, 1 << 30
 
 
 def prepare() -> None:
-    """One pool of threads, products that do not depend on where a matrix lies, buffers that are
-    kept when freed, kernels that are kept compiled.
-    """
+    """Make all settings of this module; every command calls this first."""
     share_threads()
     same_products_everywhere()
     keep_freed_buffers()
@@ -27,32 +25,34 @@ def prepare() -> None:
 
 
 def share_threads() -> None:
-    """Load the system's OpenMP before torch loads a copy of its own.
+    """Load the system's OpenMP library before torch loads a copy of its own.
 
-    Numba uses the system's. With two copies there are two pools, whose idle threads spin and
-    take the cores from each other: a step then takes ten times as long, now and then.
+    Numba uses the system's. Two copies are two pools of threads, and the spinning threads of one
+    take the cores from the other: now and then a step takes ten times as long.
     """
-    with contextlib.suppress(OSError):  # without it Numba has threads of another kind
+    with contextlib.suppress(OSError):  # without that library Numba uses another kind of threads
         ctypes.CDLL("libgomp.so.1")
 
 
 def same_products_everywhere() -> None:
-    """Have MKL, which multiplies torch's matrices, always sum in the same order.
+    """Make MKL, which computes torch's matrix products, always sum in the same order.
 
-    By itself it chooses another order for a matrix that does not begin at a multiple of 64 bytes,
-    as a lane's place among others decides. This costs nothing that can be measured.
+    By default the order depends on whether a matrix begins at a multiple of 64 bytes, and so on
+    the position of a lane among the others. The cost is too small to measure.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def keep_freed_buffers() -> bool:
-    """Keep glibc from handing large buffers back to the system; False where it does.
+    """Stop glibc from returning large freed buffers to the system.
 
-    A training step frees and asks again for the same tens of megabytes. glibc serves such blocks
-    by mmap and returns them at once, and getting them anew costs page
-    faults. The process stays at its high-water mark instead, which a trainer needs anyway: unless
-    its address space is limited (``ulimit -v``). Then all buffers are returned at once, as gaps
-    between kept ones would use it up.
+    Every training step frees and allocates the same tens of megabytes. glibc serves such blocks
+    by mmap and unmaps them when freed, so that each step pays for page faults. With this setting
+    the process keeps its peak memory. Under a limit of the address space (``ulimit -v``) buffers
+    are returned at once instead: gaps between kept buffers would use the space up.
+
+    Returns:
+        Whether buffers are kept.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -60,32 +60,32 @@ def keep_freed_buffers() -> bool:
         return False
     if address_space_is_limited():
         mallopt(_M_MMAP_THRESHOLD, _SMALL)
-        mallopt(_M_ARENA_MAX, 1)  # each further one sets 64 MiB aside
+        mallopt(_M_ARENA_MAX, 1)  # every further arena reserves 64 MiB
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
 def address_space_is_limited() -> bool:
-    """Whether ``ulimit -v`` or the like is in force."""
+    """Whether the address space of this process is limited, as by ``ulimit -v``."""
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what they can make again.
+    """The folder of this package in the user's cache.
 
     Raises:
-        RuntimeError: when the user has no home.
+        RuntimeError: The user has no home folder.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "fmnist"
 
 
 def keep_compiled_kernels() -> None:
-    """Have Numba keep what it compiles, in a folder for exactly these sources.
+    """Make Numba cache its compiled kernels, in a folder that is named by a hash of their sources.
 
-    Numba compiles a function anew when its own file changed, and does not see a change in the
-    files of the functions that it calls: after an update it would run a mixture of old and new.
-    Where nothing can be kept they are compiled for this process alone.
+    Numba compiles a function again when its own file changes, but not when the file of a function
+    that it calls changes: after an update it would mix old kernels with new ones. Where no cache
+    can be written, the kernels are compiled for this process alone.
     """
     kernels = Path(__file__).parents[1] / "functional" / "kernels"
     sources = sorted(kernels.rglob("*.py"))
@@ -94,14 +94,14 @@ def keep_compiled_kernels() -> None:
     try:
         folder = Path(named) if named else cache_folder() / f"kernels-{digest[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # as Numba tries it, which gives up without
-    except (OSError, RuntimeError):  # RuntimeError: no home
+        tempfile.TemporaryFile(dir=folder).close()  # Numba makes the same test, and fails without
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
         folder = Path(tempfile.mkdtemp(prefix="fmnist-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
 def kernels_are_compiled() -> bool:
-    """Whether Numba has kept something from an earlier process."""
+    """Whether an earlier process has cached compiled kernels."""
     folder = os.environ.get("NUMBA_CACHE_DIR")
     return folder is None or any(Path(folder).rglob("loops*.nbi"))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once, or, while a step is to be finished, as soon as it is done."""
+"""Ctrl-C and SIGTERM, raised at once or after the training step that is running."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from typing import Any, Self
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 PATIENCE = 1.5
-"""Seconds that a step may take to its end, and saving it as many; else it is done again."""
+"""Seconds for a step to end after a signal, and the same again to save it. A step that takes
+longer is interrupted, and repeated when the study goes on."""
 
 AGAIN = 1.0
-"""Seconds after which what was raised is raised again, if that was not the end."""
+"""Seconds after which the error is raised once more, when the program still runs."""
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Not an :class:`Exception`, as KeyboardInterrupt is none: nobody handles it."""
+    """SIGTERM came. A BaseException, as KeyboardInterrupt is: ``except Exception`` lets it pass."""
 
 
 class Stop:
-    """While in it, these signals raise KeyboardInterrupt or :class:`Terminated`.
+    """A context in which signals raise KeyboardInterrupt (SIGINT) or :class:`Terminated` (SIGTERM).
 
-    At once, until somebody has :meth:`asked`; from then on until the end of :meth:`released`, they
-    wait for :meth:`check`, but no longer than :data:`PATIENCE`: a step of a wide network may take
-    a minute, and so may compiling one. A second signal does not wait. Outside of the main thread,
-    where Python lets nobody handle signals, there are none.
+    A signal raises at once until the first call of :meth:`asked`. From then on, until the block of
+    :meth:`released` ends, it waits for :meth:`check`, but at most :data:`PATIENCE` seconds: a step
+    of a wide network, or compiling one, may take a minute. A second signal does not wait. Outside
+    the main thread Python handles no signals, and the context does nothing.
 
-    What is raised is not lost where a library swallows it, as LLVM's callbacks do, or stumbles
-    over it: then it is raised once more, and at last in place of the stumbling.
+    A library may swallow the error, as LLVM's callbacks do, or fail because of it. In the first
+    case it is raised once more; in the second it replaces the library's error at the end.
     """
 
     def __init__(self) -> None:
@@ -48,14 +49,19 @@ class Stop:
         return self._came is not None
 
     def asked(self) -> bool:
-        """:attr:`requested`, by one who will ask again."""
+        """:attr:`requested`, for a caller that asks again after every step."""
         self._asked = True
         if self.requested:
-            self._remind(PATIENCE)  # for what the asker does about it
+            self._remind(PATIENCE)  # time for the caller to save its work
         return self.requested
 
     def check(self) -> None:
-        """Raise what came."""
+        """Raise the error of a signal that came.
+
+        Raises:
+            KeyboardInterrupt: SIGINT came.
+            Terminated: SIGTERM came.
+        """
         if self._came is not None:
             self._raised = True
             self._remind(AGAIN)
@@ -63,7 +69,7 @@ class Stop:
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """After the block nobody asks any more."""
+        """Go back to raising at once when the block ends; a signal that waits is raised then."""
         try:
             yield
         finally:
@@ -110,7 +116,7 @@ class Stop:
             self._remind(PATIENCE)
 
     def _remind(self, seconds: float) -> None:
-        """Have the alarm come after so many seconds; it is nobody else's once a signal came."""
+        """Start the process's alarm, which no other code uses after a signal came."""
         if signal.SIGALRM not in self._before:
             self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,4 +1,4 @@
-"""The command line ``python -m fmnist.view``: TensorBoard and optuna-dashboard of a run."""
+"""The command line ``python -m fmnist.view``: serves TensorBoard and optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWER_SECONDS = 60.0
 
 
 class Stopped(BaseException):
-    """A signal asked us to end."""
+    """A signal asked this process to end; ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -35,7 +35,18 @@ class Stopped(BaseException):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve a run until a signal comes; 128 and its number then, 1 when a server dies before."""
+    """Serve a run until a signal comes or a server ends.
+
+    Args:
+        argv: the arguments of the command line.
+
+    Returns:
+        The exit status: 128 and the signal's number, or 1 when a server ends by itself.
+
+    Raises:
+        UserError: The folder holds no run, optuna-dashboard is not installed, or a server does
+            not start.
+    """
     parser = command_line.Parser(
         prog=f"python -m {PROG}",
         description="Start TensorBoard and optuna-dashboard for a run, on this machine only.",
@@ -59,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     storage = storage_of(folder, args.storage)
     if find_spec("optuna_dashboard") is None:
         raise UserError("optuna-dashboard is not installed: pip install 'fmnist[dashboard]'")
-    (folder / "artifacts").mkdir(exist_ok=True)  # what is uploaded in the dashboard goes there
+    (folder / "artifacts").mkdir(exist_ok=True)  # the dashboard writes uploads there
     orders = {
         "TensorBoard": {
             "server": "tensorboard",
@@ -94,7 +105,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def port(text: str) -> int:
-    """A port's number, for argparse."""
+    """Parse the number of a port, for argparse.
+
+    Raises:
+        ArgumentTypeError: The text is no whole number from 1 to 65535.
+    """
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
     return int(text)
@@ -103,8 +118,12 @@ def port(text: str) -> int:
 def storage_of(folder: Path, storage: str | None) -> str:
     """The URL of a run's Optuna storage.
 
+    Args:
+        folder: the run's folder.
+        storage: the URL that the user gave; None for the database in the folder.
+
     Raises:
-        UserError: when the folder holds no run, or its study lies elsewhere.
+        UserError: The folder holds no run, or has no study.db and no URL was given.
     """
     if not (folder / "tensorboard").is_dir():
         raise UserError(f"{folder}: there is no run (it has no folder tensorboard)")
@@ -115,23 +134,29 @@ def storage_of(folder: Path, storage: str | None) -> str:
 
 
 class Server:
-    """A process of :mod:`fmnist.view.servers`."""
+    """A process of :mod:`fmnist.view.servers`.
+
+    Args:
+        name: the server's name, for messages.
+        process: the process.
+        said: the file of its stderr.
+    """
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], said: Path) -> None:
         self.name, self._process, self._said = name, process, said
 
     def address(self) -> str:
-        """Wait until it answers and return where.
+        """Wait until the server answers, and return its address.
 
         Raises:
-            UserError: when it does not start.
+            UserError: The process ended, or did not answer in :data:`ANSWER_SECONDS`.
         """
         assert self._process.stdout is not None
         address = self._process.stdout.readline().decode().strip()
         if not address:
             self._process.wait()
             raise UserError(self.death() or f"{self.name} ended")
-        # Not through a proxy that the environment names.
+        # Without a proxy, even when the environment names one.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
@@ -144,7 +169,7 @@ class Server:
                 time.sleep(0.1)
 
     def death(self) -> str | None:
-        """How the process ended, in a line; None while it runs."""
+        """A line that says how the process ended; None while it runs."""
         status = self._process.poll()
         if status is None:
             return None
@@ -156,7 +181,12 @@ class Server:
 
 @contextlib.contextmanager
 def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
-    """A server that has been started, and is ended with the block."""
+    """Start a server, and end it with the block.
+
+    Args:
+        name: the server's name, for messages.
+        orders: what to serve, as :mod:`fmnist.view.servers` reads it.
+    """
     with tempfile.TemporaryDirectory(prefix="fmnist-view-") as folder:
         said = Path(folder) / "stderr"
         with said.open("wb") as stderr:
@@ -165,7 +195,7 @@ def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                start_new_session=True,  # the terminal's Ctrl-C is for us; we end it
+                start_new_session=True,  # the terminal's Ctrl-C must reach this process alone
             )
         assert process.stdin is not None
         with process:
@@ -176,7 +206,9 @@ def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
                 yield Server(name, process, said)
             finally:
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_IGN)  # it is ending already
+                    signal.signal(
+                        number, signal.SIG_IGN
+                    )  # a second signal must not interrupt the ending
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
                 try:

@@ -1,8 +1,8 @@
-"""The servers behind ``python -m fmnist.view``, each one in a process of its own.
+"""The servers of ``python -m fmnist.view``, each in a process of its own.
 
-``python -m fmnist.view.servers`` reads what to serve as a line of JSON from its standard input, so
-that a password in a storage URL stands in no command line. It writes its address, and ends when
-its standard input does: it never outlives the process that started it, however that one ends.
+``python -m fmnist.view.servers`` reads a line of JSON from its standard input that says what to
+serve, so that no command line holds the password of a storage URL. It prints its address. It ends
+when its standard input ends, and so with the process that started it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ HOST = "127.0.0.1"
 
 
 class ServerError(Exception):
-    """A server cannot be started; ``str()`` is one line."""
+    """A server cannot be started; ``str()`` says why, in one line."""
 
 
 def main() -> int:
-    """Serve until standard input ends; 2 and one line when that cannot be."""
+    """Serve until standard input ends; 0, or 2 and a line on stderr when no server can start."""
     orders = json.loads(sys.stdin.readline())
     starts: dict[str, Callable[..., str]] = {
         "tensorboard": start_tensorboard,
@@ -46,10 +46,17 @@ def main() -> int:
 
 
 def start_tensorboard(logdir: str, port: int) -> str:
-    """Serve the event files below ``logdir`` from a thread and return the address.
+    """Serve event files in a thread.
+
+    Args:
+        logdir: the folder that the runs lie in.
+        port: the port; 0 for a free one.
+
+    Returns:
+        The address.
 
     Raises:
-        ServerError: when the port is taken.
+        ServerError: The port is taken.
     """
     from tensorboard import program
 
@@ -62,15 +69,18 @@ def start_tensorboard(logdir: str, port: int) -> str:
 
 
 def start_dashboard(storage: str, artifacts: str, port: int) -> str:
-    """Serve the studies of an Optuna storage from a thread and return the address.
+    """Serve the studies of an Optuna storage in a thread.
 
     Args:
-        storage: its URL.
+        storage: the URL of the storage.
         artifacts: the folder of the artifacts.
-        port: 0 for any.
+        port: the port; 0 for a free one.
+
+    Returns:
+        The address.
 
     Raises:
-        ServerError: when the storage cannot be read or the port is taken.
+        ServerError: The storage cannot be read, or the port is taken.
     """
     from optuna.artifacts import FileSystemArtifactStore
     from optuna_dashboard import wsgi
@@ -85,10 +95,13 @@ def start_dashboard(storage: str, artifacts: str, port: int) -> str:
 
 
 def open_storage(url: str) -> BaseStorage:
-    """The storage of this URL, of which something could be read; nothing is made in it.
+    """Open a storage and read its studies; nothing is created.
+
+    Args:
+        url: an Optuna storage URL.
 
     Raises:
-        ServerError: when it cannot be read. The words hold no password.
+        ServerError: The storage cannot be read. The text holds no password.
     """
     from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage, get_storage
@@ -103,29 +116,29 @@ def open_storage(url: str) -> BaseStorage:
             parsed = make_url(url)
             file = parsed.database or ""
             is_file = parsed.get_backend_name() == "sqlite" and not file.startswith("file:")
-            if is_file and not Path(file).is_file():  # SQLite would make it
+            if is_file and not Path(file).is_file():  # SQLite would create it
                 raise ServerError(f"the storage cannot be used: there is no file {file!r}")
             storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
         storage.get_all_studies()
-    except LookupError as error:  # Optuna fills in what is between braces
+    except LookupError as error:  # Optuna formats the URL and looks up what is between braces
         reason = "in its URL, { and } are written as %7B and %7D"
         raise ServerError(f"the storage cannot be used: {reason}") from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
-        # Optuna wraps what the database says.
+        # Optuna wraps the error of the database.
         reason = " ".join(str(error.__cause__ or error).split()).split(" [SQL")[0]
         raise ServerError(f"the storage cannot be used: {hide(reason, url)[:300]}") from error
     return storage
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """The dashboard's own choice of server; requests that hang do not keep it from ending."""
+    """The server class that optuna-dashboard uses; its threads do not delay the exit."""
 
     daemon_threads = True
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a page asks every few seconds."""
+        """Log nothing: an open page sends a request every few seconds."""
 
 
 if __name__ == "__main__":
