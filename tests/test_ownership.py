@@ -177,7 +177,7 @@ def test_of_two_that_begin_at_once_one_has_the_study(tmp_path, monkeypatch):
         study.set_user_attr("fmnist:run", "another")
         return TINY
 
-    monkeypatch.setattr("fmnist.data.load", load)
+    monkeypatch.setattr("fmnist.data.fashion_mnist.load", load)
     with pytest.raises(UserError, match="belongs to another folder"):
         run_study(CONFIG, tmp_path / "first", storage=url)
     assert not (tmp_path / "first" / "parameters").exists()

@@ -118,7 +118,7 @@ class DashboardMirror:
         if winner(rivals, self._config.metric) is not result:
             return
         self._best = result
-        _upload_of_trial(trial, self._config, result, parameters, self._out)
+        _upload_trial(trial, self._config, result, parameters, self._out)
         if installed():
             links = _trial_links(trial, result.number)
             _write_note(trial, notes.best(self._config, result, links, of=self._ended))
@@ -154,7 +154,7 @@ def publish(out: Path, findings: Findings, study: optuna.Study) -> None:
         return
     from optuna_dashboard import save_plotly_graph_object
 
-    known = _artifacts(study)
+    known = _artifact_addresses(study)
     pictures = {name: known[_figure(name)] for name in FIGURES if _figure(name) in known}
     page = f"/dashboard/studies/{study._study_id}"
     _write_note(study, notes.results(findings, pictures, page))
@@ -181,21 +181,23 @@ def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | 
     parameters = findings.parameter_files(out)
     attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     for result in findings.results:
-        known = _ids_in(attrs[result.number])
+        known = _artifact_ids_in(attrs[result.number])
         names = {kind: name for kind, name in _names(result.number).items() if name in known}
         if result.number not in parameters:
             names.pop("parameters", None)
         paths = {artifact_folder(out) / known[name] for name in names.values()}
         if names and (wrong is None or paths & wrong):
             trial, path = _trial(study, result.number), parameters.get(result.number)
-            _upload_of_trial(trial, findings.config, result, path, out, names.keys())
+            _upload_trial(trial, findings.config, result, path, out, names.keys())
 
 
 def artifacts(out: Path, findings: Findings, study: optuna.Study) -> list[Path]:
     """The files of our artifacts that are whole after :func:`mend`."""
     trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    ours = [(_ids(study), [_figure(name) for name in FIGURES])]
-    ours += [(_ids_in(trials[n]), [*_names(n).values()]) for n in findings.parameter_files(out)]
+    ours = [(_artifact_ids(study), [_figure(name) for name in FIGURES])]
+    ours += [
+        (_artifact_ids_in(trials[n]), [*_names(n).values()]) for n in findings.parameter_files(out)
+    ]
     keys = [known[name] for known, names in ours for name in names if name in known]
     paths = [artifact_folder(out) / key for key in keys]
     return [path for path in paths if path.is_file()]
@@ -217,34 +219,34 @@ def _trial(study: optuna.Study, number: int) -> optuna.Trial:
 
 
 def _trial_links(trial: optuna.Trial, number: int) -> dict[str, str]:
-    known = _artifacts(trial)
+    known = _artifact_addresses(trial)
     return {kind: known[name] for kind, name in _names(number).items() if name in known}
 
 
-def _artifacts(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+def _artifact_addresses(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
     """File name -> address in the dashboard, of the owner's artifacts."""
     from optuna_dashboard.artifact import get_artifact_path
 
-    return {name: get_artifact_path(owner, key) for name, key in _ids(owner).items()}
+    return {name: get_artifact_path(owner, key) for name, key in _artifact_ids(owner).items()}
 
 
-def _ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+def _artifact_ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
     """File name -> id of the owner's artifacts."""
     import optuna
 
     if isinstance(owner, optuna.Study):
-        return _ids_in(owner._storage.get_study_system_attrs(owner._study_id))
-    return _ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
+        return _artifact_ids_in(owner._storage.get_study_system_attrs(owner._study_id))
+    return _artifact_ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
 
 
-def _ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
+def _artifact_ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
     """File name -> id of the artifacts in these system attributes."""
     # optuna.artifacts.get_all_artifact_meta fails when the dashboard has deleted an artifact.
     stored = [json.loads(value) for key, value in attrs.items() if key.startswith("artifacts:")]
     return {meta["filename"]: meta["artifact_id"] for meta in stored if meta is not None}
 
 
-def _upload_of_trial(
+def _upload_trial(
     trial: optuna.Trial,
     config: StudyConfig,
     result: TrialResult,
@@ -274,7 +276,7 @@ def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:
     folder = artifact_folder(out)
     folder.mkdir(exist_ok=True)
     store = FileSystemArtifactStore(folder)
-    known = _ids(owner).get(path.name)
+    known = _artifact_ids(owner).get(path.name)
     if known is None:
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=owner)
         return

@@ -42,7 +42,7 @@ class TimePlot:
         """The figure: ``{"data": [...], "layout": {...}}``."""
         traces = [self._line(result) for result in self._lines]
         if self._points:
-            traces.insert(0, self._rest())
+            traces.insert(0, self._other_trials())
         return json.dumps({"data": traces, "layout": self._layout()}, allow_nan=False)
 
     def _line(self, result: TrialResult) -> dict[str, Any]:
@@ -52,19 +52,19 @@ class TimePlot:
             "type": "scatter",
             "mode": "lines" if epochs > 8 else "lines+markers",
             "name": _name(result) + (" (winner)" if won else ""),
-            "x": [_short(result.seconds * epoch / epochs) for epoch in range(1, epochs + 1)],
-            "y": [_short(getattr(metrics, self._study.metric)) for metrics in result.history],
+            "x": [_rounded(result.seconds * epoch / epochs) for epoch in range(1, epochs + 1)],
+            "y": [_rounded(getattr(metrics, self._study.metric)) for metrics in result.history],
             "line": {"width": 3.5 if won else 1.5},
             "hovertemplate": "%{y:.4f} after %{x:.1f} s",
         }
 
-    def _rest(self) -> dict[str, Any]:
+    def _other_trials(self) -> dict[str, Any]:
         return {
             "type": "scatter",
             "mode": "markers",
             "name": f"the other {len(self._points)}, last epoch",
-            "x": [_short(result.seconds) for result in self._points],
-            "y": [_short(score(self._study, result)) for result in self._points],
+            "x": [_rounded(result.seconds) for result in self._points],
+            "y": [_rounded(score(self._study, result)) for result in self._points],
             "text": [_name(result) for result in self._points],
             "marker": {"size": 5, "color": "#9aa7b2"},
             "hovertemplate": "%{y:.4f} after %{x:.1f} s<br>%{text}<extra></extra>",
@@ -109,6 +109,6 @@ def _name(result: TrialResult) -> str:
     return html.escape(f"{result.number}: {label if len(label) < 60 else label[:59] + '…'}")
 
 
-def _short(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     """Round a number to five digits, to store thousands of them; None for NaN."""
     return float(f"{value:.5g}") if math.isfinite(value) else None
