@@ -37,7 +37,7 @@ CLASS_NAMES: tuple[str, ...] = (
 """The name of each label."""
 
 _HOLDOUT_SEED = 20170825  # every trial of every study holds out the same images
-_MOST_PARTS = 10_000  # members of a .gz file; most files have one
+_MAX_MEMBERS = 10_000  # members of a .gz file; most files have one
 
 _log = logging.getLogger("fmnist")
 
@@ -97,7 +97,7 @@ def load(root: str | Path | None = None) -> Dataset:
             with source() as found:
                 contents = {file.name: _read(found, file) for file in _FILES}
             dataset = _to_tensors(contents, name)
-            _keep(contents)
+            _write_cache(contents)
             _log.info("data: using %s", name)
             return dataset
         except (DataError, OSError, RuntimeError) as error:
@@ -172,8 +172,8 @@ def _read(folder: Path, file: _File) -> bytes:
     try:
         if packed:
             # Even an empty member takes microseconds to read, and a file can hold millions.
-            if content.count(b"\x1f\x8b\x08") > _MOST_PARTS:
-                raise DataError(f"{path} is damaged: it has more than {_MOST_PARTS:,} parts")
+            if content.count(b"\x1f\x8b\x08") > _MAX_MEMBERS:
+                raise DataError(f"{path} is damaged: it has more than {_MAX_MEMBERS:,} parts")
             with gzip.open(io.BytesIO(content)) as unpacked:
                 content = unpacked.read(limit + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -191,7 +191,7 @@ def _read(folder: Path, file: _File) -> bytes:
     raise DataError(f"{path} is damaged or of another data set: {sums}")
 
 
-def _keep(contents: dict[str, bytes]) -> None:
+def _write_cache(contents: dict[str, bytes]) -> None:
     """Write to the cache the files that it lacks; a failure is a warning in the log."""
     try:
         cache = runtime.cache_folder()

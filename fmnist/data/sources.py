@@ -74,13 +74,14 @@ def in_order(folder: str | Path | None) -> list[tuple[str, Callable[[], Opened]]
     return [
         ("cache", lambda: contextlib.nullcontext(runtime.cache_folder())),
         ("Debian package", lambda: contextlib.nullcontext(DEBIAN_FOLDER)),
-        ("official mirror through torchvision", lambda: _in_scratch(_from_mirror)),
-        ("Debian archive through apt", lambda: _in_scratch(_from_archive)),
+        ("official mirror through torchvision", lambda: _filled_folder(_from_mirror)),
+        ("Debian archive through apt", lambda: _filled_folder(_from_archive)),
     ]
 
 
 @contextlib.contextmanager
-def _in_scratch(bring: Callable[[Path], None]) -> Iterator[Path]:
+def _filled_folder(bring: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a temporary folder that ``bring`` has put the files into."""
     with tempfile.TemporaryDirectory(prefix="fmnist-") as scratch:
         bring(Path(scratch))
         yield Path(scratch)
@@ -151,12 +152,12 @@ def _from_archive(scratch: Path) -> None:
     downloaded = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
     package = next(scratch.glob("*.deb"), None)
     if package is None:
-        said = filter(None, (downloaded.complaint, updated.complaint))
+        said = filter(None, (downloaded.message, updated.message))
         raise AbsentError("; ".join(said) or "apt-get downloaded nothing")
     _check_download(package, PACKAGE_SHA256)
     unpacked = _run(["dpkg-deb", "--fsys-tarfile", package.name], scratch, scratch / "files.tar")
-    if not unpacked.well:
-        raise DataError(f"cannot unpack {package.name}: {unpacked.complaint}")
+    if not unpacked.succeeded:
+        raise DataError(f"cannot unpack {package.name}: {unpacked.message}")
     wanted = {f"{name}.gz" for name in PACKED_SHA256}
     with tarfile.open(scratch / "files.tar") as archive:
         for member in archive:
@@ -165,14 +166,14 @@ def _from_archive(scratch: Path) -> None:
                 (scratch / name).write_bytes(stream.read())
 
 
-class _Ended(NamedTuple):
+class _CommandResult(NamedTuple):
     """Whether a command succeeded, and the first line of its stderr, which may be a warning."""
 
-    well: bool
-    complaint: str
+    succeeded: bool
+    message: str
 
 
-def _run(command: list[str], folder: Path, output: Path | None = None) -> _Ended:
+def _run(command: list[str], folder: Path, output: Path | None = None) -> _CommandResult:
     """Run a command in a folder, with its standard output in a file or nowhere."""
     try:
         with (output or Path(os.devnull)).open("wb") as stdout:
@@ -185,8 +186,8 @@ def _run(command: list[str], folder: Path, output: Path | None = None) -> _Ended
                 timeout=_APT_SECONDS,
             )
     except FileNotFoundError:
-        return _Ended(False, f"this machine has no {command[0]}")
+        return _CommandResult(False, f"this machine has no {command[0]}")
     except subprocess.TimeoutExpired:
-        return _Ended(False, f"{command[0]} took more than {_APT_SECONDS:g} s")
+        return _CommandResult(False, f"{command[0]} took more than {_APT_SECONDS:g} s")
     said = result.stderr.decode(errors="replace").strip().partition("\n")[0]
-    return _Ended(result.returncode == 0, said)
+    return _CommandResult(result.returncode == 0, said)

@@ -72,16 +72,16 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
         PictureError: The file cannot be read as a picture; the text begins with the path.
     """
     try:
-        grey = _decoded(_content(path))
+        grey = _decode(_read_bytes(path))
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error.__cause__
-    fitted, is_light = _fitted(grey)
+    fitted, is_light = _fit(grey)
     inverted = is_light if invert == "auto" else invert == "yes"
     pixels = np.array(fitted, dtype=np.uint8)
     return Picture(255 - pixels if inverted else pixels, inverted)
 
 
-def _content(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     """The bytes of a regular file. A pipe might never have an end, and a device has none."""
     try:
         mode = path.stat().st_mode
@@ -101,7 +101,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _decoded(content: bytes) -> Image.Image:
+def _decode(content: bytes) -> Image.Image:
     """Decode the picture: upright, grey (mode L), without transparency."""
     try:
         with warnings.catch_warnings():
@@ -111,8 +111,8 @@ def _decoded(content: bytes) -> Image.Image:
             with Image.open(_Bytes(content), formats=FORMATS) as image:
                 _check_cost(image, content)
                 image.load()
-                grey = _on_ground(*_grey_and_alpha(image))
-                return _upright(grey, _orientation(image))
+                grey = _flatten(*_grey_and_alpha(image))
+                return _turn_upright(grey, _orientation(image))
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -175,7 +175,7 @@ def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
     return image.convert("RGB").convert("L"), None
 
 
-def _on_ground(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
+def _flatten(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
     """Put a picture with transparency on the background that it was most plausibly made for.
 
     Where most of the border is visible, its median colour is the background. Otherwise the object
@@ -207,14 +207,14 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _upright(grey: Image.Image, orientation: int) -> Image.Image:
+def _turn_upright(grey: Image.Image, orientation: int) -> Image.Image:
     """Turn and mirror the picture by its EXIF orientation."""
     grey.info = {}  # exif_transpose writes metadata again, and may fail on damaged metadata
     grey.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(grey)
 
 
-def _fitted(grey: Image.Image) -> tuple[Image.Image, bool]:
+def _fit(grey: Image.Image) -> tuple[Image.Image, bool]:
     """Fit the object to 28x28 pixels by its longer edge; and whether the background is light.
 
     A picture of 28x28 pixels is returned as it is.

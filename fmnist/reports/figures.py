@@ -81,8 +81,8 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
             axes.set(xlabel="epoch", ylabel=None, title=kind.capitalize())
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             last = max([len(r.history) for r in results] or [1])
-            room = 0.02 * last if last > 1 else 0.5
-            axes.set_xlim(1 - room, last + room)
+            margin = 0.02 * last if last > 1 else 0.5
+            axes.set_xlim(1 - margin, last + margin)
             frame(axes, results, kind)
         colour = INK if few else ACCENT
         dot, cross = ("o", "X") if few and marked(results) else ("", "")

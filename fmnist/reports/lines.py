@@ -89,8 +89,8 @@ def frame(axes: Axes, results: Sequence[TrialResult], kind: str) -> None:
         high = min(high, 4 * np.quantile(values, 0.9))
     else:
         low = max(low, np.quantile(values, 0.1) - 0.25)
-    room = 0.04 * (high - low) or 0.05
-    axes.set_ylim(low - room, high + room)
+    margin = 0.04 * (high - low) or 0.05
+    axes.set_ylim(low - margin, high + margin)
 
 
 def _series(result: TrialResult, field: str) -> NDArray[np.float64]:

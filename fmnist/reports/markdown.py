@@ -1,4 +1,4 @@
-"""The report: ``report.md`` with all that a study found, and the table on the terminal."""
+"""Writes ``report.md``, and prints the outcome of a study on the terminal."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
 def results_table(
     study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None = None
 ) -> Table:
-    """The results for a terminal, by trial number; the winner is marked by word and colour.
+    """The table of results for a terminal, by trial number, with the winner marked.
 
     Args:
-        study: what was run.
-        results: of every trial.
-        winner: the best of them; found by the study's own rule when not given.
+        study: the study.
+        results: the result of every trial.
+        winner: the winner; by default the best of the results.
     """
     best = winner or pick_winner(results, study.metric)
     note = protocol_note(study)
@@ -93,13 +93,13 @@ def results_table(
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    # A terminal has room for what decides; report.md and results.csv have all of it.
+    # A terminal is narrow; report.md and results.csv have the other columns.
     shown = ["trial", *study.grid, metric_name(study), "test accuracy", "time", "state"]
     header = table_header(study)
     shown = [name for name in dict.fromkeys(shown) if name in header]
     for name in shown:
         axis = name in study.grid
-        # On a narrow terminal it is the names of the axes that fold; the numbers stay whole.
+        # On a narrow terminal the names of the axes wrap, and the numbers do not.
         table.add_column(
             Text(name if axis else name.replace(" ", "\n")),
             justify="left" if axis or name == "state" else "right",
@@ -111,7 +111,7 @@ def results_table(
         won = best is not None and result.number == best.number
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
         cells = dict(zip(header, table_row(study, result, won), strict=True))
-        # Short, as terminals are narrow; the reasons are in the report.
+        # The reasons of failures are in the report.
         cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
     return table
@@ -124,10 +124,18 @@ def print_outcome(
     storage: str | None,
     console: Console | None = None,
 ) -> None:
-    """Print the last lines of a run: the table, the winner, and how to look at it."""
+    """Print the outcome of a run: the table, the winner, and the commands that open its views.
+
+    Args:
+        study: the study.
+        results: the result of every trial.
+        out: the run's folder.
+        storage: Optuna's storage URL; None for the database in the run's folder.
+        console: where to print; standard output by default.
+    """
     console = console or Console()
     if not console.is_terminal:
-        # A log has no right edge: a table squeezed into 80 columns would be hard to read.
+        # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
     best = pick_winner(results, study.metric)
     console.print(results_table(study, results, best))
@@ -139,10 +147,20 @@ def print_outcome(
 
 
 def view_commands(out: Path, storage: str | None = None) -> list[str]:
-    """The commands that open what there is to open: both servers, or each by itself."""
+    """The commands that open the views of a run: both servers together, and each by itself.
+
+    Args:
+        out: the run's folder; a view that it lacks has no command.
+        storage: Optuna's storage URL; None for the database in the run's folder.
+
+    Returns:
+        Command lines, quoted for a shell and without passwords.
+    """
     commands: list[list[str]] = []
     out = Path(out)
-    folder = f"./{out}" if str(out).startswith("-") else str(out)  # no option
+    folder = (
+        f"./{out}" if str(out).startswith("-") else str(out)
+    )  # a path that begins with - would be read as an option
     board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
     where = [] if storage is None else ["--storage", starred(storage)]
     url = storage_url.of_run(out) if storage is None and database.exists() else storage
@@ -157,9 +175,9 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
 
 
 def escape(text: object) -> str:
-    """The text on one line and literal in Markdown, also inside a table."""
+    """Put a text on one line and escape it for Markdown, also inside a table."""
     literal = re.sub(r"([\\`*\[\]<>|~$&])", r"\\\1", one_line(text))
-    # An underscore within a word means nothing; at its edge it would be emphasis.
+    # Only an underscore at the edge of a word is emphasis.
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", literal)
 
 
@@ -169,7 +187,7 @@ def _picture(name: str, file: str, study: StudyConfig) -> str:
 
 
 def caption(name: str, study: StudyConfig) -> str:
-    """What stands under a figure; of a figure not known here, its name."""
+    """The caption of a figure; its name when no caption is known."""
     note = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
     captions = {
         "samples": "The first training images of each class.",
@@ -184,7 +202,7 @@ def caption(name: str, study: StudyConfig) -> str:
 
 
 def table_header(study: StudyConfig) -> list[str]:
-    """The columns of the results table, axes of the grid included."""
+    """The columns of the results table: trial, axes of the grid, metrics, time and state."""
     metrics = ["training loss", "training accuracy", "test loss", "test accuracy"]
     if not study.validation_is_test:
         metrics[2:2] = ["validation loss", "validation accuracy"]
@@ -192,9 +210,18 @@ def table_header(study: StudyConfig) -> list[str]:
 
 
 def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
-    """One trial's cells, in the order of :func:`table_header`; text, not escaped."""
+    """A row of the results table.
+
+    Args:
+        study: the study.
+        result: the trial's result.
+        won: whether the trial is the winner.
+
+    Returns:
+        The cells in the order of :func:`table_header`, not escaped.
+    """
     last = result.last
-    # A failed trial's last sound epoch says nothing about its configuration.
+    # The last finite epoch of a failed trial says nothing about its configuration.
     metrics = [*last, result.test_loss, result.test_accuracy]
     if result.state != "COMPLETE":
         metrics = [float("nan")] * len(metrics)
@@ -231,6 +258,6 @@ def _facts(provenance: Mapping[str, str]) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block whose fence is longer than any within."""
+    """A code block whose fence is longer than any run of backticks in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -288,7 +288,7 @@ class LiveProgress(_Live):
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=1.0, completed=self.fraction))
         rows = max(min(MOST_ROWS, self.console.height - OTHER_LINES), 1)
-        shown = self._chosen(rows)
+        shown = self._shown_trials(rows)
         table = Table(box=None, pad_edge=False, expand=False)
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -312,7 +312,7 @@ class LiveProgress(_Live):
             parts.append(Text(f"... and {len(self.labels) - len(shown)} more", style="dim"))
         return Group(*parts)
 
-    def _chosen(self, rows: int) -> list[int]:
+    def _shown_trials(self, rows: int) -> list[int]:
         """The lanes to show: all in their order, or the best where there are too many."""
         numbers = sorted(self.labels)
         if len(numbers) <= rows:

@@ -48,7 +48,7 @@ def check(out: Path, config: configs.StudyConfig) -> Path | None:
     Raises:
         UserError: The folder belongs to another study, or holds files that would be overwritten.
     """
-    if not _is_of(out / _STUDY, config) and not is_taken(out):
+    if not _names_study(out / _STUDY, config) and not is_taken(out):
         _check_free(out, "study")
     left = [*(out / name for name in (_ID, *_ENDED)), *_parameters(out)]
     return next((path for path in left if os.path.lexists(path)), None)
@@ -68,12 +68,12 @@ def take_for_reference(out: Path, config: configs.StudyConfig) -> None:
     if is_taken(out):
         raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
     path = out / _REFERENCE
-    if not _is_of(path, config):
+    if not _names_study(path, config):
         _check_free(out, _REFERENCE)
         files.write_text(path, config.to_toml())
 
 
-def _is_of(path: Path, config: configs.StudyConfig) -> bool:
+def _names_study(path: Path, config: configs.StudyConfig) -> bool:
     """Whether the file that names a folder's study exists.
 
     Raises:

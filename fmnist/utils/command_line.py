@@ -118,10 +118,10 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     try:
         status = main(sys.argv[1:])
     except BaseException as error:
-        status, said = _ending(error, stopped)
-    unwritten = _unwritten()
+        status, said = _status_and_text(error, stopped)
+    unwritten = _flush_stdout()
     if unwritten is not None and not said:
-        status, said = _ending(unwritten, stopped)
+        status, said = _status_and_text(unwritten, stopped)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # such as a full disk
             print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
@@ -141,18 +141,18 @@ class _Output:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with self._named():
+        with self._name_errors():
             return self._stream.write(text)
 
     def flush(self) -> None:
-        with self._named():
+        with self._name_errors():
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
+    def _name_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -160,7 +160,7 @@ class _Output:
             raise
 
 
-def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
+def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
     """The exit status for an error, and the text for stderr."""
     match error:
         case UserError():
@@ -180,7 +180,7 @@ def _ending(error: BaseException, stopped: str) -> tuple[int, str]:
     return 70, f"{lines}{BUG}\n"
 
 
-def _unwritten() -> OSError | None:
+def _flush_stdout() -> OSError | None:
     """Flush standard output; the error when that fails, and stdout is /dev/null from then on."""
     if sys.stdout is None:
         return None

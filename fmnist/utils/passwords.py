@@ -18,7 +18,7 @@ _SHORT = 4
 
 def starred(url: str) -> str:
     """Replace the passwords in a URL, or in an argument that contains one, by ``***``."""
-    for start, end in reversed(_places(url)):
+    for start, end in reversed(_password_spans(url)):
         url = f"{url[:start]}***{url[end:]}"
     return url
 
@@ -55,10 +55,10 @@ def of_arguments(arguments: Iterable[str]) -> list[str]:
         scheme = re.search(r"[\w+.-]*$", before[-40:])
         if separator and scheme:
             found.append(f"{scheme[0]}://{after}")
-    return [url for url in found if _places(url)]
+    return [url for url in found if _password_spans(url)]
 
 
-def _places(url: str) -> list[tuple[int, int]]:
+def _password_spans(url: str) -> list[tuple[int, int]]:
     """The ``(start, end)`` of each password in the URL, in order and without overlap."""
     found = []
     # Before the host. A user's name or a password may hold an @, as a mail address does.
@@ -82,19 +82,19 @@ def _places(url: str) -> list[tuple[int, int]]:
 def _secrets(url: str) -> set[str]:
     """The URL and its passwords, in every spelling that a message may quote."""
     found = {url}
-    for start, end in _places(url):
+    for start, end in _password_spans(url):
         secret = url[start:end]
         # With an @ in it, a driver takes the end of the password for the host's name.
         found |= {secret, *secret.split("@")}
         if _KEY.search(plain := unquote_plus(secret)):
             pairs = [pair[1] for pair in _PAIR.finditer(plain)]
-            found |= {part for pair in pairs for part in (pair, pair.strip("'"), _bare(pair))}
+            found |= {part for pair in pairs for part in (pair, pair.strip("'"), _unbrace(pair))}
     found |= {read(secret) for secret in found for read in (unquote, unquote_plus)}
     found |= {write(secret) for secret in found for write in (_quoted, quote_plus)}
     return found - {""}
 
 
-def _bare(pair: str) -> str:
+def _unbrace(pair: str) -> str:
     """The value between the braces of ODBC, which writes } as }}."""
     inner = pair[1:-1] if pair.startswith("{") and pair.endswith("}") else pair
     return inner.replace("}}", "}")
@@ -115,5 +115,5 @@ def cover_arguments() -> None:
         start, end = int(fields[45]), int(fields[46])
         for argument in re.finditer(rb"[^\0]+", ctypes.string_at(start, end - start)):
             text = argument[0].decode("latin-1")  # one character for each byte
-            for first, last in _places(text):
+            for first, last in _password_spans(text):
                 ctypes.memset(start + argument.start() + first, ord("*"), last - first)

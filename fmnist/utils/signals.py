@@ -37,7 +37,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._came: int | None = None
+        self._signal: int | None = None
         self._asked = False
         self._raised = False
         self._before: dict[int, Any] = {}
@@ -46,13 +46,13 @@ class Stop:
     @property
     def requested(self) -> bool:
         """Whether a signal came."""
-        return self._came is not None
+        return self._signal is not None
 
     def asked(self) -> bool:
         """:attr:`requested`, for a caller that asks again after every step."""
         self._asked = True
         if self.requested:
-            self._remind(PATIENCE)  # time for the caller to save its work
+            self._set_alarm(PATIENCE)  # time for the caller to save its work
         return self.requested
 
     def check(self) -> None:
@@ -62,9 +62,9 @@ class Stop:
             KeyboardInterrupt: SIGINT came.
             Terminated: SIGTERM came.
         """
-        if self._came is not None:
+        if self._signal is not None:
             self._raised = True
-            self._remind(AGAIN)
+            self._set_alarm(AGAIN)
             raise self._error()
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
             self._unraisable = sys.unraisablehook
-            sys.unraisablehook = self._swallowed
+            sys.unraisablehook = self._on_unraisable
         return self
 
     def __exit__(
@@ -100,22 +100,22 @@ class Stop:
             raise self._error() from error
 
     def _error(self) -> BaseException:
-        return KeyboardInterrupt() if self._came == signal.SIGINT else Terminated()
+        return KeyboardInterrupt() if self._signal == signal.SIGINT else Terminated()
 
-    def _swallowed(self, what: sys.UnraisableHookArgs) -> None:
+    def _on_unraisable(self, what: sys.UnraisableHookArgs) -> None:
         if not isinstance(what.exc_value, KeyboardInterrupt | Terminated):
             self._unraisable(what)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self._came is not None
+        again = self._signal is not None
         if number in SIGNALS:
-            self._came = number
+            self._signal = number
         if again or not self._asked:
             self.check()
         else:
-            self._remind(PATIENCE)
+            self._set_alarm(PATIENCE)
 
-    def _remind(self, seconds: float) -> None:
+    def _set_alarm(self, seconds: float) -> None:
         """Start the process's alarm, which no other code uses after a signal came."""
         if signal.SIGALRM not in self._before:
             self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle)

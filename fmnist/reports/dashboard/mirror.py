@@ -1,7 +1,7 @@
-"""What optuna-dashboard shows of a study beside its own plots: attributes, artifacts, notes.
+"""Attributes, artifacts, notes and a plot of a study for optuna-dashboard.
 
-Attributes and artifacts need only Optuna. Notes and the plot over time need the extra
-``dashboard``; without it they are left out, and one line says so.
+Attributes and artifacts need only Optuna. Notes and the plot need the extra ``dashboard``; without
+it they are left out, with a line in the log.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from fmnist.reports.findings import Findings
 
 ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
-"""Provenance -> the user attribute of a trial."""
+"""Name in the provenance -> user attribute of a trial."""
 
 VERSIONS = {"Python", "fmnist", "torch", "optuna"}
-"""Those a trial's page shows: it breaks no lines. The study's note has all."""
+"""The versions on a trial's page, which does not wrap lines. The study's note has all of them."""
 
 OF_A_TRIAL = {
     "curves": "curves.png",
     "parameters": "params.safetensors",
     "configuration": "config.json",
 }
-"""What a trial that was the best gets as artifacts; the names begin with the trial's."""
+"""Kind -> file name of the artifacts of a best trial; ``trial-N-`` is put before the name."""
 
 FIGURES = ("curves", "heatmap", "confusion", "confused_pairs", "samples")
-"""The figures of a run that the study's note shows, in its order."""
+"""The figures in the study's note, in their order."""
 
 PLOT_ID = "fmnist-over-time"
 
@@ -50,21 +50,22 @@ _log = logging.getLogger(__name__)
 
 
 def artifact_folder(out: Path) -> Path:
-    """Where, in a run's folder, its artifacts lie: ``optuna-dashboard --artifact-dir``."""
+    """The folder of a run's artifacts, for ``optuna-dashboard --artifact-dir``."""
     return Path(out) / "artifacts"
 
 
 def installed() -> bool:
-    """Whether optuna-dashboard is."""
+    """Whether optuna-dashboard is installed."""
     return find_spec("optuna_dashboard") is not None
 
 
 class DashboardMirror:
-    """Writes into a running study what optuna-dashboard is to show of it.
+    """Mirrors a running study to optuna-dashboard.
 
-    A trial that is the best when it ends gets its learning curves, parameters and configuration
-    as artifacts, for Optuna takes none of a trial that it was told of. The winner is among these
-    trials; of hundreds, in the random order of the grid, they are a handful.
+    A trial that is the best so far when it ends gets its learning curves, parameters and
+    configuration as artifacts. They are written then because Optuna adds no artifact to a trial
+    that has ended. The winner is always one of these trials, and in the random order of the grid
+    they are few.
     """
 
     def __init__(
@@ -77,15 +78,15 @@ class DashboardMirror:
         done: Sequence[TrialResult],
         images: int,
     ) -> None:
-        """Write the note of a study that runs.
+        """Write the note of the running study.
 
         Args:
             study: Optuna's study.
-            config: what is run.
+            config: the study.
             out: the run's folder.
-            provenance: where the results come from; trials get :data:`ATTRIBUTES` of it.
+            provenance: the provenance of the results; trials get :data:`ATTRIBUTES` of it.
             done: the results of the trials that ended in an earlier process.
-            images: how many a trial trains on in an epoch.
+            images: how many images an epoch of a trial trains on.
         """
         self._study, self._config, self._out, self._images = study, config, Path(out), images
         self._about = {key: provenance.get(name, "") for name, key in ATTRIBUTES.items()}
@@ -110,10 +111,10 @@ class DashboardMirror:
     def finish(self, result: TrialResult, parameters: Path) -> None:
         """Write a trial's attributes and, when it is the best so far, its artifacts and note.
 
-        To be called before Optuna is told of the trial's end.
+        Call it before ``study.tell``.
 
         Args:
-            result: how it ended.
+            result: the trial's result.
             parameters: the file of its parameters.
         """
         trial = _trial(self._study, result.number)
@@ -124,13 +125,13 @@ class DashboardMirror:
         if winner(rivals, self._config.metric) is not result:
             return
         self._best = result
-        _upload_of_trial(trial, self._config, result, parameters, self._out)
+        _upload_trial(trial, self._config, result, parameters, self._out)
         if installed():
             links = _trial_links(trial, result.number)
             _write_note(trial, notes.best(self._config, result, links, of=self._ended))
 
     def _attributes(self, result: TrialResult) -> dict[str, Value]:
-        """What the result does not say: its seconds, test metrics and failure are told with it."""
+        """The trial's provenance and speed. Optuna's tell writes the attributes of the result."""
         found: dict[str, Value] = {key: value for key, value in self._about.items() if value}
         if result.state == "COMPLETE" and result.seconds > 0:
             seen = self._images * len(result.history)
@@ -160,14 +161,14 @@ def publish(out: Path, findings: Findings, study: optuna.Study) -> None:
         return
     from optuna_dashboard import save_plotly_graph_object
 
-    known = _artifacts(study)
+    known = _artifact_addresses(study)
     pictures = {name: known[_figure(name)] for name in FIGURES if _figure(name) in known}
     page = f"/dashboard/studies/{study._study_id}"
     _write_note(study, notes.results(findings, pictures, page))
     if best is not None:
         trial = _trial(study, best.number)
         _write_note(trial, notes.best(config, best, _trial_links(trial, best.number)))
-    # It asks for a figure of plotly's and takes no more than its JSON.
+    # Its type is a Plotly figure, but it calls only to_json.
     save_plotly_graph_object(study, TimePlot(config, results), graph_object_id=PLOT_ID)
 
 
@@ -187,21 +188,23 @@ def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | 
     parameters = findings.parameter_files(out)
     attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     for result in findings.results:
-        known = _ids_in(attrs[result.number])
+        known = _artifact_ids_in(attrs[result.number])
         names = {kind: name for kind, name in _names(result.number).items() if name in known}
         if result.number not in parameters:
             names.pop("parameters", None)
         paths = {artifact_folder(out) / known[name] for name in names.values()}
         if names and (wrong is None or paths & wrong):
             trial, path = _trial(study, result.number), parameters.get(result.number)
-            _upload_of_trial(trial, findings.config, result, path, out, names.keys())
+            _upload_trial(trial, findings.config, result, path, out, names.keys())
 
 
 def artifacts(out: Path, findings: Findings, study: optuna.Study) -> list[Path]:
     """The files of our artifacts that are whole after :func:`mend`."""
     trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    ours = [(_ids(study), [_figure(name) for name in FIGURES])]
-    ours += [(_ids_in(trials[n]), [*_names(n).values()]) for n in findings.parameter_files(out)]
+    ours = [(_artifact_ids(study), [_figure(name) for name in FIGURES])]
+    ours += [
+        (_artifact_ids_in(trials[n]), [*_names(n).values()]) for n in findings.parameter_files(out)
+    ]
     keys = [known[name] for known, names in ours for name in names if name in known]
     paths = [artifact_folder(out) / key for key in keys]
     return [path for path in paths if path.is_file()]
@@ -223,34 +226,34 @@ def _trial(study: optuna.Study, number: int) -> optuna.Trial:
 
 
 def _trial_links(trial: optuna.Trial, number: int) -> dict[str, str]:
-    known = _artifacts(trial)
+    known = _artifact_addresses(trial)
     return {kind: known[name] for kind, name in _names(number).items() if name in known}
 
 
-def _artifacts(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
-    """File name -> the address that the dashboard serves it at, of the owner's artifacts."""
+def _artifact_addresses(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+    """File name -> address in the dashboard, of the owner's artifacts."""
     from optuna_dashboard.artifact import get_artifact_path
 
-    return {name: get_artifact_path(owner, key) for name, key in _ids(owner).items()}
+    return {name: get_artifact_path(owner, key) for name, key in _artifact_ids(owner).items()}
 
 
-def _ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
-    """File name -> id, of the owner's artifacts."""
+def _artifact_ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+    """File name -> id of the owner's artifacts."""
     import optuna
 
     if isinstance(owner, optuna.Study):
-        return _ids_in(owner._storage.get_study_system_attrs(owner._study_id))
-    return _ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
+        return _artifact_ids_in(owner._storage.get_study_system_attrs(owner._study_id))
+    return _artifact_ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
 
 
-def _ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
-    """:func:`_ids` in the system attributes of their owner."""
-    # optuna.artifacts.get_all_artifact_meta fails on one that was deleted in the dashboard.
+def _artifact_ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> id of the artifacts in these system attributes."""
+    # optuna.artifacts.get_all_artifact_meta fails when the dashboard has deleted an artifact.
     stored = [json.loads(value) for key, value in attrs.items() if key.startswith("artifacts:")]
     return {meta["filename"]: meta["artifact_id"] for meta in stored if meta is not None}
 
 
-def _upload_of_trial(
+def _upload_trial(
     trial: optuna.Trial,
     config: StudyConfig,
     result: TrialResult,
@@ -258,7 +261,7 @@ def _upload_of_trial(
     out: Path,
     kinds: Set[str] = OF_A_TRIAL.keys(),
 ) -> None:
-    """Make these of :data:`OF_A_TRIAL` artifacts; ``parameters`` must be there for those."""
+    """Upload these kinds of :data:`OF_A_TRIAL`; that of parameters needs their file."""
     from fmnist.reports import figures
 
     with files.scratch_folder(out) as folder:
@@ -274,13 +277,13 @@ def _upload_of_trial(
 
 
 def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:
-    """Make a file an artifact, in the place of the one of its name if there is one."""
+    """Upload a file as an artifact, or replace the content of the artifact of its name."""
     from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
     folder = artifact_folder(out)
     folder.mkdir(exist_ok=True)
     store = FileSystemArtifactStore(folder)
-    known = _ids(owner).get(path.name)
+    known = _artifact_ids(owner).get(path.name)
     if known is None:
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=owner)
         return

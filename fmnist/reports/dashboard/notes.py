@@ -1,7 +1,7 @@
-"""The notes of optuna-dashboard, in Markdown: of a study that runs, its results, its best trials.
+"""The notes of optuna-dashboard, in Markdown: of a running study, its results and its best trials.
 
-Its pages show images of their own server only, so notes take the addresses of artifacts. Raw
-HTML and data URIs are not rendered.
+The dashboard shows images of its own server only, so notes link to artifacts. It renders neither
+raw HTML nor data URIs.
 """
 
 from __future__ import annotations
@@ -22,22 +22,30 @@ if TYPE_CHECKING:
     from fmnist.reports.findings import Findings
 
 MOST_ROWS = 20
-"""A note is for reading: of more trials than this, the best are listed."""
+"""Trials in the table of a note, at most: the best ones."""
 
 GAP = "\N{EM SPACE}"
 
 MARK = "[//]: # (fmnist writes what is below this line, and keeps what is above it)"
-"""Where our part of a note begins; a definition that nothing refers to, so it is not shown."""
+"""Begins our part of a note. It is an unused link definition, which Markdown does not show."""
 
 
 def with_kept(known: str, text: str) -> str:
-    """The note ``known`` with our part of it replaced by ``text``; a person's part stays."""
+    """Replace our part of a note; the part that a person wrote above it stays.
+
+    Args:
+        known: the note as it is.
+        text: our new part.
+
+    Returns:
+        The new note.
+    """
     kept = known.partition(MARK)[0].rstrip()
     return f"{kept}\n\n{MARK}\n\n{text}".lstrip("\n")
 
 
 def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
-    """The note of a study that is not at its end."""
+    """The note of a running study, with its provenance as far as it is known."""
     known = {name: value for name, value in provenance.items() if name != "Wall time"}
     trials = f"{study.size} trial" + ("s" if study.size != 1 else "")
     return _joined(
@@ -56,10 +64,10 @@ def best(
     """The note of a trial that was the best when it ended.
 
     Args:
-        study: what is run.
-        result: of the trial.
-        links: the addresses of its artifacts, by kind.
-        of: how many trials had ended by then; None for the winner of a study at its end.
+        study: the study.
+        result: the trial's result.
+        links: kind -> address of its artifacts.
+        of: how many trials had ended by then; None for the winner of a finished study.
     """
     if of is None:
         title = "The winner of the study"
@@ -86,7 +94,7 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
 
     Args:
         findings: what the study found.
-        figures: name -> address.
+        figures: name of a figure -> address of its artifact.
         page: the address of the study in the dashboard.
     """
     study = findings.config
@@ -115,7 +123,7 @@ def _table(findings: Findings, page: str) -> str:
         return failed, 0.0 if failed else sign * score(study, result), result.number
 
     header = table_header(study)
-    # What decides; the dashboard has the rest on its other pages.
+    # The dashboard has the other metrics on other pages.
     wanted = ["trial", *study.grid, metric_name(study), "test accuracy", "epochs", "time", "state"]
     shown = [name for name in dict.fromkeys(wanted) if name in header]
     lines = []
@@ -133,11 +141,11 @@ def _table(findings: Findings, page: str) -> str:
 
 
 def _markdown(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the dashboard leaves no room between columns, so the cells bring it along.
+    """A table whose cells end in a space, as the dashboard puts none between columns.
 
     Args:
-        columns: name -> how Markdown is to align it.
-        rows: cells, literal in Markdown.
+        columns: name -> alignment in Markdown.
+        rows: cells, escaped.
     """
     lines = [[cell + GAP for cell in columns], list(columns.values())]
     lines += [[cell + GAP for cell in cells] for cells in rows]

@@ -1,4 +1,4 @@
-"""A plot for optuna-dashboard, whose own know the epochs and not the time: metric over seconds."""
+"""A plot for optuna-dashboard: the metric over seconds, where its own plots have epochs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 INK, FAINT, CLEAR = "#7b8994", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 
 MOST_LINES = 12
-"""More trials than this are points: their last epoch."""
+"""Trials that are drawn as lines, at most; of the others the last epoch is a point."""
 
 
 class TimePlot:
-    """The metric that selects against the time spent, as Plotly's JSON.
+    """The selecting metric over time, as the JSON of a Plotly figure.
 
-    Optuna-dashboard draws it with a plotly.js of its own, so that Python needs no plotly. A
-    trial's time is its share of its group's, and spread evenly over its epochs.
+    Optuna-dashboard draws it with its own plotly.js, so that Python needs no plotly. A trial's time
+    is its share of its group's, spread evenly over its epochs.
     """
 
     def __init__(self, study: StudyConfig, results: Sequence[TrialResult]) -> None:
@@ -33,16 +33,16 @@ class TimePlot:
         sign = -1 if study.direction == "maximize" else 1
         complete = [r for r in results if r.state == "COMPLETE"]
         ranked = sorted(complete, key=lambda r: (sign * score(study, r), r.number))
-        # Few are read in the order of their numbers.
+        # The legend is in the order of the numbers.
         self._lines = sorted(ranked[:MOST_LINES], key=lambda r: r.number)
         self._points = ranked[MOST_LINES:]
         self._best = winner(results, study.metric)
 
     def to_json(self) -> str:
-        """``{"data": [...], "layout": {...}}``."""
+        """The figure: ``{"data": [...], "layout": {...}}``."""
         traces = [self._line(result) for result in self._lines]
         if self._points:
-            traces.insert(0, self._rest())
+            traces.insert(0, self._other_trials())
         return json.dumps({"data": traces, "layout": self._layout()}, allow_nan=False)
 
     def _line(self, result: TrialResult) -> dict[str, Any]:
@@ -52,19 +52,19 @@ class TimePlot:
             "type": "scatter",
             "mode": "lines" if epochs > 8 else "lines+markers",
             "name": _name(result) + (" (winner)" if won else ""),
-            "x": [_short(result.seconds * epoch / epochs) for epoch in range(1, epochs + 1)],
-            "y": [_short(getattr(metrics, self._study.metric)) for metrics in result.history],
+            "x": [_rounded(result.seconds * epoch / epochs) for epoch in range(1, epochs + 1)],
+            "y": [_rounded(getattr(metrics, self._study.metric)) for metrics in result.history],
             "line": {"width": 3.5 if won else 1.5},
             "hovertemplate": "%{y:.4f} after %{x:.1f} s",
         }
 
-    def _rest(self) -> dict[str, Any]:
+    def _other_trials(self) -> dict[str, Any]:
         return {
             "type": "scatter",
             "mode": "markers",
             "name": f"the other {len(self._points)}, last epoch",
-            "x": [_short(result.seconds) for result in self._points],
-            "y": [_short(score(self._study, result)) for result in self._points],
+            "x": [_rounded(result.seconds) for result in self._points],
+            "y": [_rounded(score(self._study, result)) for result in self._points],
             "text": [_name(result) for result in self._points],
             "marker": {"size": 5, "color": "#9aa7b2"},
             "hovertemplate": "%{y:.4f} after %{x:.1f} s<br>%{text}<extra></extra>",
@@ -75,7 +75,7 @@ class TimePlot:
         seen = f"<br><sub>{TEST_WAS_SEEN}</sub>" if self._study.validation_is_test else ""
         up = self._study.direction == "maximize"
         axis = {"gridcolor": FAINT, "linecolor": FAINT, "zeroline": False}
-        # Colours that can be read in the dashboard's light theme and in its dark one.
+        # The colours are readable in the dashboard's light and dark themes.
         return {
             "title": {
                 "text": f"{name.capitalize()} against time{seen}",
@@ -90,7 +90,7 @@ class TimePlot:
             "plot_bgcolor": CLEAR,
             "hovermode": "closest",
             "modebar": {"bgcolor": CLEAR},
-            # Where the curves are not: they rise to the right, or fall.
+            # The corner that the curves leave free at their end.
             "legend": {
                 "x": 0.99,
                 "xanchor": "right",
@@ -104,11 +104,11 @@ class TimePlot:
 
 
 def _name(result: TrialResult) -> str:
-    """The trial in Plotly's text, which knows some tags of HTML."""
+    """A trial's name, escaped: Plotly's text may have some tags of HTML."""
     label = one_line(result.label)
     return html.escape(f"{result.number}: {label if len(label) < 60 else label[:59] + '…'}")
 
 
-def _short(value: float) -> float | None:
-    """A number in five digits, as thousands of them are stored; JSON knows no NaN."""
+def _rounded(value: float) -> float | None:
+    """Round a number to five digits, to store thousands of them; None for NaN."""
     return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The learning curves of ``report.html``: lines for the eye and the numbers for hovering."""
+"""The learning curves of ``report.html``: the lines, and the numbers to show on hovering."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from fmnist.config.study import StudyConfig
 
 COLOURS = 10
-"""So many lines have a colour of their own; with more trials the others are thin and grey."""
+"""Trials with a colour of their own, at most; the lines of the others are thin and grey."""
 MOST_LINES = 1000
 MOST_POINTS = 24_000
-"""Of one metric, all lines together: what keeps the page small and quick."""
+"""Points of one metric in all lines together, at most; more would make the page slow."""
 DRAWING_SIZE = 1000
-"""Width and height of a drawing; the page stretches it to the room there is."""
+"""Width and height of a drawing in its own units; the page scales it."""
 
 Range = tuple[float, float]
 
 
 def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any] | None:
-    """What the template and the script need to show loss and accuracy of every trial.
+    """Loss and accuracy of every trial, as the template and the script need them.
 
     Args:
-        study: what was run.
-        results: of every trial, in any order.
+        study: the study.
+        results: the result of every trial, in any order.
 
     Returns:
         ``panels`` (lines and ticks), ``lines`` (the coloured trials), ``others`` (how many
@@ -41,15 +41,15 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
     if not shown:
         return None
     coloured = shown[:COLOURS]
-    if len(shown) <= COLOURS:  # then the legend is read in the order of the grid
+    if len(shown) <= COLOURS:  # the legend is in the order of the grid
         grid = {key: list(values) for key, values in study.grid.items()}
         coloured.sort(key=lambda r: [grid[key].index(r.point[key]) for key in grid])
     shown = [*coloured, *shown[COLOURS:]]
     last = max(len(result.history) for result in shown)
     most = max(min(MOST_POINTS // len(shown), 400), 10)
     kept = np.unique(np.linspace(0, last - 1, min(last, most)).round().astype(int))
-    room = 0.02 * last if last > 1 else 0.5
-    across = (1 - room, last + room)
+    margin = 0.02 * last if last > 1 else 0.5
+    across = (1 - margin, last + margin)
     panels, ranges = [], {}
     for kind in ("loss", "accuracy"):
         ranges[kind] = up = limits(shown, kind)
@@ -75,7 +75,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         "panels": panels,
         "lines": [_named(result, best) for result in coloured],
         "others": len(shown) - len(coloured),
-        # Fainter when there are more, so that it shows where most of them run.
+        # Fainter when there are more, so that the densest region stands out.
         "faintness": round(min(max(25 / max(len(shown) - len(coloured), 1), 0.08), 0.6), 3),
         "few_epochs": last < 4,
         "notes": _notes(study, results, shown, len(kept), last),
@@ -103,7 +103,12 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
 
 
 def limits(results: Sequence[TrialResult], kind: str) -> Range:
-    """The values that are framed: one trial that diverges would flatten all the others."""
+    """The range of the y axis: that of the complete trials, so that one that diverges is cut off.
+
+    Args:
+        results: the trials.
+        kind: ``"loss"`` or ``"accuracy"``.
+    """
     shown = [result for result in results if result.state == "COMPLETE"] or results
     every = slice(None)
     values = np.concatenate(
@@ -117,12 +122,21 @@ def limits(results: Sequence[TrialResult], kind: str) -> Range:
         high = min(high, 4 * float(np.quantile(values, 0.9)))
     else:
         low = max(low, float(np.quantile(values, 0.1)) - 0.25)
-    room = 0.04 * (high - low) or 0.05
-    return low - room, high + room
+    margin = 0.04 * (high - low) or 0.05
+    return low - margin, high + margin
 
 
 def ticks(within: Range, whole: bool = False, at_most: int = 6) -> list[tuple[str, float, str]]:
-    """Round numbers in a range: where each lies in percent of it, in the drawing, and its text."""
+    """Choose the ticks of an axis.
+
+    Args:
+        within: the range of the axis.
+        whole: whether ticks must be whole numbers.
+        at_most: the number of ticks, at most.
+
+    Returns:
+        Position in percent, position in the drawing, and text of each tick.
+    """
     from matplotlib.ticker import MaxNLocator
 
     low, high = within
@@ -138,7 +152,14 @@ def ticks(within: Range, whole: bool = False, at_most: int = 6) -> list[tuple[st
 
 
 def path(x: Any, y: Any, across: Range, up: Range) -> str:
-    """An SVG path through the points ``x [n]``, ``y [n]``; what is not finite is a gap."""
+    """An SVG path through points, with a gap where ``y`` is not finite.
+
+    Args:
+        x: ``[n]``.
+        y: ``[n]``.
+        across: the range of the x axis.
+        up: the range of the y axis.
+    """
     parts: list[str] = []
     before: tuple[int, int] | None = None
     alone = False
@@ -158,12 +179,12 @@ def path(x: Any, y: Any, across: Range, up: Range) -> str:
 
 def _place(value: float, within: Range) -> int:
     low, high = within
-    # A line that leaves the frame goes on a bit, so that its slope is right at the edge.
+    # A line goes on beyond the frame, so that its slope is right at the edge.
     return round(DRAWING_SIZE * min(max((value - low) / (high - low), -4.0), 5.0))
 
 
 def _by_rank(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """The best first; failed ones last; of equals, the lowest number."""
+    """Sort the trials: the best first, failed ones last, equals by number."""
     sign = -1.0 if study.direction == "maximize" else 1.0
 
     def rank(result: TrialResult) -> tuple[float, int]:
@@ -174,7 +195,7 @@ def _by_rank(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialRe
 
 
 def _values(result: TrialResult, field: str, kept: Any) -> Any:
-    """One metric at the kept epochs, float ``[epochs]``; NaN after the trial's end."""
+    """A metric at the kept epochs, float64 ``[epochs]``; NaN after the trial's last epoch."""
     values = np.array([getattr(metrics, field) for metrics in result.history], dtype=float)
     if isinstance(kept, slice):
         return values[kept]

@@ -1,7 +1,7 @@
-"""``report.html``: all that a study found on one page that needs nothing but itself.
+"""Writes ``report.html``: the report of a study in one self-contained page.
 
-Text is escaped by the template engine, numbers for the script stand in a JSON block that
-cannot end early, and the page's own policy lets no other script run and nothing be fetched.
+The template engine escapes all text, the script reads its numbers from a JSON block that no text
+can end early, and the page's content security policy forbids other scripts and all requests.
 """
 
 from __future__ import annotations
@@ -79,7 +79,14 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
 
 
 def render(page: Mapping[str, Any]) -> str:
-    """The page of these parts, with style and script inside."""
+    """Render the template, with style and script inside the page.
+
+    Args:
+        page: the template's variables.
+
+    Returns:
+        The HTML text.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -93,7 +100,7 @@ def render(page: Mapping[str, Any]) -> str:
     )
     environment.filters["breakable"] = _breakable
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    # A block of a page is text up to its end tag, so ours may hold none.
+    # A style or script block ends at the first end tag.
     style, script = (_block(name) for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("report.html.jinja").render(
@@ -102,18 +109,18 @@ def render(page: Mapping[str, Any]) -> str:
 
 
 def _printable(value: object) -> object:
-    """Text without control characters, which would turn the reading direction, say."""
-    if type(value) is not str:  # a Markup is ours, and done
+    """Replace control characters in a text; some of them reverse the reading direction."""
+    if type(value) is not str:  # a Markup is made by this module and escaped
         return value
     bad = "\N{REPLACEMENT CHARACTER}"
     return "".join(c if c.isprintable() or c == "\n" else bad for c in value)
 
 
 def _breakable(text: str) -> Markup:
-    """The name of a point, or a sentence with one in it: a line may end after a comma."""
+    """Let the line break after each comma, in the name of a configuration."""
     from markupsafe import Markup, escape
 
-    # No entity of an escaped text has a comma.
+    # The entities of an escaped text have no commas.
     return Markup(escape(_printable(text)).replace(",", Markup(",<wbr>")))
 
 

@@ -1,4 +1,4 @@
-"""The tables of ``report.html``: results, the grid as a heat map, seeds, time."""
+"""The tables of ``report.html``: results, heat map of the grid, seeds, time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from fmnist.reports.findings import Findings
 
 MOST_ROWS = 2000
-"""A longer table is cut, and says so: results.csv has every trial."""
+"""Rows of a table, at most. The page says how many are left out; results.csv has all of them."""
 MOST_CELLS = 4000
 
 Cell = dict[str, Any]
 
 
 def results_table(findings: Findings) -> dict[str, Any]:
-    """``header``, ``rows`` by trial number, and ``cut``: the number of rows left out.
+    """The table of every trial.
 
-    A cell has its text; ``sort``, where the text alone does not give the order; and ``share``
-    of the selecting metric's range, for a bar.
+    Returns:
+        ``header``; ``rows`` by trial number; ``cut``, the number of rows left out. A cell has its
+        text; ``sort``, the number to sort by where the text does not give the order; and
+        ``share``, the percentage of the selecting metric's range, for a bar.
     """
     study, results, winner = findings.config, findings.results, findings.winner
     judged = words.metric_name(study)
@@ -60,17 +62,19 @@ def results_table(findings: Findings) -> dict[str, Any]:
 
 
 def heat_map(findings: Findings) -> dict[str, Any] | None:
-    """The metric over two axes of the grid; over the other axes it is averaged.
+    """The selecting metric over two axes of the grid, as a mean over the other axes.
 
-    None when fewer than two axes vary, or when the map would be too large to read. Seeds are
-    averaged where there are two other axes.
+    The seed is an axis of the map only when fewer than two other axes vary.
+
+    Returns:
+        None when fewer than two axes vary, or when the map has more than :data:`MOST_CELLS`.
     """
     study, results, winner = findings.config, findings.results, findings.winner
     used = [key for key, values in study.grid.items() if len(values) > 1]
     used.sort(key=lambda key: key == "seed")
     if len(used) < 2:
         return None
-    # The longer axis lies along the row, as screens are wide.
+    # The longer axis is horizontal, as screens are wide.
     row_key, column_key = sorted(used[:2], key=lambda key: len(study.grid[key]))
     rows, columns = list(study.grid[row_key]), list(study.grid[column_key])
     if len(rows) * len(columns) > MOST_CELLS:
@@ -120,9 +124,10 @@ def heat_map(findings: Findings) -> dict[str, Any] | None:
 
 
 def seeds_table(findings: Findings) -> dict[str, Any] | None:
-    """Mean and standard deviation over seeds for each other point of the grid, the best first.
+    """Mean and standard deviation over the seeds of each configuration, the best first.
 
-    None where the grid has fewer than two seeds.
+    Returns:
+        None when the grid has fewer than two seeds.
     """
     study, results = findings.config, findings.results
     if len(study.grid.get("seed", ())) < 2:
@@ -137,8 +142,8 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
     }
     everything = [score for found in scores.values() for score in found]
     low, high = (min(everything), max(everything)) if everything else (0.0, 1.0)
-    room = 0.06 * (high - low) or 0.01
-    within = (low - room, high + room)
+    margin = 0.06 * (high - low) or 0.01
+    within = (low - margin, high + margin)
     sign = -1 if study.direction == "maximize" else 1
     order = {point: index for index, point in enumerate(product(*(study.grid[k] for k in keys)))}
 
@@ -146,7 +151,7 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
         found = scores[point]
         return (sign * statistics.fmean(found) if found else math.inf), order[point]
 
-    # With nothing held out the metric is the test set's already.
+    # Without a validation set the metric is that of the test set already.
     tested = not (study.validation_is_test and study.metric == "validation_accuracy")
     rows = []
     for point in sorted(groups, key=rank)[:MOST_ROWS]:
@@ -180,7 +185,12 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
 def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any] | None:
     """Seconds and images per second of each group of lanes, and seconds of each phase.
 
-    None when neither the trials nor the phases have a time.
+    Args:
+        findings: what the study found.
+        phases: seconds by phase of the run.
+
+    Returns:
+        None when neither the trials nor the phases have a time.
     """
     study, images = findings.config, findings.training_images
     timed = [r for r in findings.results if r.history and r.seconds > 0]
@@ -205,7 +215,7 @@ def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any
     slowest = max((line["epoch_seconds"] for line in lines), default=1.0)
     for line in lines:
         line["share"] = round(100 * line["epoch_seconds"] / slowest)
-    # A trial that failed was quick, which says nothing.
+    # A failed trial trained fewer epochs, so its time does not compare.
     ends = sorted((r for r in timed if r.state == "COMPLETE"), key=lambda r: (r.seconds, r.number))
     total, all_phases = _speed(timed, images), sum(spent.values())
     return {
@@ -242,7 +252,7 @@ def _speed(results: Sequence[TrialResult], images: int) -> dict[str, Any]:
 
 
 def _exact(result: TrialResult) -> dict[str, float]:
-    """The numbers behind the cells of the results table, where rounding or units hide them."""
+    """Column -> exact number, of the cells whose text is rounded or has a unit."""
     if result.state != "COMPLETE":
         return {"time": result.seconds}
     last = result.last
@@ -266,7 +276,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _strip(values: Iterable[float], within: tuple[float, float]) -> dict[str, Any] | None:
-    """A dot a seed, their mean and the standard deviation about it, along one line."""
+    """A drawing of one line: a dot for each seed, their mean and standard deviation."""
     values = list(values)
     if not values:
         return None

@@ -1,4 +1,4 @@
-"""The winner on the test set, for ``report.html``: confusion, mistakes, calibration."""
+"""The winner on the test set, for ``report.html``: confusion matrix, mistakes, calibration."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ EXAMPLES = 8
 
 
 class Calibration(NamedTuple):
-    """Confidence against accuracy, in bins of equal width; NaN where a bin is empty.
+    """Confidence and accuracy in bins of equal width.
 
     Attributes:
-        counts: examples in each bin, ``int64 [bins]``.
-        confidence: their mean confidence, ``float64 [bins]``.
-        accuracy: the share of them that is right, ``float64 [bins]``.
+        counts: the examples in each bin, int64 ``[bins]``.
+        confidence: the mean confidence in each bin, float64 ``[bins]``; NaN in an empty bin.
+        accuracy: the accuracy in each bin, float64 ``[bins]``; NaN in an empty bin.
         error: the expected calibration error.
     """
 
@@ -41,19 +41,19 @@ class Calibration(NamedTuple):
 
 
 def calibration(probabilities: Any, labels: Any, bins: int = BINS) -> Calibration:
-    """How well confidence, the likeliest class's probability, says how often it is right.
+    """Compare a classifier's confidence, its highest probability, with its accuracy.
 
-    The expected calibration error is the mean over examples of the distance between the
-    accuracy and the mean confidence of their bin (Guo et al., 2017). Bins are open below and
-    closed above, as there.
+    The expected calibration error is the mean over examples of the distance between accuracy and
+    mean confidence of their bin (Guo et al., 2017). As in that paper, a bin includes its upper
+    bound and not its lower one.
 
     Args:
         probabilities: ``[examples, classes]``.
         labels: true classes, integers ``[examples]``.
-        bins: how many there are.
+        bins: the number of bins.
 
     Raises:
-        ValueError: when there is no example.
+        ValueError: There is no example.
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels).ravel()
     if not len(labels):
@@ -62,7 +62,7 @@ def calibration(probabilities: Any, labels: Any, bins: int = BINS) -> Calibratio
     edges = np.linspace(0, 1, bins + 1)[1:-1]
     place = np.digitize(sure, edges, right=True)
     counts = np.bincount(place, minlength=bins).astype(np.int64)
-    # 0 / 0 is NaN: an empty bin has neither.
+    # 0 / 0 is NaN in an empty bin.
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(place, sure, minlength=bins) / counts
         accuracy = np.bincount(place, right.astype(float), minlength=bins) / counts
@@ -71,7 +71,7 @@ def calibration(probabilities: Any, labels: Any, bins: int = BINS) -> Calibratio
 
 
 def calibration_sentence(found: Calibration) -> str:
-    """How sure the winner is, how often it is right, and how far the two are apart."""
+    """Say how confident the winner is, how often it is right, and how far the two differ."""
     total = found.counts.sum()
     sure = float(np.nansum(found.confidence * found.counts) / total)
     right = float(np.nansum(found.accuracy * found.counts) / total)
@@ -122,7 +122,7 @@ def _confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any
             {
                 "count": f"{matrix[index, other]:,}",
                 "percent": f"{share[index, other]:.1%}" if matrix[index, other] else "",
-                # Mistakes are a few percent: a power scale tells them from none at all.
+                # Mistakes are a few percent: a power scale makes them differ from zero.
                 "share": round(100 * float(share[index, other]) ** 0.45),
                 "right": index == other,
             }
@@ -141,7 +141,7 @@ def _pairs(
     chances: NDArray[np.float64],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The most frequent mistakes, each with its first images and how sure the winner was."""
+    """The most frequent mistakes, each with its first images and the winner's confidence."""
     predicted, found = chances.argmax(axis=1), []
     for true, other, count in most_confused(matrix, PAIRS):
         chosen = np.flatnonzero((labels == true) & (predicted == other))[:EXAMPLES]
@@ -165,7 +165,7 @@ def _pairs(
 
 
 def png(pixels: NDArray[np.uint8]) -> str:
-    """A grey picture, uint8 ``[height, width]``, as the data URI of a PNG."""
+    """Encode grey pixels, uint8 ``[height, width]``, as the data URI of a PNG file."""
     from PIL import Image
 
     written = io.BytesIO()
@@ -174,7 +174,7 @@ def png(pixels: NDArray[np.uint8]) -> str:
 
 
 def _reliability(found: Calibration) -> dict[str, Any]:
-    """The reliability diagram's bars, in a drawing of ``DRAWING_SIZE``, and the table beside it."""
+    """The bars of the reliability diagram, in units of its drawing, and the table beside it."""
     bins = len(found.counts)
     width = DRAWING_SIZE / bins
     most = max(int(found.counts.max()), 1)

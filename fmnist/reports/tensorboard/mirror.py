@@ -1,7 +1,7 @@
-"""A mirror of the study in TensorBoard: one run a trial, scalars each epoch, HParams, a layout.
+"""Mirrors a study to TensorBoard: a run for each trial, scalars of each epoch, HParams, a layout.
 
-It works without TensorFlow and without ``SummaryWriter.add_hparams``, whose extra
-timestamped sub-runs would clutter the run list.
+It needs neither TensorFlow nor ``SummaryWriter.add_hparams``, which would add a timestamped run for
+each trial.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fmnist.config.study import StudyConfig
 
 NAME_BYTES = 200
-"""The longest folder name; file systems allow 255 bytes, and tools append to names."""
+"""Bytes of a folder's name, at most; file systems allow 255, and tools append to names."""
 
 _serial = itertools.count()
 
@@ -50,14 +50,17 @@ _serial = itertools.count()
 class TensorBoardMirror:
     """Writes a study to ``root``, where ``tensorboard --logdir root`` shows it.
 
-    Event files are open only while something is appended to them: a group of hundreds
-    of lanes holds no descriptors and no writer threads.
+    An event file is open only during an append, so that hundreds of lanes hold no descriptors and
+    no writer threads.
 
-    A trial that runs has a session start and no end, and no test metrics: TensorBoard gives its
-    status as UNKNOWN. There is a STATUS_RUNNING, but it cannot be taken back: a status is the
-    metadata of a tag, both of TensorBoard's loaders keep the first metadata they read of a tag,
-    and neither a later event nor a removed file makes them forget it while the run is there. A
-    TensorBoard that had seen RUNNING would never show how the trial ended.
+    A running trial has a session start, no end and no test metrics; TensorBoard shows its status as
+    UNKNOWN. STATUS_RUNNING is not used because it cannot be changed later: the status is metadata
+    of a tag, and both of TensorBoard's loaders keep the first metadata that they read of a tag. A
+    TensorBoard that had read RUNNING would never show how the trial ended.
+
+    Args:
+        root: the folder of the runs; made where needed.
+        study: the study.
     """
 
     def __init__(self, root: Path, study: StudyConfig) -> None:
@@ -81,35 +84,37 @@ class TensorBoardMirror:
                 self.finish(event.result)
 
     def start(self, number: int, point: Point, history: Sequence[EpochMetrics] = ()) -> None:
-        """Open the trial's run anew and write the epochs it has behind it, if any.
+        """Begin a trial's run, in place of an earlier run of the same configuration.
 
-        An earlier, partial run of the same point is removed, so that a trial that is
-        repeated leaves no point twice.
+        Args:
+            number: the trial's number.
+            point: its configuration.
+            history: the epochs that it has trained already.
         """
         folder = self.root / run_name(point)
         _remove_events(folder)
         run = self._running[number] = _EventFile(folder)
         hparams = {key: _convert(value, self._domains.get(key)) for key, value in point.items()}
         run.append(
-            # A TensorBoard that is watching forgets what it has read of the removed run.
+            # It makes a TensorBoard that is open drop what it has read of the removed run.
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
             Event(summary=hparams_pb(hparams, trial_id=run_name(point))),
             *(_scalars(step, metrics) for step, metrics in enumerate(history, start=1)),
         )
 
     def epoch(self, number: int, epoch: int, metrics: EpochMetrics) -> None:
-        """Write the metrics of a started trial after its epoch ``epoch`` (the first is 1)."""
+        """Write the metrics of an epoch, counted from 1, of a started trial."""
         self._running[number].append(_scalars(epoch, metrics))
 
     def finish(self, result: TrialResult) -> None:
-        """Write the test metrics and how the trial ended; a trial not started is written whole."""
+        """Write test metrics and status; all epochs, too, when the trial was not started."""
         if result.number not in self._running:
             self.start(result.number, result.point, result.history)
         complete = result.state == "COMPLETE"
         status = api_pb2.STATUS_SUCCESS if complete else api_pb2.STATUS_FAILURE
         end = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
         data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
-        # NaN says "not evaluated" here, and then there is nothing to show.
+        # NaN means that the test set was not evaluated.
         test = {"loss/test": result.test_loss, "accuracy/test": result.test_accuracy}
         known = {tag: value for tag, value in test.items() if math.isfinite(value)}
         self._running.pop(result.number).append(
@@ -118,12 +123,12 @@ class TensorBoardMirror:
         )
 
     def mend(self, result: TrialResult) -> None:
-        """Write the run of a trial that ended anew, unless it is whole."""
+        """Write the run of a trial that ended again, unless it is complete."""
         if metadata.SESSION_END_INFO_TAG not in _tags(self.root / run_name(result.point)):
             self.finish(result)
 
     def close(self) -> None:
-        """Forget the trials still running; TensorBoard goes on showing them as such."""
+        """Forget the running trials; TensorBoard still shows them as UNKNOWN."""
         self._running.clear()
 
     def __enter__(self) -> Self:
@@ -138,11 +143,11 @@ class TensorBoardMirror:
         self.close()
 
     def _describe(self, study: StudyConfig) -> None:
-        """Write the HParams experiment and the layout at the root, unless they are there."""
+        """Write the HParams experiment and the layout to the root, unless they are there."""
         experiment, layout = _experiment(study, self._domains), _layout(study)
         parts = (part.SerializeToString(deterministic=True) for part in (experiment, layout))
         digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-        # The name tells what is inside, if it is whole.
+        # The file's name holds a hash of its content.
         suffix = f".experiment-{digest}"
         known = any(self.root.glob(f"*tfevents*{suffix}"))
         if known and metadata.EXPERIMENT_TAG in _tags(self.root):
@@ -151,7 +156,7 @@ class TensorBoardMirror:
         experiment.time_created_secs = time.time()
         data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
         _EventFile(self.root, suffix).append(
-            # A TensorBoard that is watching forgets the layout it has read.
+            # It makes a TensorBoard that is open drop the layout that it has read.
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
             Event(summary=_hparams_summary(metadata.EXPERIMENT_TAG, data)),
             Event(summary=_layout_summary(layout)),
@@ -159,7 +164,11 @@ class TensorBoardMirror:
 
 
 def run_name(point: Point) -> str:
-    """The trial's folder: its label, made safe and, when too long, cut and told apart by a hash."""
+    """The name of a trial's folder.
+
+    It is the label of the configuration. When a file system might refuse that, letters are
+    replaced, the end is cut and a hash of the label is appended.
+    """
     full = label(point)
     safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in full)
     safe = safe.strip(". ")
@@ -170,12 +179,12 @@ def run_name(point: Point) -> str:
 
 
 class _EventFile:
-    """A new event file in ``folder``; each append is written in one piece and closed."""
+    """A new event file, written in one piece and closed at each append."""
 
     def __init__(self, folder: Path, suffix: str = "") -> None:
         folder.mkdir(exist_ok=True)
-        # TensorBoard reads a folder's files in the order of their names: time first. The
-        # process and a serial number tell apart what the clock does not.
+        # TensorBoard reads a folder's files in the order of their names, so the time is first. The
+        # process and a serial number make names of the same second unique.
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_serial):06d}"
         self._path = folder / f"events.out.tfevents.{stamp}{suffix}"
         self._first = True
@@ -191,18 +200,18 @@ class _EventFile:
             event.wall_time = now
             records.write(event.SerializeToString())
         content = buffer.getvalue()
-        # All at once; and a disk with room for a part of it is an error, which a raw write is not.
+        # One write; when a full disk takes only a part, a buffered file raises, and a raw one not.
         with self._path.open("ab", buffering=len(content) + 1) as file:
             file.write(content)
 
 
 def _tags(folder: Path) -> set[str]:
-    """The tags of the events in ``folder``; none when one of its files is torn or damaged."""
+    """The tags of the events in ``folder``; none when one of its files is damaged."""
     tags: set[str] = set()
     for path in folder.glob("*tfevents*"):
         try:
             reader = PyRecordReader_New(str(path))
-            with contextlib.suppress(errors.OutOfRangeError):  # which is the end
+            with contextlib.suppress(errors.OutOfRangeError):  # the end of the file
                 while True:
                     reader.GetNext()
                     tags.update(v.tag for v in Event.FromString(reader.record()).summary.value)
@@ -212,13 +221,13 @@ def _tags(folder: Path) -> set[str]:
 
 
 def _remove_events(folder: Path) -> None:
-    """Remove the event files directly in ``folder``; anything else there is not ours."""
+    """Remove the event files directly in ``folder``, and no other file."""
     for path in folder.glob("*tfevents*"):
         path.unlink(missing_ok=True)
 
 
 def _scalars(step: int, metrics: EpochMetrics) -> Event:
-    # NaN and infinity are written as they are: TensorBoard marks them in the curve.
+    # TensorBoard marks NaN and infinity in the curve.
     values = {
         "loss/train": metrics.train_loss,
         "loss/validation": metrics.validation_loss,
@@ -257,7 +266,7 @@ def _layout(study: StudyConfig) -> layout_pb2.Layout:
     charts = [
         layout_pb2.Chart(
             title=f"{kind}: training and {held_out(study)}",
-            # Regular expressions, of which TensorBoard asks each run for what matches.
+            # TensorBoard matches these regular expressions with the tags of each run.
             multiline=layout_pb2.MultilineChartContent(
                 tag=[f"^{kind}/train$", f"^{kind}/validation$"]
             ),
@@ -271,7 +280,7 @@ def _experiment(study: StudyConfig, domains: Mapping[str, Sequence[Value]]) -> a
     """The columns of the HParams table: each axis with its values, and the metrics."""
     axes = []
     for key, values in domains.items():
-        # TensorBoard may show only the columns that differ.
+        # TensorBoard can hide columns that do not differ.
         axis = api_pb2.HParamInfo(name=key, differs=len(set(values)) > 1)
         Discrete(values).update_hparam_info(axis)
         axes.append(axis)
@@ -296,7 +305,7 @@ def _experiment(study: StudyConfig, domains: Mapping[str, Sequence[Value]]) -> a
 
 
 def _one_type(values: Sequence[Value]) -> list[Value]:
-    """The axis with one type throughout, as an HParams column needs: bools, numbers or strings."""
+    """Convert the values of an axis to one type, as an HParams column needs it."""
     if all(isinstance(value, bool) for value in values):
         return list(values)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
@@ -305,5 +314,5 @@ def _one_type(values: Sequence[Value]) -> list[Value]:
 
 
 def _convert(value: Value, domain: Sequence[Value] | None) -> Any:
-    """A trial's value as the type of its axis."""
+    """Convert a trial's value to the type of its axis."""
     return type(domain[0])(value) if domain else value

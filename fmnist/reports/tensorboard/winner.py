@@ -1,6 +1,6 @@
-"""The winner's own run in TensorBoard: pictures, precision and recall, its features, its graph.
+"""The winner's run in TensorBoard: pictures, precision-recall curves, features and graph.
 
-They are heavy, so no other trial has them. The run lies beside the trials' and holds no
+No other trial has them, as they are large. The run lies beside the trials' runs and has no
 hyperparameters, so that it is no row of the HParams table.
 """
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from fmnist.reports.findings import Findings
 
 WINNER_RUN = "_winner"
-"""The run's name. An underscore sorts before every letter: it stands above the trials."""
+"""The run's name. An underscore sorts before every letter, so that the run is above the trials."""
 
 EMBEDDING = "penultimate-layer"
 EMBEDDED = 1000
-"""How many test images the projector shows, at most: it lays them out in the browser."""
+"""Test images in the projector, at most; the browser computes their layout."""
 
 MISTAKES = (5, 8)
-"""Rows and columns of the picture of mistakes."""
+"""Rows and columns of the figure of mistakes."""
 
 
 def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Path:
@@ -58,7 +58,7 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
     assert winner is not None
     assert outputs is not None
     study, test, (probabilities, features) = findings.config, findings.dataset.test, outputs
-    # It writes the proper events without TensorFlow; importing it takes a while.
+    # The import is slow.
     from torch.utils.tensorboard import SummaryWriter
 
     sizes = {len(test.images), len(test.labels), len(probabilities), len(features)}
@@ -69,10 +69,10 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
     names = [words.one_line(name) for name in findings.classes]
     root = out / "tensorboard"
     root.mkdir(exist_ok=True)
-    # TensorBoard would show a half-written run if it were made below the root.
+    # Written below the root, a run that is not finished would show in TensorBoard.
     with files.scratch_folder(out) as scratch:
-        # purge_step: a TensorBoard that is watching forgets what it has read of the old run.
-        with _told_once(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
+        # purge_step makes a TensorBoard that is open drop what it has read of the old run.
+        with _quiet_writer(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
             _write_sentences(writer, study, winner)
             confusion = out / "figures" / "confusion.png"
             drawn = _draw(scratch, study, images, labels, chances, names)
@@ -91,7 +91,15 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
 
 
 def balanced(labels: Any, count: int) -> NDArray[np.intp]:
-    """At most ``count`` examples, the first of each class in equal share, in their own order."""
+    """Choose the first examples of each class, the same number of each.
+
+    Args:
+        labels: integers ``[N]``.
+        count: how many to choose, at most.
+
+    Returns:
+        Indices in ascending order.
+    """
     true = integers(labels)
     present = np.unique(true)
     share = count // max(len(present), 1)
@@ -108,7 +116,7 @@ def mistakes(
     study: StudyConfig,
     shape: tuple[int, int] = MISTAKES,
 ) -> Path:
-    """Draw the mistakes that the model was surest of, each with its true and predicted name.
+    """Draw the mistakes of the highest confidence, each with its true and predicted class.
 
     Args:
         images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
@@ -116,8 +124,11 @@ def mistakes(
         probabilities: ``[N, classes]``.
         classes: the names, in the order of the labels.
         path: the PNG file to write.
-        study: whose protocol is named when it saw the test set.
+        study: the study; a note says so when it selects on the test set.
         shape: rows and columns, at most.
+
+    Returns:
+        The path of the file.
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -126,7 +137,7 @@ def mistakes(
     true, chances = integers(labels), np.asarray(probabilities)
     predicted, sureness = chances.argmax(axis=1), chances.max(axis=1)
     wrong = np.flatnonzero(predicted != true)
-    # Of equally sure ones, the first.
+    # Of equal confidence, the first.
     worst = wrong[np.argsort(-sureness[wrong], kind="stable")][: shape[0] * shape[1]]
     rows = max(-(-len(worst) // shape[1]), 1)
     size = (1.25 * shape[1], 0.8 + 1.6 * rows)
@@ -153,8 +164,8 @@ def mistakes(
 
 
 @contextmanager
-def _told_once() -> Iterator[None]:
-    """Without a traceback from the writer's thread: its errors are raised again in ours."""
+def _quiet_writer() -> Iterator[None]:
+    """Print no traceback of an OSError in the writer's thread; the writer raises it again here."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -176,7 +187,7 @@ def _draw(
     chances: NDArray[np.float64],
     names: Sequence[str],
 ) -> dict[str, Path]:
-    """The pictures that are drawn for this run alone: tag -> file."""
+    """Draw the figures that only this run has: tag -> file."""
     from fmnist.reports import figures
 
     wrong = mistakes(images, labels, chances, names, folder / "mistakes.png", study)
@@ -208,15 +219,15 @@ def _write_embedding(
     predicted: NDArray[np.intp],
     names: Sequence[str],
 ) -> None:
-    """The features of some test images for the projector, with their pictures and names."""
+    """Write the features of some test images for the projector, with their pixels and classes."""
     chosen = balanced(labels, EMBEDDED)
-    # Written as decimal text: five digits are plenty for a picture and halve the file.
+    # The file is decimal text: five decimals suffice for a plot and halve its size.
     rows = features.detach().cpu()[torch.from_numpy(chosen)].double().numpy().round(5)
     facts = [
         [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
         for i in chosen.tolist()
     ]
-    # Ink on paper: the projector tints the paper with the colour of the class.
+    # Dark on white: the projector tints white with the colour of the class.
     sprites = torch.from_numpy(255 - images[chosen]).float() / 255
     writer.add_embedding(
         rows,
@@ -228,7 +239,7 @@ def _write_embedding(
 
 
 def _write_graph(writer: SummaryWriter, network: torch.nn.Module) -> None:
-    """The module's graph, layer by layer, of one image."""
+    """Write the module's graph, traced with one image."""
     parameter = next(network.parameters())
     image = torch.zeros(1, 1, 28, 28, dtype=parameter.dtype, device=parameter.device)
     with warnings.catch_warnings(), torch.no_grad():
