@@ -192,7 +192,16 @@ def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | 
 
 
 def artifacts(out: Path, findings: Findings, study: optuna.Study) -> list[Path]:
-    """The files of our artifacts that are whole after :func:`mend`."""
+    """List the files of our artifacts, after :func:`mend`.
+
+    Args:
+        out: the run's folder.
+        findings: what the study found.
+        study: Optuna's study.
+
+    Returns:
+        Existing files, without those of trials whose parameters are lost.
+    """
     trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     ours = [(_artifact_ids(study), [_figure(name) for name in FIGURES])]
     ours += [
