@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> Path:
-    """Write ``out/report.md``; when that fails, the file that was there stays.
+    """Write ``out/report.md`` atomically: when that fails, the old file stays.
 
     Args:
         out: the run's folder.

@@ -88,9 +88,7 @@ def publish(
         made += [path for path in run.rglob("*") if path.is_file()]
     if study is not None:
         dashboard.publish(out, findings, study)
-        dashboard.mend(
-            out, findings, study, None if damaged is None else {out / name for name in damaged}
-        )
+        dashboard.mend(out, findings, study, damaged)
         made += dashboard.artifacts(out, findings, study)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
-    """Say which trial won, by which metric, and how it does on the test set."""
+    """Say which trial won, by which metric, and how it does on the test set.
+
+    Args:
+        study: the study.
+        winner: its winner; None when no trial is complete.
+    """
     if winner is None:
         return "No trial was completed, so there is no winner."
     text = (

@@ -37,7 +37,10 @@ class Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def waiting_for(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, and count only the time of producing them as this phase's."""
+        """Yield items, and count the time until each of them comes as this phase's.
+
+        The time that the caller takes for an item is not counted.
+        """
         rest = iter(items)
         while True:
             with self(name):

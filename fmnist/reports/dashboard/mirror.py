@@ -172,7 +172,7 @@ def publish(out: Path, findings: Findings, study: optuna.Study) -> None:
     save_plotly_graph_object(study, TimePlot(config, results), graph_object_id=PLOT_ID)
 
 
-def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | None) -> None:
+def mend(out: Path, findings: Findings, study: optuna.Study, damaged: Sequence[str] | None) -> None:
     """Write the artifact files of each trial again when one of them is wrong.
 
     Only files that artifacts of the study name are written: Optuna adds no artifact to a trial
@@ -182,10 +182,11 @@ def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | 
         out: the run's folder.
         findings: what the study found.
         study: Optuna's study.
-        wrong: the files that are missing or damaged; None when that is not known, and every
-            file is written again.
+        damaged: the files that are missing or damaged, relative to ``out``; None when that is not
+            known, and every file is written again.
     """
     parameters = findings.parameter_files(out)
+    wrong = {out / name for name in damaged or ()}
     attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     for result in findings.results:
         known = _artifact_ids_in(attrs[result.number])
@@ -193,13 +194,22 @@ def mend(out: Path, findings: Findings, study: optuna.Study, wrong: Set[Path] | 
         if result.number not in parameters:
             names.pop("parameters", None)
         paths = {artifact_folder(out) / known[name] for name in names.values()}
-        if names and (wrong is None or paths & wrong):
+        if names and (damaged is None or paths & wrong):
             trial, path = _trial(study, result.number), parameters.get(result.number)
             _upload_trial(trial, findings.config, result, path, out, names.keys())
 
 
 def artifacts(out: Path, findings: Findings, study: optuna.Study) -> list[Path]:
-    """The files of our artifacts that are whole after :func:`mend`."""
+    """List the files of our artifacts, after :func:`mend`.
+
+    Args:
+        out: the run's folder.
+        findings: what the study found.
+        study: Optuna's study.
+
+    Returns:
+        Existing files, without those of trials whose parameters are lost.
+    """
     trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     ours = [(_artifact_ids(study), [_figure(name) for name in FIGURES])]
     ours += [

@@ -45,7 +45,12 @@ def with_kept(known: str, text: str) -> str:
 
 
 def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
-    """The note of a running study, with its provenance as far as it is known."""
+    """The note of a running study.
+
+    Args:
+        study: the study.
+        provenance: name -> value; the wall time is left out.
+    """
     known = {name: value for name, value in provenance.items() if name != "Wall time"}
     trials = f"{study.size} trial" + ("s" if study.size != 1 else "")
     return _joined(

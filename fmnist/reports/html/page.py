@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None = None) -> Path:
-    """Write ``out/report.html``; when that fails, the file that was there stays.
+    """Write ``out/report.html`` atomically: when that fails, the old file stays.
 
     Without a winner, its outputs or any test image the page has no confusion matrix and no
     calibration.
