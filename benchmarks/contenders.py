@@ -61,7 +61,7 @@ class Lanes(Contender):
 
 
 class Eager(Contender):
-    """The twin, fused Adam, tensors resident."""
+    """The reference model, fused Adam, tensors resident."""
 
     sequential = True
     memory_format = torch.contiguous_format
@@ -83,7 +83,7 @@ class Eager(Contender):
 
 
 class EagerChannelsLast(Eager):
-    """The twin with channels last in memory."""
+    """The reference model with channels last in memory."""
 
     memory_format = torch.channels_last
 
@@ -132,14 +132,14 @@ class _OwnLoop(Contender):
 
 
 class Compiled(_OwnLoop):
-    """The twin under torch.compile."""
+    """The reference model under torch.compile."""
 
     def forward(self, network: Network) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         return torch.compile(super().forward(network))
 
 
 class CompiledGraphs(_OwnLoop):
-    """The twin under torch.compile with CUDA graphs."""
+    """The reference model under torch.compile with CUDA graphs."""
 
     def forward(self, network: Network) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         return torch.compile(super().forward(network), mode="reduce-overhead")

@@ -150,7 +150,7 @@ def measure(
 
 
 def ratios(rows: list[Row]) -> dict[str, object]:
-    """The better eager twin over the lanes, and others, for each batch size."""
+    """The better eager reference over the lanes, and others, for each batch size."""
     at = {(r.engine, r.batch_size, r.lanes): r.seconds_per_trial_epoch for r in rows}
     sizes = sorted({r.batch_size for r in rows})
     found: dict[str, object] = {}

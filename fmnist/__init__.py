@@ -12,35 +12,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmnist.config.study import load as load_study
     from fmnist.data.fashion_mnist import load
-    from fmnist.engine.trainer import EpochResult, fit
+    from fmnist.engine.trainer import EpochResult, TrainerState, fit
     from fmnist.functional.batching import gather, permutation
     from fmnist.functional.cnn import cnn
     from fmnist.functional.optim import GradientTransformation, adam, adamw, sgd
     from fmnist.functional.train import start, train_step
-    from fmnist.functional.types import Batch, Metrics, Model, Split
+    from fmnist.functional.types import Metrics, Model, Split
     from fmnist.functional.vmap import stack, unstack
     from fmnist.study.run import run_study
 
 _MODULES = {
     "config.study": ("load_study",),
     "data.fashion_mnist": ("load",),
-    "engine.trainer": ("EpochResult", "fit"),
+    "engine.trainer": ("EpochResult", "TrainerState", "fit"),
     "functional.batching": ("gather", "permutation"),
     "functional.cnn": ("cnn",),
     "functional.optim": ("GradientTransformation", "adam", "adamw", "sgd"),
     "functional.train": ("start", "train_step"),
-    "functional.types": ("Batch", "Metrics", "Model", "Split"),
+    "functional.types": ("Metrics", "Model", "Split"),
     "functional.vmap": ("stack", "unstack"),
     "study.run": ("run_study",),
 }
 
 __all__ = [
-    "Batch",
     "EpochResult",
     "GradientTransformation",
     "Metrics",
     "Model",
     "Split",
+    "TrainerState",
     "adam",
     "adamw",
     "cnn",

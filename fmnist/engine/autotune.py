@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable
 
 import optree
@@ -11,13 +12,11 @@ import torch
 
 from fmnist.engine.cuda_graph import capture_cuda
 from fmnist.functional import losses, vmap
-from fmnist.functional.types import Model, Params, State
+from fmnist.functional.types import Model, Params, State, hashable
+from fmnist.utils import memory
 from fmnist.utils.device import cuda_arithmetic
 
 ROUNDS = 5
-
-Clock = Callable[[Callable[[], None]], float]
-"""Runs a function on the device and says how long that took."""
 
 
 def choose(
@@ -48,7 +47,8 @@ def choose(
     variants = model.variants(device) if model.variants else {"": model}
     if len(variants) == 1:
         return next(iter(variants.items()))
-    name = timed(model, batch_size, lanes, device, shared, shape)
+    ask = timed if hashable(model) else timed.__wrapped__
+    name = ask(model, batch_size, lanes, device, shared, shape)
     return name, variants[name]
 
 
@@ -74,45 +74,61 @@ def timed(
     dims = (0, 0, *[None if shared else 0] * 2)
     times = {}
     for name, variant in model.variants(device).items():
-        gradient = torch.func.vmap(_gradient(variant), in_dims=dims)
+        gradient = vmap.over_lanes(_gradient(variant), dims)
         run = functools.partial(_void, gradient, params, state, inputs, noise)
-        with cuda_arithmetic(tf32=model.tf32):
-            times[name] = _time(run)
+        with cuda_arithmetic(tf32=variant.tf32):
+            times[name] = _time(run, device)
     return min(times, key=lambda name: times[name])
 
 
 def _gradient(model: Model) -> Callable[..., Params]:
-    def loss(params: Params, state: State, inputs: torch.Tensor, noise: object) -> torch.Tensor:
-        logits, _ = model.apply(params, state, inputs, train=True, noise=noise)
-        labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        return losses.cross_entropy(logits, labels).mean()
+    def gradient(params: Params, state: State, inputs: torch.Tensor, noise: object) -> Params:
+        leaves, treespec = optree.tree_flatten(params)
 
-    return torch.func.grad(loss)
+        def loss(leaves: list[torch.Tensor]) -> torch.Tensor:
+            own = optree.tree_unflatten(treespec, leaves)
+            logits, _ = model.apply(own, state, inputs, train=True, noise=noise)
+            labels = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+            return losses.cross_entropy(logits, labels).mean()
+
+        return torch.func.grad(loss)(leaves)
+
+    return gradient
 
 
 def _void(function: Callable[..., object], *args: object) -> None:
     function(*args)
 
 
-def _time(run: Callable[[], None]) -> float:
+def _time(run: Callable[[], None], device: torch.device) -> float:
     """Infinity where there is not enough memory to try, or a library has no such operation."""
     try:
         run()  # libraries choose algorithms when they first see a shape
-        return _gpu_milliseconds(run)
-    except (torch.OutOfMemoryError, NotImplementedError):
-        torch.cuda.empty_cache()
+        return _milliseconds(run, device)
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, NotImplementedError) or memory.ran_out(error)):
+            raise
+        memory.release()
         return math.inf
 
 
-def _gpu_milliseconds(run: Callable[[], None]) -> float:
-    """The least of a few replays: steps are replayed too, so what Python takes does not count."""
-    replay = capture_cuda(run, torch.device("cuda", torch.cuda.current_device()))
+def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
+    """The least of a few; on a GPU of replays, as steps are: what Python takes does not count."""
+    if device.type != "cuda":
+        times = []
+        for _ in range(ROUNDS):
+            before = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - before) * 1e3)
+        return min(times)
+    replay = capture_cuda(run, device)
     times = []
-    for _ in range(ROUNDS):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        began.record()
-        replay()
-        ended.record()
-        ended.synchronize()
-        times.append(began.elapsed_time(ended))
+    with torch.cuda.device(device):
+        for _ in range(ROUNDS):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            replay()
+            ended.record()
+            ended.synchronize()
+            times.append(began.elapsed_time(ended))
     return min(times)

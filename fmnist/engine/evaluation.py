@@ -10,7 +10,7 @@ import torch
 
 from fmnist.functional import batching, vmap
 from fmnist.functional.trace import traced
-from fmnist.functional.types import Metrics, Model, Params, Split, State
+from fmnist.functional.types import Metrics, Model, Params, Split, State, hashable
 from fmnist.utils.device import cuda_arithmetic
 
 EVAL_BATCH = 500
@@ -52,7 +52,7 @@ def evaluate_steps(
     size = EVAL_BATCH
     if device.type != "cpu":
         size = max(size, EVAL_BATCH_GPU // vmap.size(params))
-    step = _eval_step(model)
+    step = _eval_step(model) if hashable(model) else _eval_step.__wrapped__(model)
     for indices in torch.arange(len(split.labels), device=device).split(size):
         batch = batching.gather(split, indices, dtype)
         with cuda_arithmetic(tf32=False):

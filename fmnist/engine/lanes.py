@@ -27,7 +27,7 @@ class Lanes(NamedTuple):
 def optimizer_numbers(optimizer: Optimizer) -> dict[str, float | None]:
     """The numbers that an optimizer takes, with their defaults; None where there is none.
 
-    They are the parameters of its signature whose default is a number or absent; what
+    They are the named parameters of its signature whose default is a number or absent; what
     :func:`functools.partial` has set to a number is its default.
     """
     found: dict[str, float | None] = {}
@@ -38,7 +38,7 @@ def optimizer_numbers(optimizer: Optimizer) -> dict[str, float | None]:
         if default is parameter.empty:
             found[name] = None
         elif isinstance(default, int | float) and not isinstance(default, bool):
-            found[name] = float(default)
+            found[name] = default
     return found
 
 
@@ -52,15 +52,16 @@ def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]
 
     Raises:
         ValueError: The optimizer takes no number of this name, or one that it needs is missing,
-            or two lists have different lengths, or one is empty.
+            or two lists have different lengths, or one is empty, or a seed is none.
     """
     known = optimizer_numbers(optimizer)
     columns: dict[str, float | tuple[float, ...]] = {}
     for name, value in given.items():
         if name not in known and name != "seed":
-            takes = ", ".join(known)
-            raise ValueError(f"the optimizer takes no number {name!r}; it takes {takes}, and seed")
-        columns[name] = tuple(value) if isinstance(value, Iterable) else value
+            takes = ", ".join([*known, "seed"])
+            raise ValueError(f"the optimizer takes no number {name!r}; it takes {takes}")
+        several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+        columns[name] = tuple(value) if several else value  # type: ignore[arg-type, assignment]
     lengths = {name: len(column) for name, column in columns.items() if isinstance(column, tuple)}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -73,9 +74,20 @@ def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]
             raise ValueError(f"the optimizer needs {name}")
         return value if isinstance(value, tuple) else (value,) * count
 
+    seeds = []
+    for seed in column("seed", 0):
+        if int(seed) != seed or not 0 <= seed < 2**32:
+            raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed}")
+        seeds.append(int(seed))
+    # A whole number that is not given, such as a count of iterations, stays what it is.
+    wanted = {
+        name: default
+        for name, default in known.items()
+        if name in given or not isinstance(default, int)
+    }
     return Lanes(
-        tuple(map(int, column("seed", 0))),
-        {name: tuple(map(float, column(name, default))) for name, default in known.items()},
+        tuple(seeds),
+        {name: tuple(map(float, column(name, default))) for name, default in wanted.items()},
     )
 
 

@@ -126,11 +126,19 @@ def train_lanes(
         epochs: train until this many are done.
         resume: a state that it yielded before. Going on from there changes no bit of what comes.
 
+    Raises:
+        ValueError: The batch size is below 1, or the state is of another number of lanes.
+
     Yields:
         Every few steps where it is, and the result of each epoch. Whoever wants to stop, or to
         keep a state, does so there.
     """
+    if program.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {program.batch_size}")
     device, examples = training.images.device, len(training.labels)
+    if resume is not None and vmap.size(resume.train_state.params) != len(lanes.seeds):
+        there = vmap.size(resume.train_state.params)
+        raise ValueError(f"the state is of {there} lanes, not of {len(lanes.seeds)}")
     numbers = stacked_numbers(lanes, device)
     done, train_state, total, position = resume or TrainerState(0, start(program, lanes, device))
     # Chosen before anything is traced, as it may have to be timed.
@@ -154,7 +162,8 @@ def train_lanes(
             yield TrainerState(epoch - 1, carry.train_state, carry.total, position)
         train_state = carry.train_state
         here = TrainerState(epoch - 1, train_state, carry.total, position)
-        steps = evaluate_steps(model, *train_state[:2], validation, dtype=program.dtype)
+        # Not the variant: it was chosen for training, and may want too much memory here.
+        steps = evaluate_steps(program.model, *train_state[:2], validation, dtype=program.dtype)
         seen = yield from _between(steps, here)
         yield EpochResult(epoch, carry.total, seen, train_state)
         total, position = None, 0

@@ -41,9 +41,20 @@ def cnn(
             take what is the fastest on the device.
 
     Raises:
-        ValueError: The images are too small for this kernel size and depth.
+        ValueError: The images are too small for this kernel size and depth, or there is no
+            channel, precision or convolution such as these, or dropout is not in [0, 1).
     """
     config = ModelConfig(tuple(channels), tuple(hidden), kernel_size, dropout, precision)
+    if not config.channels:
+        raise ValueError("channels must name at least one convolution block")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be from 0 to below 1, not {dropout}")
+    for name, value, known in (
+        ("precision", precision, ("float32", "tf32", "bfloat16")),
+        ("convolution", convolution, ("auto", "blocks", *conv.BACKENDS)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
     feature_count(config)
     return build(config, convolution)
 

@@ -95,7 +95,7 @@ def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformati
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, AdamState]:
         leaves = optree.tree_leaves(params)
-        if not all(map(adam_update.serves, leaves)):
+        if not all(map(adam_update.serves, leaves)) or _differentiated(grads, params, numbers):
             vector, state = adam_definition(
                 _vector(grads), state, _vector(params), numbers, decoupled=decoupled
             )
@@ -164,6 +164,14 @@ def sgd(
     return GradientTransformation(init, update)
 
 
+def _differentiated(*trees: object) -> bool:
+    """Whether somebody takes a gradient through the update, which the fused one does not have."""
+    leaves = optree.tree_leaves(trees)
+    return torch.is_grad_enabled() and any(
+        isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves
+    )
+
+
 def _like(number: Number, vector: Vector) -> Number:
     """Scalars are reckoned in float64 and meet the vectors in the vectors' own precision."""
     return number.to(vector.dtype) if isinstance(number, Tensor) else number
@@ -190,5 +198,6 @@ def _tree(vector: Vector, like: Params) -> Params:
     leaves, treespec = optree.tree_flatten(like)
     parts = vector.split([leaf.numel() for leaf in leaves])
     return optree.tree_unflatten(
-        treespec, [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        treespec,
+        [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)],
     )

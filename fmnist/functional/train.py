@@ -54,14 +54,25 @@ def train_step(
         The state after the step, and the metrics of the batch *before* it.
     """
 
-    def loss(params: Params) -> tuple[Tensor, tuple[State, Metrics]]:
+    leaves, treespec = optree.tree_flatten(train_state.params)
+    specs: list[optree.PyTreeSpec] = []  # of the state: torch takes a None in a tree for a tensor
+
+    def loss(leaves: list[Tensor]) -> tuple[Tensor, tuple[list[Tensor], Metrics]]:
         logits, state = model.apply(
-            params, train_state.state, batch.images, train=True, noise=batch.noise
+            optree.tree_unflatten(treespec, leaves),
+            train_state.state,
+            batch.images,
+            train=True,
+            noise=batch.noise,
         )
         each = losses.cross_entropy(logits, batch.labels)
-        return each.mean(), (state, losses.measure(each, logits, batch.labels))
+        new, spec = optree.tree_flatten(state)
+        specs.append(spec)
+        return each.mean(), (new, losses.measure(each, logits, batch.labels))
 
-    grads, (state, metrics) = torch.func.grad(loss, has_aux=True)(train_state.params)
+    gradients, (new, metrics) = torch.func.grad(loss, has_aux=True)(leaves)
+    grads = optree.tree_unflatten(treespec, gradients)
+    state = optree.tree_unflatten(specs[0], new)
     updates, opt_state = optimizer(**numbers).update(
         grads, train_state.opt_state, train_state.params
     )

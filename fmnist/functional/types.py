@@ -34,7 +34,9 @@ class Model(NamedTuple):
         init: ``seed -> (params, state)``: any pytrees, on the CPU, drawn from this seed alone.
         apply: ``(params, state, inputs, *, train, noise) -> (logits, state)`` for a batch
             ``inputs [batch, ...]``; ``logits`` is ``[batch, classes]``. The state is returned
-            unchanged when not training.
+            unchanged when not training. As every traced function it writes into no tensor, also
+            not into its own, and uses no tensor but its arguments and what it makes itself:
+            constants belong into the state.
         noise_widths: for each random layer, how many uniform numbers in [0, 1) an example needs
             while training; ``apply`` gets one tensor ``[batch, width]`` each as ``noise``.
         lane_bytes: ``batch size -> bytes`` that one lane needs while it trains, about. By default
@@ -71,6 +73,15 @@ class ModelConfig:
     kernel_size: int = 5
     dropout: float = 0.0
     precision: str = "float32"
+
+
+def hashable(model: Model) -> bool:
+    """Whether a model can be a key; one that holds a list, say, cannot."""
+    try:
+        hash(model)
+    except TypeError:
+        return False
+    return True
 
 
 class Split(NamedTuple):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import optree
 import torch
@@ -68,10 +68,42 @@ def train_step(
         The stacked state and the metrics ``[lanes]``.
     """
     step = partial(train.train_step, model=model, optimizer=optimizer)
-    return torch.func.vmap(step, in_dims=(0, None if shared else 0, 0))(train_state, batch, numbers)
+    stepped: tuple[TrainState, Metrics] = over_lanes(step, (0, None if shared else 0, 0))(
+        train_state, batch, numbers
+    )
+    return stepped
 
 
 def eval_step(params: Params, state: State, batch: Batch, *, model: Model) -> Metrics:
     """:func:`fmnist.functional.train.eval_step` of every lane on one shared batch."""
     step = partial(train.eval_step, model=model)
-    return torch.func.vmap(step, in_dims=(0, 0, None))(params, state, batch)
+    metrics: Metrics = over_lanes(step, (0, 0, None))(params, state, batch)
+    return metrics
+
+
+def over_lanes(function: Callable[..., Any], in_dims: Sequence[int | None]) -> Callable[..., Any]:
+    """``torch.func.vmap`` of a function of trees, whatever the trees are made of.
+
+    torch takes a None in a tree for a leaf, and so refuses it.
+
+    Args:
+        function: of trees of tensors, to a tree of tensors.
+        in_dims: for each argument 0 where it is stacked, or None where all lanes share it.
+    """
+
+    def mapped(*trees: Any) -> Any:
+        leaves, treespec = optree.tree_flatten(trees)
+        dims = [
+            dim for tree, dim in zip(trees, in_dims, strict=True) for _ in optree.tree_leaves(tree)
+        ]
+        specs = []
+
+        def flat(*own: Tensor) -> tuple[Tensor, ...]:
+            outputs, spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, own)))
+            specs.append(spec)
+            return tuple(outputs)
+
+        outputs = torch.func.vmap(flat, in_dims=tuple(dims))(*leaves)
+        return optree.tree_unflatten(specs[0], outputs)
+
+    return mapped

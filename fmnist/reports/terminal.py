@@ -60,7 +60,7 @@ class Progress:
                 )
 
     def _tell_variant(self, name: str) -> None:
-        if name != self._variant:
+        if name and name != self._variant:
             self.message(f"convolutions of lanes: {name}")
         if name == "blocks" and not self._variant and not runtime.kernels_are_compiled():
             self.message("compiling the kernels, once: about half a minute")

@@ -22,7 +22,7 @@ class GroupStarted:
         epochs_left: of all trials of this and the later groups; an epoch of one trial is one.
         images: training images of an epoch of one trial.
         histories: of a group that goes on, by trial number.
-        variant: of the model, by name; empty where there is one only.
+        variant: of the model, by name; empty where the model names none.
     """
 
     index: int

@@ -99,7 +99,7 @@ def run(
         progress = waiting.popleft()
         total = index + 1 + len(waiting)
         configs = [trial.config for trial in progress.trials]
-        how, _ = trainer.variant(program_of(configs[0]), lanes_of(configs), splits.training)
+        how = _variant_name(configs, splits.training)
         yield GroupStarted(
             index=index,
             total=total,
@@ -113,6 +113,17 @@ def run(
         halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
         waiting.extendleft(reversed(halves))
         index += not halves
+
+
+def _variant_name(configs: Sequence[TrialConfig], training: Split) -> str:
+    """The variant that these lanes will train with; empty where memory runs out already here."""
+    try:
+        return trainer.variant(program_of(configs[0]), lanes_of(configs), training)[0]
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        memory.release()  # training will find out, and halve the lanes
+        return ""
 
 
 def _train(

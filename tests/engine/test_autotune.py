@@ -33,13 +33,13 @@ def test_the_clock_decides_where_there_are_several(quickest, shared, monkeypatch
         seen.append(backend)
         return plain(*args, backend)
 
-    def clock(run):
+    def clock(run, device):
         seen.clear()
         run()
         return 1.0 if set(seen) == {quickest} else 2.0
 
     monkeypatch.setattr(conv, "conv2d", watched)
-    monkeypatch.setattr(autotune, "_gpu_milliseconds", clock)
+    monkeypatch.setattr(autotune, "_milliseconds", clock)
 
     def choice():
         return autotune.choose(model, 4, 3, CPU, shared=shared, shape=SHAPE)
@@ -58,7 +58,7 @@ def test_what_cannot_run_is_not_chosen(error, monkeypatch):
 
     ways = {"a": cnn.build(SMALL)._replace(apply=fails), "b": cnn.build(SMALL)}
     model = cnn.build(SMALL)._replace(variants=lambda device: ways)
-    monkeypatch.setattr(autotune, "_gpu_milliseconds", lambda run: 1.0)
+    monkeypatch.setattr(autotune, "_milliseconds", lambda run, device: 1.0)
     assert autotune.choose(model, 4, 3, CPU, shared=True, shape=SHAPE)[0] == "b"
     autotune.timed.cache_clear()
 

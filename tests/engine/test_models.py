@@ -7,6 +7,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import optree
 import pytest
 import torch
@@ -78,10 +79,8 @@ def test_it_is_what_a_plain_loop_trains(mixer):
 
 
 def test_it_goes_on_from_where_it_was(mixer):
-    from fmnist.engine.trainer import TrainerState
-
     whole = run(mixer, LANES, torch.float32, epochs=3)
-    state = TrainerState(1, whole[0].train_state)
+    state = fmnist.TrainerState(1, whole[0].train_state)
     rest = run(mixer, LANES, torch.float32, epochs=3, resume=state)
     for a, b in zip(leaves(whole[-1], 1), leaves(rest[-1], 1), strict=True):
         assert torch.equal(a, b)
@@ -106,7 +105,12 @@ def linear_model(layers):
 
 
 @pytest.mark.parametrize(
-    "layers", [lambda w, b: [w, b], lambda w, b: {"x": {"y": (w, b)}}, lambda w, b: (w, (b,))]
+    "layers",
+    [
+        lambda w, b: [w, b],
+        lambda w, b: {"x": {"y": (w, b)}},
+        lambda w, b: (w, None, (b,)),
+    ],
 )
 @pytest.mark.parametrize("optimizer", [fmnist.sgd, fmnist.adam])
 def test_any_pytree_is_a_model(layers, optimizer):
@@ -124,14 +128,17 @@ def test_noise_is_keyed_by_each_lanes_seed():
     assert not torch.isclose(together.train.loss[2], plain.train.loss[2])
 
 
-def test_an_optimizer_of_ones_own():
-    """Sign descent: two functions, and one number."""
+@pytest.mark.parametrize("nothing", [(), None])
+def test_an_optimizer_of_ones_own(nothing):
+    """Sign descent: two functions, two numbers, and a count that is none of a lane's."""
 
-    def sign(rate, scale=1.0):
+    def sign(rate, scale=1.0, times=2):
         def update(grads, state, params):
-            return optree.tree_map(lambda g: -g.sign() * (rate * scale).to(g.dtype), grads), state
+            for _ in range(times):
+                grads = optree.tree_map(torch.sign, grads)
+            return optree.tree_map(lambda g: -g * (rate * scale).to(g.dtype), grads), state
 
-        return fmnist.GradientTransformation(lambda params: (), update)
+        return fmnist.GradientTransformation(lambda params: nothing, update)
 
     model = linear_model(lambda w, b: [w, b])
     result = run(model, {"rate": [0.01, 0.02]}, torch.float64, optimizer=sign)[-1]
@@ -146,11 +153,79 @@ def test_an_optimizer_of_ones_own():
         ({}, "the optimizer needs learning_rate"),
         ({"learning_rate": [0.1, 0.2], "eps": [1e-8]}, "learning_rate has 2, eps has 1"),
         ({"learning_rate": []}, "learning_rate has 0"),
+        ({"learning_rate": 0.1, "seed": [0.5]}, "a seed is a whole number from 0"),
+        ({"learning_rate": 0.1, "seed": -1}, "a seed is a whole number from 0"),
     ],
 )
 def test_what_does_not_suit_the_optimizer_is_refused(lanes, said):
     with pytest.raises(ValueError, match=said):
         fmnist.fit(fmnist.cnn(), fmnist.adam, TRAINING, VALIDATION, lanes=lanes)
+
+
+def test_what_fit_is_given_is_checked():
+    def started(**more):
+        arguments = {"lanes": {"learning_rate": [0.1]}, "epochs": 2} | more
+        return next(iter(fmnist.fit(fmnist.cnn(), fmnist.adam, TRAINING, VALIDATION, **arguments)))
+
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        started(batch_size=0)
+    state = fmnist.TrainerState(1, started(epochs=1).train_state)
+    with pytest.raises(ValueError, match="the state is of 1 lanes, not of 2"):
+        started(resume=state, lanes={"learning_rate": [0.1, 0.2]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"precision": "tf23"}, "precision must be one of float32, tf32, bfloat16, not 'tf23'"),
+        ({"convolution": "winograd"}, "convolution must be one of auto, blocks, grouped"),
+        ({"channels": []}, "at least one convolution block"),
+        ({"dropout": 1.0}, "dropout must be from 0 to below 1"),
+        ({"kernel_size": 20}, "leaves nothing of a 28x28 image"),
+    ],
+)
+def test_settings_of_the_built_in_network_are_checked(settings, said):
+    with pytest.raises(ValueError, match=said):
+        fmnist.cnn(**settings)
+
+
+def test_variants_of_a_models_own_are_timed_and_the_fastest_is_taken():
+    """By the clock, on this computer; a model that cannot be a key works all the same."""
+    plain = linear_model(lambda w, b: [w, b])
+    used = []
+
+    def slow(*args, **kwargs):
+        used.append("slow")
+        for _ in range(200):
+            plain.apply(*args, **kwargs)
+        return plain.apply(*args, **kwargs)
+
+    ways = {"slow": plain._replace(apply=slow), "plain": plain}
+    model = plain._replace(variants=lambda device: ways, noise_widths=[])
+    result = run(model, LANES, torch.float32)[-1]
+    assert used
+    assert torch.equal(result.train.loss, run(plain, LANES, torch.float32)[-1].train.loss)
+
+
+def test_a_number_may_be_a_tensor_of_any_kind():
+    for value in (torch.tensor(0.1), np.float32(0.1), np.array(0.1)):
+        lanes = make_lanes(fmnist.adam, {"learning_rate": value, "seed": torch.arange(2)})
+        assert lanes.seeds == (0, 1)
+        assert lanes.numbers["learning_rate"] == (float(value),) * 2
+
+
+def test_leaves_keep_their_precision_and_an_update_has_a_gradient():
+    params = {"a": torch.ones(2), "b": torch.ones(3, dtype=torch.float64)}
+    for optimizer in (fmnist.adam(0.1), fmnist.sgd(0.1)):
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
+        assert (updates["a"].dtype, updates["b"].dtype) == (torch.float32, torch.float64)
+
+    def moved(rate):
+        optimizer = fmnist.adam(rate)
+        return optimizer.update([params["a"]], optimizer.init([params["a"]]), [params["a"]])[0][0]
+
+    slope = torch.func.grad(lambda rate: moved(rate).sum())(torch.tensor(0.1))
+    torch.testing.assert_close(slope, torch.tensor(-2.0))
 
 
 def test_a_scalar_is_shared_and_defaults_are_the_optimizers():

@@ -1,8 +1,9 @@
 """The product of two matrices in every lane, the same to the last bit whoever the mates are.
 
 torch multiplies the matrices of two lanes or more by a routine that treats each like the others
-(if MKL is told to, see fmnist/process.py). One lane alone takes another routine, which may sum in
-another order; so one lane is multiplied as two. That costs a lone lane a few percent of its time.
+(if MKL is told to, see fmnist/utils/runtime.py). One lane alone takes another routine, which may
+sum in another order; so one lane is multiplied as two. That costs a lone lane a few percent of its
+time.
 """
 
 from __future__ import annotations
