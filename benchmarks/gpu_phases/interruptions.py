@@ -92,27 +92,30 @@ def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], l
 
     The limit is found by trying: what a library keeps for itself is not known before.
     """
-    low, high = 0.0, 250.0 * MIB * small.lanes
-    if part.cuda:
-        # Once before: what is timed and compiled at first needs memory of its own.
-        counts = (small.lanes // 2, small.lanes)
-        low, high = [[reserved(part, small, count) for count in counts] for _ in range(2)][1]
-    else:
-        reserved(part, small, 1)  # what is loaded, compiled and started at first does not count
-    for _ in range(7):
-        middle, seen = (low + high) / 2, list[object]()
+    for room in rooms(part, small):
+        seen = list[object]()
         try:
-            with tempfile.TemporaryDirectory() as folder, limited(part, middle):
+            with tempfile.TemporaryDirectory() as folder, limited(part, room):
                 results = small.results(folder, seen=seen)
         except UserError:  # not even one lane
-            low = middle
             continue
         finally:
             memory.release()
         if said := [event.lanes for event in seen if isinstance(event, scheduler.LanesHalved)]:
             return results, said
-        high = middle
     raise AssertionError("no limit was found that is too narrow for all and wide enough for half")
+
+
+def rooms(part: Part, small: Small) -> list[float]:
+    """Bytes to try."""
+    if not part.cuda:
+        reserved(part, small, 1)  # what is loaded, compiled and started at first does not count
+        # Upwards: what was had once is kept, and would be had again under any limit.
+        return [40 * MIB * 1.25**i for i in range(16)]
+    # Once before: what is timed and compiled at first needs memory of its own.
+    counts = (small.lanes // 2, small.lanes)
+    half, whole = [[reserved(part, small, count) for count in counts] for _ in range(2)][1]
+    return [half + share * (whole - half) for share in (0.5, 0.3, 0.7, 0.1, 0.9, -0.2, -0.4)]
 
 
 @contextlib.contextmanager
