@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_phases import PHASES
+from gpu_phases import LOST, PHASES, write_json
 from gpu_phases.summary import summary
 
 HERE = Path(__file__).resolve().parent
-LOST, TRIES = 3, 5
-"""The exit status of a phase that lost the GPU, and how many processes it may take."""
+TRIES = 5
+"""Processes that a phase may take, when errors of the GPU leave them useless."""
 
 GRACE = 20.0
 """Seconds beyond its share after which a phase is ended."""
@@ -80,7 +80,7 @@ def run_all(names: list[str], device: str, args: argparse.Namespace, found: dict
             found["phases"][name] = run(name, share, device, args, Path(folder), found)
             found["seconds"] = time.monotonic() - began
             if args.json:
-                write(args.json, found)
+                write_json(args.json, found)
 
 
 def first_use(wanted: str | None, parser: argparse.ArgumentParser) -> str:
@@ -159,13 +159,6 @@ def end_of(command: list[str], until: float) -> tuple[int, str]:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-
-
-def write(path: Path, content: object) -> None:
-    """Write a JSON file that is whole at any moment."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    new.replace(path)
 
 
 if __name__ == "__main__":

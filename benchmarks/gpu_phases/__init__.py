@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import NamedTuple
+
+LOST = 3
+"""The exit status of a phase's process that cannot use the GPU any more."""
 
 
 class Phase(NamedTuple):
@@ -28,3 +33,10 @@ PHASES = {
     "step": Phase("Where a step goes", 2),
 }
 """Module -> what it is, in the order in which they run."""
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file that is whole at any moment."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)

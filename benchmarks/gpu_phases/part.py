@@ -19,10 +19,7 @@ import fmnist
 from fmnist.data import fashion_mnist, sources
 from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import Split
-from fmnist.rundir import files
-
-LOST = 3
-"""The exit status of a process that cannot use the GPU any more."""
+from gpu_phases import LOST, write_json
 
 
 class SkipError(Exception):
@@ -75,7 +72,7 @@ class Part:
         """Do a check: it fails when it raises, and may say what it found. Whether it passed.
 
         What an earlier process of this phase has checked is not checked again. An error that leaves
-        the GPU unusable for this process ends it, with status :data:`LOST`.
+        the GPU unusable for this process ends it, with status :data:`gpu_phases.LOST`.
         """
         for noted in self.found["checks"]:
             if noted["name"] == name:
@@ -199,9 +196,3 @@ def fake_images(examples: int, seed: int) -> Split:
 def describe_error(error: BaseException) -> str:
     """An error's kind and message in one line of no more than 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file that is whole at any moment."""
-    with files.replacing(path) as new:
-        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -54,11 +54,9 @@ def _phase(name: str, phase: dict[str, Any]) -> list[str]:
         values = phase["values"]
         keys = ("machine", "driver", "libraries", "versions", "commit", "date", "data")
         lines += [f"  {key}: {values[key]}" for key in keys if values.get(key)]
-    if name != "kernels":  # there are many, and each says the same
-        most = 4 if name in ("engines", "convolutions") else 9
+    if name not in ("kernels", "engines", "convolutions"):  # many that say the same, or tables
         passed = [check for check in checks if check["status"] == "passed" and check["detail"]]
-        if name not in ("engines", "convolutions"):
-            lines += [f"  {check['name']}: {check['detail']}" for check in passed[:most]]
+        lines += [f"  {check['name']}: {check['detail']}" for check in passed[:9]]
     for title, table in phase["tables"].items():
         if title == "Milliseconds forward + backward":  # its sums follow
             continue
