@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from gpu_phases import PHASES
+from gpu_phases.engines import steps_of
+from gpu_phases.step import covered
 from gpu_phases.summary import LINES, WIDTH, summary
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
@@ -43,6 +45,7 @@ def test_the_quick_form_is_green(tmp_path):
         "matrix products, TF32",
         "Triton norm_relu_pool, compiled: all",
         "CUDA graph equals the eager step, bit for bit",
+        "a model of one's own: its graph equals its step",
         "compiled, CUDA graphs, batch size 100",
     }
     assert sum("skipped, " in line for line in lines) >= 5
@@ -103,3 +106,14 @@ def test_a_summary_is_never_too_long():
     assert len(lines) <= LINES
     assert all(len(line) <= WIDTH for line in lines)
     assert sum(": FAILED" in line for line in lines) == len(PHASES)
+
+
+@pytest.mark.parametrize("batch", [100, 500, 1000])
+@pytest.mark.parametrize("lanes", [1, 64])
+def test_an_epoch_of_the_engines_fits_the_images(batch, lanes):
+    assert 20 <= steps_of(batch, lanes, 60_000, quick=False) <= 60_000 // batch
+
+
+def test_kernels_that_run_side_by_side_are_counted_once():
+    assert covered([(5.0, 6.0), (1.0, 3.0), (0.0, 2.0), (1.5, 1.7)]) == 4.0
+    assert covered([]) == 0.0

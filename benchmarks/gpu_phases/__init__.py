@@ -24,7 +24,7 @@ class Phase(NamedTuple):
 
 PHASES = {
     "machine": Phase("Machine", 1),
-    "kernels": Phase("Right: kernels against their definitions", 4),
+    "kernels": Phase("Right: kernels against their definitions", 6),
     "training": Phase("Right: training", 4),
     "interruptions": Phase("Right: memory that runs out, and Ctrl-C", 3),
     "job": Phase("The main job", 5),

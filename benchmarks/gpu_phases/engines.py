@@ -68,8 +68,7 @@ def measured(part: Part, build: Build, batch: int, lanes: int) -> tuple[float, f
         if part.left() < COMPILING:
             raise SkipError("no time to compile")
         torch._dynamo.reset()  # or the second batch size is compiled for any
-    # An epoch's own costs (its order, copies, evaluation) weigh more here than in a whole one.
-    steps = 3 if part.quick else 100 if lanes == 1 else max(20, 10_000 // batch)
+    steps = steps_of(batch, lanes, part.examples(), quick=part.quick)
     split = part.images(steps * batch)
     contender = build(split, batch, lanes)
     contender.epoch()  # traces, captures, compiles
@@ -81,6 +80,15 @@ def measured(part: Part, build: Build, batch: int, lanes: int) -> tuple[float, f
     middle = statistics.median(times)
     low, _, high = statistics.quantiles(times, n=4) if len(times) > 2 else (times[0], 0, times[-1])
     return middle, abs(high - low) / 2 / middle
+
+
+def steps_of(batch: int, lanes: int, examples: int, *, quick: bool) -> int:
+    """How many steps a short epoch has, as far as there are images.
+
+    An epoch's own costs (its order, copies, evaluation) weigh more here than in a whole one.
+    """
+    steps = 3 if quick else 100 if lanes == 1 else max(20, 10_000 // batch)
+    return min(steps, examples // batch)
 
 
 def keep(

@@ -153,10 +153,14 @@ class Part:
             why = f"made-up images, as there is no data set here ({describe_error(error)})"
             return Dataset(fake_images(60_000, 0), fake_images(10_000, 1), why)
 
+    def examples(self) -> int:
+        """How many training images there are."""
+        return len(self.dataset().train.labels)
+
     def images(self, examples: int) -> Split:
         """So many training images, on the device."""
         train = self.dataset().train
-        assert examples <= len(train.labels)
+        assert examples <= self.examples(), f"{examples} of {self.examples()} images"
         return Split(
             train.images[:examples].to(self.device), train.labels[:examples].to(self.device)
         )

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import optree
 import torch
+import torch.nn.functional as F
 from common import NUMBERS
 
 import fmnist
@@ -30,6 +31,8 @@ def run(part: Part) -> None:
         "CUDA graph equals the eager step, bit for bit": lambda: captured(part),
         "buffers of a graph, by a stand-in, bit for bit": lambda: stand_in(part),
         "resumed inside of an epoch, bit for bit": lambda: resumed(part),
+        "a model of one's own: its graph equals its step": lambda: captured(part, perceptron()),
+        "a model of one's own: resumed inside of an epoch": lambda: resumed(part, perceptron()),
     }
     for name, check in checks.items():
         part.check(name, check)
@@ -45,11 +48,28 @@ class Group(NamedTuple):
     lanes: Lanes
 
 
-def group(count: int, batch_size: int, convolution: str = "auto") -> Group:
-    """Lanes of the baseline's network that differ in their learning rate."""
+def group(count: int, batch_size: int, model: fmnist.Model | None = None) -> Group:
+    """Lanes of the baseline's network, or of another, that differ in their learning rate."""
     rates = [RATES[i % len(RATES)] for i in range(count)]
-    program = trainer.Program(fmnist.cnn(convolution=convolution), fmnist.adam, batch_size)
+    program = trainer.Program(model or fmnist.cnn(), fmnist.adam, batch_size)
     return Group(program, make_lanes(fmnist.adam, {"learning_rate": rates}))
+
+
+def perceptron() -> fmnist.Model:
+    """One hidden layer with a norm, of plain functions: the package has no kernel for it."""
+
+    def init(seed: int) -> tuple[Any, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        sizes = ((64, 784), (10, 64))
+        layers = [torch.randn(size, generator=generator) * size[1] ** -0.5 for size in sizes]
+        return {"layers": layers, "bias": torch.zeros(10)}, ()
+
+    def apply(params: Any, state: Any, images: Any, *, train: bool, noise: Any = ()) -> Any:
+        first, second = params["layers"]
+        hidden = F.gelu(F.layer_norm(F.linear(images.flatten(1), first), (64,)))
+        return F.linear(hidden, second, params["bias"]), state
+
+    return fmnist.Model(init, apply)
 
 
 def epochs_of(
@@ -100,13 +120,13 @@ def twice(part: Part) -> None:
     same(train(part), train(part))
 
 
-def captured(part: Part) -> None:
+def captured(part: Part, model: fmnist.Model | None = None) -> None:
     """The steps as replayed from a graph, and as called one by one."""
     if not part.cuda:
         raise SkipError("not a CUDA device; a stand-in follows")
     with patch.object(trainer, "repeater", lambda step, device: cuda_graph._Looped(step)):
-        eager = train(part)
-    same(train(part), eager)
+        eager = train(part, model)
+    same(train(part, model), eager)
 
 
 def stand_in(part: Part) -> None:
@@ -126,15 +146,15 @@ def stand_in(part: Part) -> None:
         same(replayed, train(part))
 
 
-def resumed(part: Part) -> str:
+def resumed(part: Part, model: fmnist.Model | None = None) -> str:
     """From the first pause to the end, against a run that was left alone."""
     count, batch, steps = sizes(part)
     split = images(part)
-    own = group(count, batch)
+    own = group(count, batch, model)
     state = next(iter(trainer.train_lanes(*own, split, split, epochs=1)))
     assert isinstance(state, trainer.TrainerState)
     assert 0 < state.examples < batch * steps, "the first pause is not inside of the epoch"
-    same(epochs_of(own, split, split, state).train_state, train(part))
+    same(epochs_of(own, split, split, state).train_state, train(part, model))
     return f"after {state.examples // batch} of {steps} steps"
 
 
@@ -144,7 +164,7 @@ def solo(part: Part, how: str, rows: list[tuple[object, ...]]) -> str:
         raise SkipError("it is for CPUs")
     count, batch, steps = (2, 20, 6) if part.quick else (8, 100, 200)
     split = part.images(batch * steps)
-    program, lanes = group(count, batch, how)
+    program, lanes = group(count, batch, fmnist.cnn(convolution=how))
     probe = Split(split.images[:batch], split.labels[:batch])
     together = epochs_of(Group(program, lanes), split, probe)
     alone = [
@@ -180,11 +200,11 @@ def images(part: Part) -> Split:
     return part.images(batch * steps + batch // 2)
 
 
-def train(part: Part) -> Any:
+def train(part: Part, model: fmnist.Model | None = None) -> Any:
     """The lanes' state after one epoch of the usual steps."""
     count, batch, _ = sizes(part)
     split = images(part)
-    return epochs_of(group(count, batch), split, split).train_state
+    return epochs_of(group(count, batch, model), split, split).train_state
 
 
 def same(ours: Any, theirs: Any) -> None:
