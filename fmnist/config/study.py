@@ -10,15 +10,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fmnist.config import study_file
+from fmnist.config import factory, study_file
+from fmnist.config.factory import AnyModelConfig, FactoryConfig
 from fmnist.config.results import Point, Value
 from fmnist.config.settings import (
     DYNAMIC_KEYS,
+    FACTORY,
     IMAGES,
     SETTINGS,
     STATIC_KEYS,
     TABLES,
     ConfigError,
+    Setting,
     given_twice,
     read_axis,
     shown,
@@ -62,7 +65,7 @@ class OptimizerConfig:
 class Static(NamedTuple):
     """What must be equal for trials to share one program."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     algorithm: str
     nesterov: bool
     batch_size: int
@@ -74,7 +77,7 @@ class TrialConfig:
 
     batch_size: int = 100
     seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     @property
@@ -108,29 +111,56 @@ class StudyConfig:
     seed: int = 0
     metric: str = "validation_accuracy"
     batch_size: int = 100
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     grid: Mapping[str, tuple[Value, ...]] = field(
         default_factory=lambda: dict(BASELINE_GRID), hash=False
     )
 
     def __post_init__(self) -> None:
-        values = {key: SETTINGS[key].read(self.setting(key)) for key in SETTINGS}
-        for key, value in values.items():
-            if SETTINGS[key].table == "study":
-                object.__setattr__(self, key, value)
-        object.__setattr__(self, "model", ModelConfig(**_of_table("model", values)))
-        object.__setattr__(self, "optimizer", OptimizerConfig(**_of_table("optimizer", values)))
-        object.__setattr__(self, "grid", {k: read_axis(k, raw) for k, raw in self.grid.items()})
+        given = {key: self.setting(key) for key in self.settings}
+        values = {k: self.settings[k].read(v) for k, v in given.items() if v is not None}
+        for key, value in self._of_table("study", values).items():
+            object.__setattr__(self, key, value)
+        object.__setattr__(self, "model", self._model(values))
+        object.__setattr__(self, "optimizer", self._optimizer(values))
+        grid = {key: read_axis(self.settings, key, raw) for key, raw in self.grid.items()}
+        object.__setattr__(self, "grid", grid)
         if self.size > MAX_POINTS:
             reason = f"has {self.size} points, at most {MAX_POINTS} are allowed"
             raise ConfigError(reason, "grid", also=tuple(self.grid))
-        changed = [key for key, value in values.items() if value != _DEFAULTS[key]]
+        changed = [key for key, value in values.items() if value != self._defaults.get(key)]
         for key in changed:
             if key in self.grid:
-                raise given_twice(key, values[key])
+                raise given_twice(self.settings[key], values[key])
+        for key in self.settings:
+            if given[key] is None and key not in self.grid:
+                raise ConfigError("must be given, as its factory has no default for it", key)
         self._refuse_unread([*changed, *self.grid])
         self._check_combinations()
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """The settings of the study by name; those of its model depend on its factory."""
+        own = self.model
+        return factory.settings_of(own.factory if isinstance(own, FactoryConfig) else None)
+
+    @property
+    def _defaults(self) -> Mapping[str, Any]:
+        """Of all settings that have one, by name."""
+        return {**_DEFAULTS, **factory.defaults_of(self.model)}
+
+    def _of_table(self, table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if self.settings[key].table == table}
+
+    def _model(self, values: Mapping[str, Any]) -> AnyModelConfig:
+        own = self._of_table("model", values)
+        return (
+            FactoryConfig.of(own) if isinstance(self.model, FactoryConfig) else ModelConfig(**own)
+        )
+
+    def _optimizer(self, values: Mapping[str, Any]) -> OptimizerConfig:
+        return OptimizerConfig(**self._of_table("optimizer", values))
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -148,8 +178,10 @@ class StudyConfig:
         return math.prod(len(axis) for axis in self.grid.values())
 
     def setting(self, key: str) -> Any:
-        """The value of a setting that is no axis (of an axis: the default)."""
-        table = SETTINGS[key].table
+        """The value of a setting that is no axis (of an axis: the default, None without one)."""
+        table = self.settings[key].table
+        if isinstance(self.model, FactoryConfig) and table == "model":
+            return self.model.values().get(key, self._defaults.get(key))
         return getattr(self if table == "study" else getattr(self, table), key)
 
     def points(self) -> Iterator[Point]:
@@ -162,26 +194,23 @@ class StudyConfig:
         if set(point) != set(self.grid) or any(point[key] not in self.grid[key] for key in point):
             raise ValueError(f"{dict(point)} is no point of the grid of {self.name}")
         values = {
-            key: SETTINGS[key].read(point[key]) if key in point else self.setting(key)
-            for key in SETTINGS
+            key: setting.read(point[key]) if key in point else self.setting(key)
+            for key, setting in self.settings.items()
         }
-        for key, setting in SETTINGS.items():
+        for key, setting in self.settings.items():
             if setting.need and not setting.need.met(values[setting.need.key]):
-                values[key] = _DEFAULTS[key]
+                values[key] = self._defaults[key]
         return TrialConfig(
-            batch_size=values["batch_size"],
-            seed=values["seed"],
-            model=ModelConfig(**_of_table("model", values)),
-            optimizer=OptimizerConfig(**_of_table("optimizer", values)),
+            values["batch_size"], values["seed"], self._model(values), self._optimizer(values)
         )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The tables of the study file, without what no trial reads; JSON can hold them."""
         tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
-        for key, setting in SETTINGS.items():
+        for key, setting in self.settings.items():
             if key not in self.grid and any(self._readers(key)):
                 value = self.setting(key)
-                tables[setting.table][key] = list(value) if setting.kind is tuple else value
+                tables[setting.table][key] = list(value) if isinstance(value, tuple) else value
         tables["grid"] = {key: list(axis) for key, axis in self.grid.items()}
         return {table: entries for table, entries in tables.items() if entries}
 
@@ -201,17 +230,17 @@ class StudyConfig:
     def _values(self, key: str) -> list[Any]:
         """What a setting is in some trial of the study."""
         axis = self.grid.get(key)
-        return [self.setting(key)] if axis is None else list(map(SETTINGS[key].read, axis))
+        return [self.setting(key)] if axis is None else list(map(self.settings[key].read, axis))
 
     def _readers(self, key: str) -> list[bool]:
         """For each value of what the setting needs: does it then have an effect?"""
-        need = SETTINGS[key].need
+        need = self.settings[key].need
         return [True] if need is None else [need.met(value) for value in self._values(need.key)]
 
     def _refuse_unread(self, given: Collection[str]) -> None:
         """A setting must act in some trial; an axis in all, or the same trial trains twice."""
         for key in given:
-            need, axis, readers = SETTINGS[key].need, self.grid.get(key), self._readers(key)
+            need, axis, readers = self.settings[key].need, self.grid.get(key), self._readers(key)
             if need is not None and not (any if axis is None else all)(readers):
                 # The first value that does not read it is the one to name.
                 other = shown(self._values(need.key)[readers.index(False)])
@@ -222,12 +251,15 @@ class StudyConfig:
                 raise ConfigError(reason, key, value, also=(need.key,))
 
     def _check_combinations(self) -> None:
-        for channels, kernel in product(self._values("channels"), self._values("kernel_size")):
-            if not _fits(channels, kernel):
-                largest = max(k for k in range(1, 28) if _fits(channels, k))
-                reason = f"must be at most {largest} for the {len(channels)} convolutions"
-                reason += f" of channels = {shown(channels)} to fit 28 x 28 images"
-                raise ConfigError(reason, "kernel_size", kernel, also=("channels",))
+        if isinstance(self.model, FactoryConfig):
+            self._check_source(self.model)
+            names = [key for key, setting in self.settings.items() if setting.table == "model"]
+            combinations = product(*map(self._values, names))
+            factory.check_models(
+                [FactoryConfig.of(dict(zip(names, own, strict=True))) for own in combinations]
+            )
+        else:
+            self._check_kernels()
         batch, images = max(self._values("batch_size")), IMAGES - self.holdout
         if batch > images:
             reason = f"must be at most {images}, the training images that a holdout"
@@ -238,10 +270,24 @@ class StudyConfig:
             reason = "needs a momentum above 0 in every trial of sgd"
             raise ConfigError(reason, "nesterov", True, also=("momentum",))
 
+    def _check_source(self, model: FactoryConfig) -> None:
+        if model.source != factory.load(model.factory).source:
+            reason = f"the source of {model.factory} has changed since this was written"
+            hint = "bring it back, or begin a new run with another --out and --set name="
+            raise ConfigError(f"{reason}; {hint}", factory.SOURCE, model.source[:12])
 
-_DEFAULTS = {
+    def _check_kernels(self) -> None:
+        for channels, kernel in product(self._values("channels"), self._values("kernel_size")):
+            if not _fits(channels, kernel):
+                largest = max(k for k in range(1, 28) if _fits(channels, k))
+                reason = f"must be at most {largest} for the {len(channels)} convolutions"
+                reason += f" of channels = {shown(channels)} to fit 28 x 28 images"
+                raise ConfigError(reason, "kernel_size", kernel, also=("channels",))
+
+
+_DEFAULTS: Mapping[str, Any] = {
     each.name: each.default
-    for config in (StudyConfig, ModelConfig, OptimizerConfig)
+    for config in (StudyConfig, OptimizerConfig)
     for each in fields(config)
     if each.name in SETTINGS
 }
@@ -254,16 +300,20 @@ def load(
 
     Several values make an axis of the grid, one value sets the setting and removes its axis.
     """
-    given: dict[str, Any] = {}
-    axes: dict[str, Any] = dict(BASELINE_GRID)
     origin = "" if path is None else str(Path(path))
     sources: dict[str, str] = {}
     try:
-        if path is not None:
-            given, axes = study_file.sort(study_file.read(Path(path)))
-            sources = dict.fromkeys((*given, *axes), origin)
+        data: Mapping[str, Any] = (
+            {"grid": BASELINE_GRID} if path is None else study_file.read(Path(path))
+        )
+        own = data.get("model", {})
+        if (other := study_file.factory_of(overrides)) is not None and isinstance(own, Mapping):
+            data, sources = {**data, "model": {**own, FACTORY: other}}, {FACTORY: "--set"}
+        settings = study_file.settings_in(data)
+        given, axes = study_file.sort(data)
+        sources = {} if path is None else dict.fromkeys((*given, *axes), origin)
         for text in overrides:
-            key, values = study_file.override(text)
+            key, values = study_file.override(text, settings)
             if sources.get(key) == "--set":
                 raise ConfigError("given twice; which one counts?", key, source="--set")
             sources[key] = "--set"
@@ -291,7 +341,7 @@ def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
     there, here = _flat(a), _flat(b)
     lines = [
         f"{key}: {there.get(key, 'unused')} there, {here.get(key, 'unused')} here"
-        for key in SETTINGS
+        for key in {**a.settings, **b.settings}
         if there.get(key) != here.get(key)
     ]
     if set(a.grid) == set(b.grid) and list(a.grid) != list(b.grid):
@@ -305,10 +355,16 @@ def _flat(config: StudyConfig) -> dict[str, str]:
 
 
 def _build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
+    own = factory.settings_of(given.get(FACTORY))
+
+    def of_table(table: str) -> dict[str, Any]:
+        return {key: value for key, value in given.items() if own[key].table == table}
+
+    model = of_table("model")
     config = StudyConfig(
-        **_of_table("study", given),
-        model=ModelConfig(**_of_table("model", given)),
-        optimizer=OptimizerConfig(**_of_table("optimizer", given)),
+        **of_table("study"),
+        model=FactoryConfig.of(model) if FACTORY in model else ModelConfig(**model),
+        optimizer=OptimizerConfig(**of_table("optimizer")),
         grid=axes,
     )
     # Again, now with those that were written down at their default.
@@ -316,8 +372,13 @@ def _build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
     return config
 
 
-def _of_table(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if SETTINGS[key].table == table}
+def read_model(table: object) -> AnyModelConfig:
+    """The model that a table [model] describes, with defaults for what is not there.
+
+    Raises:
+        ConfigError: A setting is unknown or invalid.
+    """
+    return StudyConfig.from_dict({"model": table}).model
 
 
 def _fits(channels: tuple[int, ...], kernel: int) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmnist.config.factory import settings_of
 from fmnist.config.settings import (
-    AXES,
-    SETTINGS,
+    FACTORY,
     TABLES,
     ConfigError,
+    Setting,
+    axes,
     clipped,
     given_twice,
     nearest,
@@ -48,39 +50,62 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"must be valid TOML: {clipped(str(error), 120)}") from None
 
 
+def settings_in(data: Mapping[str, Any]) -> Mapping[str, Setting]:
+    """The settings that a file may set: its model's factory decides."""
+    model = data.get("model")
+    return settings_of(model.get(FACTORY) if isinstance(model, Mapping) else None)
+
+
 def sort(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tables of a file, flattened to what is set and what is an axis."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"must be tables {', '.join(TABLES)}", value=data)
+    settings = settings_in(data)
     given: dict[str, Any] = {}
-    axes: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
     for table, entries in data.items():
         if table not in TABLES:
-            raise unknown("table", table, entries, TABLES)
+            raise unknown(settings, "table", table, entries, TABLES)
         if not isinstance(entries, Mapping):
             raise ConfigError(f"must be a table: [{table}] and lines below it", table, entries)
-        names = AXES if table == "grid" else [k for k in SETTINGS if SETTINGS[k].table == table]
+        names = axes(settings) if table == "grid" else _of_table(settings, table)
         for key, value in entries.items():
             if key not in names:
-                raise unknown(f"setting of [{table}]", key, value, names)
-            (axes if table == "grid" else given)[key] = value
+                raise unknown(settings, f"setting of [{table}]", key, value, names)
+            (grid if table == "grid" else given)[key] = value
     for key in given:
-        if key in axes:
-            raise given_twice(key, given[key])
-    return given, axes
+        if key in grid:
+            raise given_twice(settings[key], given[key])
+    return given, grid
 
 
-def override(text: str) -> tuple[str, list[object]]:
+def _of_table(settings: Mapping[str, Setting], table: str) -> list[str]:
+    """The names that a table may hold; any model's may hold a factory."""
+    names = [key for key, setting in settings.items() if setting.table == table]
+    return names if table != "model" or FACTORY in names else [*names, FACTORY]
+
+
+def override(text: str, settings: Mapping[str, Setting]) -> tuple[str, list[object]]:
     """The key and the values of a ``--set key=v1,v2``."""
     key, equals, rest = text.partition("=")
     key = key.strip()
+    names = dict.fromkeys((*settings, FACTORY))
     if not equals:
         reason = "must be KEY=VALUE or KEY=VALUE,VALUE,..."
-        raise ConfigError(reason + nearest(key, SETTINGS), text, source="--set")
-    if key not in SETTINGS:
-        raise unknown("setting", key, rest, SETTINGS, source="--set")
-    values = [SETTINGS[key].parse(word) for word in rest.split(",")]
-    if len(values) > 1 and key not in AXES:
+        raise ConfigError(reason + nearest(key, names), text, source="--set")
+    if key not in settings:
+        raise unknown(settings, "setting", key, rest, names, source="--set")
+    values = [settings[key].parse(word) for word in rest.split(",")]
+    if len(values) > 1 and key not in axes(settings):
         reason = "must be one value, it cannot be an axis of the grid"
         raise ConfigError(reason, key, rest, source="--set")
     return key, values
+
+
+def factory_of(texts: Sequence[str]) -> str | None:
+    """The factory that a ``--set factory=MODULE:FUNCTION`` names."""
+    found = [text.partition("=")[2].strip() for text in texts if _KEY_OF_FACTORY.match(text)]
+    return found[0] if found else None
+
+
+_KEY_OF_FACTORY = re.compile(rf"\s*{FACTORY}\s*=")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fmnist.config import study as configs
+from fmnist.config.factory import AnyModelConfig, build_model
 from fmnist.config.results import label
-from fmnist.config.settings import SETTINGS, clipped, unknown
-from fmnist.functional import cnn
-from fmnist.functional.types import ModelConfig, Params, State
+from fmnist.config.settings import clipped
 from fmnist.rundir import models
 from fmnist.utils.errors import UserError
 
@@ -32,13 +31,13 @@ class TrainedModel(NamedTuple):
     Attributes:
         number: the trial's number.
         label: the name of its configuration.
-        model: the shape of the network.
+        model: its settings.
         path: the file of its parameters.
     """
 
     number: int
     label: str
-    model: ModelConfig
+    model: AnyModelConfig
     path: Path
 
 
@@ -58,7 +57,12 @@ def best_model(run: Path) -> TrainedModel:
         raise UserError(f"{path}: does not describe a trial: it has no number")
     point = about.get("point")
     name = label(point) if isinstance(point, dict) else ""
-    return TrainedModel(number, name, _model(about, path), models.best_path(run))
+    try:
+        model = configs.read_model(about.get("model"))
+    except configs.ConfigError as error:
+        error.source = str(path)
+        raise
+    return TrainedModel(number, name, model, models.best_path(run))
 
 
 def complete_models(run: Path) -> list[TrainedModel]:
@@ -77,8 +81,8 @@ def complete_models(run: Path) -> list[TrainedModel]:
             if count > study.size:
                 raise UserError(f"there are more trials than the {study.size} of the study")
             if row["state"] == "COMPLETE":
-                values = {key: SETTINGS[key].parse(row[key] or "") for key in study.grid}
-                point = {key: SETTINGS[key].scalar(value) for key, value in values.items()}
+                values = {key: study.settings[key].parse(row[key] or "") for key in study.grid}
+                point = {key: study.settings[key].scalar(value) for key, value in values.items()}
                 number = int(row["number"])
                 where = models.model_path(run, number)
                 trials.append(TrainedModel(number, label(point), study.trial(point).model, where))
@@ -108,9 +112,9 @@ def probabilities(
     """
     each = []
     for trial in trials:
-        params, state = load(trial)
+        params, state = models.load_model(trial.path, trial.model)
         # Compiling the kernels takes half a minute, too long for a few pictures.
-        apply = cnn.build(trial.model, "grouped").apply
+        apply = build_model(trial.model, "grouped").apply
         with torch.no_grad():
             logits = [
                 apply(params, state, part.float() / 255, train=False)[0]
@@ -120,58 +124,6 @@ def probabilities(
         if not each[-1].isfinite().all():
             raise UserError(f"{trial.path}: is damaged: it gives no probabilities, but NaN")
     return torch.stack(each).mean(dim=0)
-
-
-def load(trial: TrainedModel) -> tuple[Params, State]:
-    """Read the parameters and running statistics of a trial.
-
-    Raises:
-        UserError: The file cannot be read, or its tensors do not fit the trial's model.
-    """
-    params, state = models.load_model(trial.path)
-    with torch.device("meta"):  # no memory: the settings may describe a network of gigabytes
-        wanted = _leaves(*cnn.init(0, trial.model))
-    there = _leaves(params, state)
-    wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
-    if wrong:
-        first = wrong[0]
-        what = f"{there.get(first, 'missing')}, not {wanted.get(first, 'to be there')}"
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{trial.path}: is not of the model that the run's settings describe: "
-            f"{_line(first)} is {what}{more}"
-        )
-    return params, state
-
-
-def _leaves(*trees: models.Trees) -> dict[str, str]:
-    """Name in the file -> dtype and shape, of every leaf."""
-    return {
-        f"{layer}.{name}": f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
-        for tree in trees
-        for layer, tensors in tree.items()
-        for name, tensor in tensors.items()
-    }
-
-
-def _model(about: Mapping[str, object], source: Path) -> ModelConfig:
-    """The model's settings in a description of a trial, with defaults for missing ones.
-
-    Raises:
-        ConfigError: A setting is unknown or invalid.
-    """
-    names = [key for key, setting in SETTINGS.items() if setting.table == "model"]
-    raw = about.get("model")
-    try:
-        if not isinstance(raw, Mapping):
-            raise configs.ConfigError("must be a table of settings", "model", raw)
-        for key, value in raw.items():
-            if key not in names:
-                raise unknown("setting of the model", key, value, names)
-        return configs.StudyConfig(grid={}, model=ModelConfig(**raw)).model
-    except configs.ConfigError as error:
-        error.source = str(source)
-        raise
 
 
 def _text(path: Path, run: Path, limit: int) -> str:

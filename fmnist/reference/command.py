@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
     from fmnist.config import study as configs
     from fmnist.data import fashion_mnist as sources
+    from fmnist.functional.types import ModelConfig
     from fmnist.reports import publish
     from fmnist.reports.findings import Findings
     from fmnist.reports.markdown import print_outcome
@@ -41,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.utils.device import find_device
 
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
+    if not isinstance(config.model, ModelConfig):
+        reason = "is not the built-in network, the only one that there is in torch.nn, too"
+        raise configs.ConfigError(reason, "factory", config.model.factory)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
     with lock.holding(out), storage_errors.told(out):
@@ -75,7 +79,7 @@ def _train(
 ) -> TrialResult:
     """Train and test one configuration, and keep its parameters."""
     from fmnist.config.results import EpochMetrics, TrialResult
-    from fmnist.functional.types import Metrics
+    from fmnist.functional.types import Metrics, ModelConfig
     from fmnist.reference import evaluate, fit_reference, from_module
     from fmnist.rundir import models
 
@@ -83,6 +87,7 @@ def _train(
         return metrics.loss.item(), metrics.accuracy.item()
 
     trial = config.trial(point)
+    assert isinstance(trial.model, ModelConfig)
     began = time.perf_counter()
     history: list[EpochMetrics] = []
     reason = ""

@@ -7,12 +7,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import optree
 import optuna
 import torch
 
+from fmnist.config.factory import AnyModelConfig, FactoryConfig, build_model
 from fmnist.config.results import TrialResult, history_csv, results_csv
 from fmnist.functional import batching, cnn
-from fmnist.functional.types import Params, Split, State
+from fmnist.functional.types import Model, ModelConfig, Params, Split, State
 from fmnist.reference import to_module
 from fmnist.reports import figures, markdown
 from fmnist.reports.dashboard import mirror as dashboard
@@ -27,7 +29,7 @@ EVAL_BATCH = 1000
 
 
 def outputs(
-    params: Params, state: State, split: Split, compute: torch.dtype | None = None
+    params: Params, state: State, split: Split, config: AnyModelConfig = ModelConfig()
 ) -> Outputs:
     """Compute class probabilities and last-layer inputs of every example, in batches.
 
@@ -35,18 +37,23 @@ def outputs(
         params: the network's parameters.
         state: its running statistics.
         split: images uint8 ``[examples, 1, 28, 28]`` and labels ``[examples]``.
-        compute: the dtype of convolutions and matrix products, as in
-            :func:`fmnist.functional.cnn.apply`.
+        config: the network's settings.
 
     Returns:
-        Probabilities ``[examples, 10]`` and features ``[examples, width]``, on the CPU.
+        Probabilities ``[examples, 10]`` and features ``[examples, width]``, on the CPU. The
+        features of a model from a factory are its logits: its last layer is not known.
     """
     probabilities, features = [], []
     with torch.no_grad():
         for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
             images = batching.gather(split, indices.to(split.images.device)).images
-            seen, _ = cnn.penultimate(params, state, images, train=False, compute=compute)
-            logits = cnn.head(params, state, seen, compute)
+            if isinstance(config, ModelConfig):
+                compute = cnn.compute_dtype(config)
+                seen, _ = cnn.penultimate(params, state, images, train=False, compute=compute)
+                logits = cnn.head(params, state, seen, compute)
+            else:
+                logits, _ = build_model(config).apply(params, state, images, train=False)
+                seen = logits
             probabilities.append(logits.softmax(dim=1).cpu())
             features.append(seen.cpu())
     return Outputs(torch.cat(probabilities), torch.cat(features))
@@ -78,13 +85,12 @@ def publish(
     shown = _draw_study(out, findings)
     if (best := findings.winner) is not None:
         model = findings.config.trial(best.point).model
-        params, state = models.load_model(models.model_path(out, best.number))
+        params, state = models.load_model(models.model_path(out, best.number), model)
         made += _write_best(out, findings, best, params, state)
-        test, compute = findings.dataset.test, cnn.compute_dtype(model)
-        findings = replace(findings, outputs=outputs(params, state, test, compute))
+        own = outputs(params, state, findings.dataset.test, model)
+        findings = replace(findings, outputs=own)
         shown |= _draw_winner(out, findings, best)
-        network = to_module(params, state, model).eval()
-        run = winner_board.write_winner(out, findings, network)
+        run = winner_board.write_winner(out, findings, _module(params, state, model))
         made += [path for path in run.rglob("*") if path.is_file()]
     if study is not None:
         dashboard.publish(out, findings, study)
@@ -144,18 +150,13 @@ def _write_best(
 ) -> list[Path]:
     path, config = models.best_path(out), findings.config
     models.save_model(path, params, state)
-    trial = config.trial(best.point)
+    model = config.trial(best.point).model
+    settings = model.values() if isinstance(model, FactoryConfig) else vars(model)
     about = {
         "study": config.name,
         "number": best.number,
         "point": dict(best.point),
-        "model": {
-            "channels": list(trial.model.channels),
-            "hidden": list(trial.model.hidden),
-            "kernel_size": trial.model.kernel_size,
-            "dropout": trial.model.dropout,
-            "precision": trial.model.precision,
-        },
+        "model": settings,
         config.metric: getattr(best.last, config.metric),
         "test_accuracy": best.test_accuracy,
         "classes": list(findings.classes),
@@ -163,6 +164,28 @@ def _write_best(
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
     return [path, described]
+
+
+def _module(params: Params, state: State, config: AnyModelConfig) -> torch.nn.Module:
+    """The winner as a module, whose graph TensorBoard shows."""
+    if isinstance(config, ModelConfig):
+        return to_module(params, state, config).eval()
+    return _Functional(build_model(config), params, state)
+
+
+class _Functional(torch.nn.Module):
+    """A pure model and its parameters as a module, for evaluation."""
+
+    def __init__(self, model: Model, params: Params, state: State) -> None:
+        super().__init__()
+        leaves, self._treespec = optree.tree_flatten((params, state))
+        parameters = [torch.nn.Parameter(leaf, requires_grad=False) for leaf in leaves]
+        self._model, self._leaves = model, torch.nn.ParameterList(parameters)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        params, state = optree.tree_unflatten(self._treespec, list(self._leaves))
+        logits, _ = self._model.apply(params, state, images, train=False)
+        return logits
 
 
 def _event_files(out: Path, findings: Findings) -> list[Path]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
+import optree
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from fmnist.functional.types import Params, State
+from fmnist.config.factory import AnyModelConfig, build_model
+from fmnist.config.settings import clipped
+from fmnist.functional.types import ModelConfig, Params, State
 from fmnist.rundir.files import write_bytes
 from fmnist.utils.errors import UserError
-
-Trees = Mapping[str, Mapping[str, Tensor]]
-
 
 MAX_HEADER = 1_000_000
 """Bytes of a file's header, at most. Parsing a header of a million names takes half a minute."""
@@ -35,49 +35,84 @@ def best_path(out: Path) -> Path:
 
 
 def save_model(path: Path, params: Params, state: State) -> str:
-    """Write one model, under the names of the reference model's ``state_dict``.
+    """Write one model.
 
     Args:
         path: the file to write.
-        params: the parameters.
+        params: the parameters. Each leaf is named by its path, as in ``conv1.weight``: those of the
+            built-in network as in the reference model's ``state_dict``.
         state: the running statistics.
 
     Returns:
         The SHA-256 of the file.
     """
-    leaves = {
-        f"{layer}.{leaf}": tensor.detach().cpu().contiguous()
-        for tree in (params, state)
-        for layer, leaves in tree.items()
-        for leaf, tensor in leaves.items()
+    names, leaves, _ = _named_leaves(params, state)
+    tensors = {
+        name: leaf.detach().cpu().contiguous() for name, leaf in zip(names, leaves, strict=True)
     }
-    content = safetensors.torch.save(leaves)
+    content = safetensors.torch.save(tensors)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
-def load_model(path: Path) -> tuple[Params, State]:
+def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Params, State]:
     """Read a file that :func:`save_model` wrote.
+
+    Args:
+        path: the file.
+        config: the settings of its model.
 
     Returns:
         The parameters and the running statistics, on the CPU.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or is no safetensors file.
+        CheckpointError: The file is missing or damaged, is no safetensors file, or holds other
+            tensors than such a model has.
     """
     try:
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
         if header > MAX_HEADER:
             raise CheckpointError(f"{path}: cannot be read as parameters (its header is too long)")
-        leaves = safetensors.torch.load_file(path)
+        found = safetensors.torch.load_file(path)
     # ValueError: a NUL in the path.
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as parameters ({error})") from error
-    params: Params = {}
-    state: State = {}
-    for name, tensor in leaves.items():
-        layer, _, leaf = name.partition(".")
-        tree = state if leaf.startswith("running_") else params
-        tree.setdefault(layer, {})[leaf] = tensor
+    names, leaves, treespec = _named_leaves(*_like(config))
+    wanted = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    there = {name: _shape(leaf) for name, leaf in found.items()}
+    wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
+    if wrong:
+        first = wrong[0]
+        what = f"{there.get(first, 'missing')}, not {wanted.get(first, 'to be there')}"
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{path}: is not of the model that the run's settings describe: "
+            f"{clipped(first, 200)} is {what}{more}"
+        )
+    params, state = optree.tree_unflatten(treespec, [found[name] for name in names])
     return params, state
+
+
+def _like(config: AnyModelConfig) -> tuple[Params, State]:
+    """Trees of such a model, without values and memory where its ``init`` can do without."""
+    model = build_model(config)
+    if isinstance(config, ModelConfig):  # the settings may describe a network of gigabytes
+        with torch.device("meta"):
+            return model.init(0)
+    return model.init(0)
+
+
+def _named_leaves(
+    params: Params, state: State
+) -> tuple[list[str], list[Tensor], optree.PyTreeSpec]:
+    """The leaves of both trees and their names, which are numbered where paths are not unique."""
+    paths, leaves, treespec = optree.tree_flatten_with_path((params, state))
+    names = [".".join(map(str, path[1:])) for path in paths]
+    if len({*names, ""}) <= len(names):
+        names = [f"{number:04}.{name}" for number, name in enumerate(names)]
+    return names, leaves, treespec
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")

@@ -20,11 +20,12 @@ import optree
 import torch
 from torch import Tensor
 
+from fmnist.config.factory import build_model
 from fmnist.config.results import EpochMetrics
 from fmnist.config.study import TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
-from fmnist.functional import cnn, optim, vmap
+from fmnist.functional import optim, vmap
 from fmnist.functional.train import Optimizer
 from fmnist.rundir.snapshots import Generations, Snapshot
 from fmnist.tuning.grid import Trial
@@ -220,7 +221,7 @@ def program_of(config: TrialConfig) -> trainer.Program:
     """The program that trials of this static configuration share."""
     static = config.static
     optimizer = OPTIMIZERS[static.algorithm + " with nesterov" * static.nesterov]
-    return trainer.Program(cnn.build(static.model), optimizer, static.batch_size)
+    return trainer.Program(build_model(static.model), optimizer, static.batch_size)
 
 
 def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:

@@ -91,11 +91,11 @@ def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count,
 def test_every_trial_predicts_as_the_study_did(run, real):
     """In its own precision: bfloat16 gives other probabilities than float32."""
     for trial in trained.complete_models(run):
-        params, state = models.load_model(trial.path)
+        params, state = models.load_model(trial.path, trial.model)
         compute = cnn.compute_dtype(trial.model)
         assert compute == (torch.bfloat16 if "bfloat16" in trial.label else None)
         found = trained.probabilities([trial], real.test.images)
-        as_then = publish.outputs(params, state, real.test, compute)[0].argmax(dim=1)
+        as_then = publish.outputs(params, state, real.test, trial.model)[0].argmax(dim=1)
         assert (found.argmax(dim=1) == as_then).double().mean() > 0.998  # but for ties
         exact = trial._replace(model=replace(trial.model, precision="float32"))
         same = torch.equal(found, trained.probabilities([exact], real.test.images))

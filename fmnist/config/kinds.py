@@ -1,0 +1,62 @@
+"""Which values a setting takes: the type, the range in words, and the test of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """Which values a setting takes.
+
+    Attributes:
+        type: of the value; ``tuple`` is a tuple of integers.
+        allowed: the range in words.
+        check: whether a value of this type is in the range.
+        choices: the words it may be, when those are few.
+    """
+
+    type: type
+    allowed: str
+    check: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+
+def integer(low: int, high: int) -> Kind:
+    """An integer of a range."""
+    return Kind(int, f"an integer from {low} to {high}", lambda n: low <= n <= high)
+
+
+def integers(fewest: int, most: int, high: int, example: str) -> Kind:
+    """Some integers from 1 up."""
+    return Kind(
+        tuple,
+        f"{fewest} to {most} integers from 1 to {high}, written {example}",
+        lambda widths: fewest <= len(widths) <= most and all(1 <= n <= high for n in widths),
+    )
+
+
+def choice(*names: str) -> Kind:
+    """One of some words."""
+    return Kind(str, "one of " + ", ".join(names), names.__contains__, names)
+
+
+NAME = Kind(
+    str,
+    "1 to 64 of the characters A-Z a-z 0-9 . _ -, the first a letter or a digit",
+    lambda name: re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None,
+)
+TEXT = Kind(str, "a text", lambda _: True)
+POSITIVE = Kind(float, "a finite number above 0", lambda x: x > 0)
+NOT_NEGATIVE = Kind(float, "a finite number, 0 or above", lambda x: x >= 0)
+BELOW_ONE = Kind(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+SWITCH = Kind(bool, "true or false", lambda _: True)
+
+BY_TYPE: Mapping[object, Kind] = {
+    int: integer(-(2**31), 2**31 - 1),
+    float: Kind(float, "a finite number", lambda _: True),
+    bool: SWITCH,
+    str: NAME,
+}
+"""For the arguments of a model's factory."""

@@ -1,0 +1,157 @@
+"""A study of a model of one's own: the MLP-mixer of docs/models.md, by its study file."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from in_process import call
+from PIL import Image
+from slice_study import dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import fmnist
+from fmnist.data import fashion_mnist
+from fmnist.inference import trained
+from fmnist.reports.terminal import Progress
+from fmnist.tuning.events import EpochFinished
+
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+def block(language):
+    """The page's first block of this language."""
+    return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a user has: nets.py and mixer.toml, with fewer images held out, as there are fewer."""
+    own = tmp_path_factory.mktemp("own")
+    (own / "nets.py").write_text(block("python"))
+    study = block("toml").replace("epochs = 2", "epochs = 2\nholdout = 500")
+    (own / "mixer.toml").write_text(study)
+    sys.path.insert(0, str(own))
+    patched = pytest.MonkeyPatch()
+    patched.setattr(fashion_mnist, "load", lambda folder=None: dataset())
+    yield own
+    patched.undo()
+    sys.path.remove(str(own))
+    sys.modules.pop("nets", None)
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    done = call("study", "mixer.toml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "mixer"
+
+
+def rows(run):
+    """The results, but for the seconds that they took."""
+    lines = (run / "results.csv").read_text().splitlines()
+    return [line.split(",")[:-2] for line in lines]
+
+
+def test_a_trial_is_a_lane_of_fit_bit_for_bit(folder, run):
+    study = fmnist.load_study(folder / "mixer.toml")
+    training, validation = dataset().holdout(study.holdout)
+    model = importlib.import_module("nets").mixer(width=24, blocks=1)
+    lanes = {"learning_rate": [0.003, 0.01], "weight_decay": 0.0}
+    epochs = list(
+        fmnist.fit(
+            model, fmnist.adamw, training, validation,
+            lanes=lanes, batch_size=study.batch_size, epochs=study.epochs,
+        )
+    )  # fmt: skip
+    found = {rate: numbers[:4] for _, width, rate, _, *numbers in rows(run) if width == "24"}
+    for lane, rate in enumerate(("0.003", "0.01")):
+        last = epochs[-1]
+        numbers = (last.train, last.validation)
+        ours = [n[lane].item() for m in numbers for n in (m.loss, m.accuracy)]
+        assert list(map(float, found[rate])) == ours
+
+
+def test_report_and_best_describe_the_model(run):
+    for name in ("report.html", "report.md"):
+        text = (run / name).read_text()
+        assert "nets:mixer" in text
+        assert "width" in text
+    model = json.loads((run / "best" / "config.json").read_text())["model"]
+    assert model["factory"] == "nets:mixer"
+    assert model["blocks"] == 1
+    assert len(model["source"]) == 64
+
+
+def test_tensorboard_has_the_axes_and_the_graph(run):
+    board = EventAccumulator(str(run / "tensorboard" / "_winner"))
+    board.Reload()
+    assert "layer_norm" in str(board.Graph())
+    assert len(list((run / "tensorboard").glob("width=*"))) == 4
+
+
+def test_predict_uses_it(folder, run, tmp_path):
+    picture = tmp_path / "boot.png"
+    images = dataset().test.images
+    Image.fromarray(images[0, 0].numpy()).save(picture)
+    done = call("predict", "runs/mixer", picture, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "boot.png" in done.stdout
+    best = json.loads((run / "best" / "config.json").read_text())
+    assert accuracy(run) == pytest.approx(best["test_accuracy"], abs=0.005)
+
+
+def accuracy(run):
+    """On the test images, from the parameters in the run."""
+    test = dataset().test
+    predicted = trained.probabilities([trained.best_model(run)], test.images).argmax(1)
+    return (predicted == test.labels).double().mean().item()
+
+
+class Interrupt(Progress):
+    """Presses Ctrl-C after an epoch."""
+
+    def __call__(self, event):
+        if isinstance(event, EpochFinished):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_study_goes_on_to_the_same_numbers(folder, run, tmp_path):
+    study = fmnist.load_study(folder / "mixer.toml")
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            fmnist.run_study(study, tmp_path / "again", progress=Interrupt())
+    fmnist.run_study(study, tmp_path / "again")
+    assert rows(tmp_path / "again") == rows(run)
+
+
+def test_a_changed_source_is_refused_in_one_line(folder, run, tmp_path):
+    kept = (folder / "nets.py").read_text()
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (folder / "nets.py").write_text(kept + "# changed\n")
+    sys.modules.pop("nets")
+    try:
+        for done in (
+            call("study", "mixer.toml", cwd=folder),
+            call("study", "mixer.toml", "--epochs", "3", cwd=folder),
+            call("predict", "runs/mixer", copy / "runs/mixer/figures/samples.png", cwd=folder),
+        ):
+            assert done.returncode == 2
+            assert len(done.stderr.splitlines()) == 1
+            assert "the source of nets:mixer has changed since" in done.stderr
+            assert "runs/mixer/" in done.stderr
+    finally:
+        (folder / "nets.py").write_text(kept)
+        sys.modules.pop("nets", None)
+    assert call("study", "mixer.toml", cwd=folder).returncode == 0
+
+
+def test_the_reference_has_the_built_in_network_only(folder):
+    done = call("reference", "mixer.toml", cwd=folder)
+    assert done.returncode == 2
+    assert 'factory = "nets:mixer": is not the built-in network' in done.stderr
