@@ -144,7 +144,8 @@ def picture(content: bytes, place: Place, chance: random.Random) -> None:
 def parameters(content: bytes, place: Place, chance: random.Random) -> None:
     """Predict with these parameters."""
     with replaced(place, "best/params.safetensors", content):
-        models.load_model(place.run / "best" / "params.safetensors")
+        best = trained.best_model(place.run)
+        models.load_model(best.path, best.model)
         command([str(place.run), str(place.picture)])
 
 

@@ -213,7 +213,8 @@ def run(tmp_path):
 def test_a_description_of_a_huge_network_takes_no_memory(run):
     attack = next(content for name, content in bad_input.run_attacks() if "3 GB" in name)
     (run / "best" / "config.json").write_bytes(attack.removeprefix(b"best/config.json"))
-    assert "is not of the model" in refusal(trained.load, trained.best_model(run))
+    best = trained.best_model(run)
+    assert "is not of the model" in refusal(models.load_model, best.path, best.model)
 
 
 def test_a_table_of_more_trials_than_the_study_has_is_refused(run):

@@ -107,7 +107,7 @@ def test_best_is_the_winner_and_classifies_as_it_said(run, real):
     best = winner(results, CONFIG.metric)
     about = json.loads((out / "best" / "config.json").read_text())
     assert about["number"] == best.number
-    params, state = models.load_model(out / "best" / "params.safetensors")
+    params, state = models.load_model(out / "best" / "params.safetensors", CONFIG.model)
     from fmnist.reports.publish import outputs
 
     probabilities, features = outputs(params, state, real.test)
