@@ -74,14 +74,14 @@ def timed(
     dims = (0, 0, *[None if shared else 0] * 2)
     times = {}
     for name, variant in model.variants(device).items():
-        gradient = vmap.over_lanes(_gradient(variant), dims)
-        run = functools.partial(_void, gradient, params, state, inputs, noise)
+        gradient = vmap.over_lanes(_gradient_function(variant), dims)
+        run = functools.partial(_discard_result, gradient, params, state, inputs, noise)
         with cuda_arithmetic(tf32=variant.tf32):
-            times[name] = _time(run, device)
+            times[name] = _measured_time(run, device)
     return min(times, key=lambda name: times[name])
 
 
-def _gradient(model: Model) -> Callable[..., Params]:
+def _gradient_function(model: Model) -> Callable[..., Params]:
     def gradient(params: Params, state: State, inputs: torch.Tensor, noise: object) -> Params:
         leaves, treespec = optree.tree_flatten(params)
 
@@ -96,11 +96,11 @@ def _gradient(model: Model) -> Callable[..., Params]:
     return gradient
 
 
-def _void(function: Callable[..., object], *args: object) -> None:
+def _discard_result(function: Callable[..., object], *args: object) -> None:
     function(*args)
 
 
-def _time(run: Callable[[], None], device: torch.device) -> float:
+def _measured_time(run: Callable[[], None], device: torch.device) -> float:
     """Infinity where there is not enough memory to try, or a library has no such operation."""
     try:
         run()  # libraries choose algorithms when they first see a shape

@@ -60,13 +60,13 @@ class Replayed:
             device = optree.tree_leaves(carry)[0].device
             # A run advances the carry: without the reset, the next could pass the epoch's end.
             reset = functools.partial(_overwrite, self._carry, carry)
-            self._replay = self._capture(self._advance, device, reset)
+            self._replay = self._capture(self._step_in_place, device, reset)
         _overwrite((self._carry, self._inputs), (carry, inputs))
         for _ in range(times):
             self._replay()
         return optree.tree_map(torch.clone, self._carry)
 
-    def _advance(self) -> None:
+    def _step_in_place(self) -> None:
         _overwrite(self._carry, self._step(self._carry, self._inputs))
 
 

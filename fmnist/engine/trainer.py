@@ -148,14 +148,14 @@ def train_lanes(
         for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
     }
     for epoch in range(done + 1, epochs + 1):
-        order = _order(lanes, epoch, examples, device)
-        noise = _noise(program, lanes, epoch, examples, device)
+        order = _example_order(lanes, epoch, examples, device)
+        noise = _epoch_noise(program, lanes, epoch, examples, device)
         inputs = _EpochInputs(training, order, numbers, noise)
         at = torch.tensor(position, dtype=torch.int64, device=device)
         carry = _Carry(train_state, total or zero_metrics(len(lanes.seeds), device), at)
         while position < examples:
             size = min(program.batch_size, examples - position)
-            times = min((examples - position) // size, _stride(program, lanes, device))
+            times = min((examples - position) // size, _steps_per_event(program, lanes, device))
             with cuda_arithmetic(tf32=model.tf32):
                 carry = runs[size](carry, inputs, times)
             position += size * times
@@ -164,12 +164,12 @@ def train_lanes(
         here = TrainerState(epoch - 1, train_state, carry.total, position)
         # Not the variant: it was chosen for training, and may want too much memory here.
         steps = evaluate_steps(program.model, *train_state[:2], validation, dtype=program.dtype)
-        seen = yield from _between(steps, here)
+        seen = yield from _yield_between(steps, here)
         yield EpochResult(epoch, carry.total, seen, train_state)
         total, position = None, 0
 
 
-def _between(
+def _yield_between(
     steps: Generator[None, None, Metrics], here: TrainerState
 ) -> Generator[TrainerState, None, Metrics]:
     """Yield where training is between these steps, which do not change it; what they return."""
@@ -269,33 +269,33 @@ def _step(
     return traced(step)
 
 
-def _stride(program: Program, lanes: Lanes, device: torch.device) -> int:
+def _steps_per_event(program: Program, lanes: Lanes, device: torch.device) -> int:
     """Steps between two events: on a GPU many, as the state is copied before and after them."""
     if device.type == "cpu":
         return 1
     return max(400_000 // (program.batch_size * len(lanes.seeds)), 1)
 
 
-def _different_seeds(lanes: Lanes) -> tuple[int, ...]:
+def _distinct_seeds(lanes: Lanes) -> tuple[int, ...]:
     """One where all lanes share it, else each lane's."""
     return lanes.seeds[:1] if lanes.shared else lanes.seeds
 
 
-def _order(
+def _example_order(
     lanes: Lanes, epoch: int, examples: int, device: torch.device
 ) -> Int[Tensor, "*lanes examples"]:
-    orders = [batching.permutation(seed, epoch, examples) for seed in _different_seeds(lanes)]
+    orders = [batching.permutation(seed, epoch, examples) for seed in _distinct_seeds(lanes)]
     return (orders[0] if lanes.shared else torch.stack(orders)).to(device)
 
 
-def _noise(
+def _epoch_noise(
     program: Program, lanes: Lanes, epoch: int, examples: int, device: torch.device
 ) -> tuple[Float[Tensor, "*lanes examples width"], ...]:
     widths = program.model.noise_widths
     if not widths:
         return ()
     drawn = [
-        batching.uniform_noise(seed, epoch, examples, widths) for seed in _different_seeds(lanes)
+        batching.uniform_noise(seed, epoch, examples, widths) for seed in _distinct_seeds(lanes)
     ]
     layers = drawn[0] if lanes.shared else [torch.stack(own) for own in zip(*drawn, strict=True)]
     return tuple(layer.to(device, program.dtype) for layer in layers)

@@ -226,7 +226,7 @@ def penultimate(
     convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch width"], State]:
     """What the last linear layer of :func:`apply` sees; arguments and errors are the same."""
-    hidden = _linears(params, state) - 1
+    hidden = _linear_count(params, state) - 1
     drop = train and dropout > 0
     if drop and len(noise) != hidden:
         raise ValueError(f"dropout wants noise for {hidden} hidden layers, got {len(noise)}")
@@ -247,9 +247,9 @@ def head(
     compute: torch.dtype | None = None,
 ) -> Float[Tensor, "batch 10"]:
     """The logits that :func:`apply` makes of what :func:`penultimate` gives."""
-    return layers.linear(params[f"linear{_linears(params, state)}"], x, compute)
+    return layers.linear(params[f"linear{_linear_count(params, state)}"], x, compute)
 
 
-def _linears(params: Params, state: State) -> int:
+def _linear_count(params: Params, state: State) -> int:
     """How many linear layers there are: a block has two layers and one state."""
     return len(params) - 2 * len(state)

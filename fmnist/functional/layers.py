@@ -22,7 +22,7 @@ def linear(
 
     ``compute`` is the precision of the product, by default that of ``x``.
     """
-    return _computed(_linear, params, x, compute)
+    return _in_precision(_linear, params, x, compute)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -45,10 +45,10 @@ def conv2d(
     """
     if train:
         params = params | {"bias": params["bias"].detach()}
-    return _computed(partial(conv.conv2d, backend=backend), params, x, compute)
+    return _in_precision(partial(conv.conv2d, backend=backend), params, x, compute)
 
 
-def _computed(
+def _in_precision(
     function: Callable[[Tensor, Tensor, Tensor], Tensor],
     params: dict[str, Tensor],
     x: Tensor,

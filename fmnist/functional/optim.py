@@ -89,23 +89,23 @@ def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformati
     """Both kinds of Adam, by one fused operation where there is one."""
 
     def init(params: Params) -> AdamState:
-        zeros = torch.zeros_like(_vector(params))
+        zeros = torch.zeros_like(_to_vector(params))
         count = torch.zeros((), dtype=torch.int64, device=zeros.device)
         return AdamState(count, zeros, zeros.clone())
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, AdamState]:
         leaves = optree.tree_leaves(params)
-        if not all(map(adam_update.serves, leaves)) or _differentiated(grads, params, numbers):
+        if not all(map(adam_update.serves, leaves)) or _needs_gradient(grads, params, numbers):
             vector, state = adam_definition(
-                _vector(grads), state, _vector(params), numbers, decoupled=decoupled
+                _to_vector(grads), state, _to_vector(params), numbers, decoupled=decoupled
             )
-            return _tree(vector, params), state
+            return _to_tree(vector, params), state
         count = state.count + 1
-        own = [_scalar(number, leaves[0].device) for number in numbers]
+        own = [_to_scalar_tensor(number, leaves[0].device) for number in numbers]
         vector, mu, nu = adam_update.adam_update(
             optree.tree_leaves(grads), leaves, state.mu, state.nu, count, own, decoupled=decoupled
         )
-        return _tree(vector, params), AdamState(count, mu, nu)
+        return _to_tree(vector, params), AdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
 
@@ -131,10 +131,10 @@ def adam_definition(
     count = state.count + 1
     correction1 = 1 - beta1 ** count.double()
     correction2 = torch.sqrt(1 - beta2 ** count.double())
-    mu = state.mu + (grads - state.mu) * _like(1 - beta1, grads)
-    nu = state.nu * _like(beta2, grads) + grads * grads * _like(1 - beta2, grads)
-    denominator = nu.sqrt() / _like(correction2, nu) + _like(eps, nu)
-    updates = -_like(rate / correction1, mu) * mu / denominator
+    mu = state.mu + (grads - state.mu) * _cast_like(1 - beta1, grads)
+    nu = state.nu * _cast_like(beta2, grads) + grads * grads * _cast_like(1 - beta2, grads)
+    denominator = nu.sqrt() / _cast_like(correction2, nu) + _cast_like(eps, nu)
+    updates = -_cast_like(rate / correction1, mu) * mu / denominator
     if decoupled:
         updates = _add_scaled(updates, params, -rate * decay)
     return updates, AdamState(count, mu, nu)
@@ -153,18 +153,20 @@ def sgd(
     """
 
     def init(params: Params) -> SgdState:
-        return SgdState(torch.zeros_like(_vector(params)))
+        return SgdState(torch.zeros_like(_to_vector(params)))
 
     def update(grads: Params, state: SgdState, params: Params) -> tuple[Params, SgdState]:
-        vector = _add_scaled(_vector(grads), _vector(params), weight_decay)
-        velocity = state.velocity * _like(momentum, vector) + vector
+        vector = _add_scaled(_to_vector(grads), _to_vector(params), weight_decay)
+        velocity = state.velocity * _cast_like(momentum, vector) + vector
         direction = _add_scaled(vector, velocity, momentum) if nesterov else velocity
-        return _tree(-_like(learning_rate, direction) * direction, params), SgdState(velocity)
+        return _to_tree(-_cast_like(learning_rate, direction) * direction, params), SgdState(
+            velocity
+        )
 
     return GradientTransformation(init, update)
 
 
-def _differentiated(*trees: object) -> bool:
+def _needs_gradient(*trees: object) -> bool:
     """Whether somebody takes a gradient through the update, which the fused one does not have."""
     leaves = optree.tree_leaves(trees)
     return torch.is_grad_enabled() and any(
@@ -172,12 +174,12 @@ def _differentiated(*trees: object) -> bool:
     )
 
 
-def _like(number: Number, vector: Vector) -> Number:
+def _cast_like(number: Number, vector: Vector) -> Number:
     """Scalars are reckoned in float64 and meet the vectors in the vectors' own precision."""
     return number.to(vector.dtype) if isinstance(number, Tensor) else number
 
 
-def _scalar(number: Number, device: torch.device) -> Float[Tensor, ""]:
+def _to_scalar_tensor(number: Number, device: torch.device) -> Float[Tensor, ""]:
     if isinstance(number, Tensor):
         return number
     return torch.full((), number, dtype=torch.float64, device=device)
@@ -185,15 +187,15 @@ def _scalar(number: Number, device: torch.device) -> Float[Tensor, ""]:
 
 def _add_scaled(a: Vector, b: Vector, factor: Number) -> Vector:
     """``a + factor * b``"""
-    return a + b * _like(factor, b)
+    return a + b * _cast_like(factor, b)
 
 
-def _vector(tree: Params) -> Vector:
+def _to_vector(tree: Params) -> Vector:
     """All leaves one after another."""
     return torch.cat([leaf.reshape(-1) for leaf in optree.tree_leaves(tree)])
 
 
-def _tree(vector: Vector, like: Params) -> Params:
+def _to_tree(vector: Vector, like: Params) -> Params:
     """Cut a vector into leaves of these shapes."""
     leaves, treespec = optree.tree_flatten(like)
     parts = vector.split([leaf.numel() for leaf in leaves])

@@ -41,7 +41,7 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_LIKE = {
+_SHAPE_ONLY = {
     torch.ops.aten.ones_like.default,
     torch.ops.aten.zeros_like.default,
     torch.ops.aten.new_zeros.default,
@@ -59,10 +59,10 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph, self.constants = fx.Graph(), torch.nn.Module()
         self._nodes: dict[int, fx.Node] = {}
-        self._alive: list[Tensor] = []  # or an id could be given to another tensor
+        self._kept_alive: list[Tensor] = []  # or an id could be given to another tensor
         for i, tensor in enumerate(inputs):
             node = self.graph.placeholder(f"input_{i}")
-            self._remember(tensor, node, node)
+            self._add_node(tensor, node, node)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -74,26 +74,26 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"{func} draws from global state; a traced function is pure")
         out = func(*args, **kwargs)
         inputs = [self._node(x) for x in optree.tree_leaves((args, kwargs)) if _is_tensor(x)]
-        if func in _LIKE or all(node.op == "get_attr" for node in inputs):
+        if func in _SHAPE_ONLY or all(node.op == "get_attr" for node in inputs):
             for tensor in filter(_is_tensor, optree.tree_leaves(out)):
-                self._keep(tensor)
+                self._add_constant(tensor)
             return out
         node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
         memory = {n.meta["storage"]: n.meta["memory"] for n in inputs}
         if isinstance(out, Tensor):
-            self._remember(out, node, memory.get(_storage(out), node))
+            self._add_node(out, node, memory.get(_storage_id(out), node))
         else:
             for i, part in enumerate(out):
                 if isinstance(part, Tensor):
                     item = self.graph.call_function(operator.getitem, (node, i))
-                    self._remember(part, item, memory.get(_storage(part), item))
+                    self._add_node(part, item, memory.get(_storage_id(part), item))
         return out
 
-    def _keep(self, tensor: Tensor) -> None:
-        name = f"constant_{len(self._alive)}"
+    def _add_constant(self, tensor: Tensor) -> None:
+        name = f"constant_{len(self._kept_alive)}"
         self.constants.register_buffer(name, tensor)
         node = self.graph.create_node("get_attr", name)
-        self._remember(tensor, node, node)
+        self._add_node(tensor, node, node)
 
     def nodes(self, tree: Any) -> Any:
         """The tree with the nodes in place of their tensors."""
@@ -106,19 +106,19 @@ class _Recorder(TorchDispatchMode):
             raise ValueError("a traced function uses a tensor that is not among its arguments")
         return self._nodes[id(leaf)]
 
-    def _remember(self, tensor: Tensor, node: fx.Node, memory: fx.Node) -> None:
+    def _add_node(self, tensor: Tensor, node: fx.Node, memory: fx.Node) -> None:
         """``memory`` is the node whose result the tensor is a view of, perhaps its own."""
-        node.meta["memory"], node.meta["storage"] = memory, _storage(tensor)
+        node.meta["memory"], node.meta["storage"] = memory, _storage_id(tensor)
         node.meta["layout"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         self._nodes[id(tensor)] = node
-        self._alive.append(tensor)
+        self._kept_alive.append(tensor)
 
 
 def _is_tensor(x: object) -> bool:
     return isinstance(x, Tensor)
 
 
-def _storage(tensor: Tensor) -> int:
+def _storage_id(tensor: Tensor) -> int:
     """What two views of the same memory have in common."""
     return tensor.untyped_storage()._cdata
 
@@ -130,7 +130,7 @@ def _trace(
     with torch.no_grad(), _Recorder(leaves) as recorder:
         out, out_spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, leaves)))
     recorder.graph.output(recorder.nodes(out))
-    _tidy(recorder.graph)
+    _remove_redundant(recorder.graph)
     program = fx.GraphModule(recorder.constants, recorder.graph)
 
     def run(leaves: list[Tensor]) -> Any:
@@ -140,7 +140,7 @@ def _trace(
     return run
 
 
-def _tidy(graph: fx.Graph) -> None:
+def _remove_redundant(graph: fx.Graph) -> None:
     """Drop what does nothing.
 
     vmap leaves many operations behind that change neither numbers, shape nor strides: views of

@@ -129,7 +129,7 @@ def test_a_snapshot_that_was_never_finished_does_not_count(tmp_path):
 
 @pytest.mark.parametrize("pauses", range(1, 11))
 def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pauses):
-    monkeypatch.setattr(trainer, "_stride", lambda *_: 2)
+    monkeypatch.setattr(trainer, "_steps_per_event", lambda *_: 2)
     trials = [t for t in grid.pending(study, CONFIG) if t.config.static.batch_size == 10]
     configs = [trial.config for trial in trials]
     group = Group(program_of(configs[0]), lanes_of(configs))

@@ -42,12 +42,19 @@ def adam_update(
         numbers: learning rate, beta1, beta2, eps and weight decay.
         decoupled: the weight decay is AdamW's and does not pass through the moments.
     """
-    lanes = (_laned(grads), _laned(params), mean[None], square[None], steps[None], _laned(numbers))
+    lanes = (
+        _with_lane_axis(grads),
+        _with_lane_axis(params),
+        mean[None],
+        square[None],
+        steps[None],
+        _with_lane_axis(numbers),
+    )
     updates, mean, square = _update(*lanes, decoupled)
     return updates[0], mean[0], square[0]
 
 
-def _laned(leaves: Sequence[Tensor]) -> list[Tensor]:
+def _with_lane_axis(leaves: Sequence[Tensor]) -> list[Tensor]:
     return [leaf[None] for leaf in leaves]
 
 

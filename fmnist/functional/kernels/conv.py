@@ -50,19 +50,19 @@ class _Conv2d(torch.autograd.Function):
     """``groups`` counts the lanes folded into the channels so far."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) -> Tensor:
-        return _convolve(_channels_last(x), _channels_last(weight), bias, groups, how)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, backend: str) -> Tensor:
+        return _convolve(_channels_last(x), _channels_last(weight), bias, groups, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.groups, ctx.how = inputs
+        x, weight, _, ctx.groups, ctx.backend = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[:3])
-        grads = iter(_Conv2dGrad.apply(grad, x, weight, ctx.groups, wanted, ctx.how))
+        grads = iter(_Conv2dGrad.apply(grad, x, weight, ctx.groups, wanted, ctx.backend))
         return (*(next(grads) if want else None for want in wanted), None, None)
 
     @staticmethod
@@ -73,14 +73,14 @@ class _Conv2d(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         groups: int,
-        how: str,
+        backend: str,
     ) -> tuple[Tensor, int]:
         lanes = info.batch_size
         if in_dims[0] is not None or groups > 1:
             x = fold(x, in_dims[0], lanes, 1)
             groups *= lanes
         weight, bias = fold(weight, in_dims[1], lanes, 0), fold(bias, in_dims[2], lanes, 0)
-        return unfold(_Conv2d.apply(x, weight, bias, groups, how), lanes, 1), 1
+        return unfold(_Conv2d.apply(x, weight, bias, groups, backend), lanes, 1), 1
 
 
 class _Conv2dGrad(torch.autograd.Function):
@@ -88,10 +88,10 @@ class _Conv2dGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, how: str
+        grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, backend: str
     ) -> tuple[Tensor, ...]:
         tensors = (_channels_last(grad), _channels_last(x), _channels_last(weight))
-        grads = _gradients(*tensors, groups, wanted, how)
+        grads = _gradients(*tensors, groups, wanted, backend)
         return tuple(g for g, want in zip(grads, wanted, strict=True) if want and g is not None)
 
     @staticmethod
@@ -112,52 +112,52 @@ class _Conv2dGrad(torch.autograd.Function):
         weight: Tensor,
         groups: int,
         wanted: Wanted,
-        how: str,
+        backend: str,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         lanes = info.batch_size
         if in_dims[1] is not None or groups > 1 or wanted[0]:
             x = fold(x, in_dims[1], lanes, 1)
             groups *= lanes
         grad, weight = fold(grad, in_dims[0], lanes, 1), fold(weight, in_dims[2], lanes, 0)
-        grads = _Conv2dGrad.apply(grad, x, weight, groups, wanted, how)
+        grads = _Conv2dGrad.apply(grad, x, weight, groups, wanted, backend)
         dims = tuple(dim for dim, want in zip((1, 0, 0), wanted, strict=True) if want)
         return tuple(unfold(g, lanes, dim) for g, dim in zip(grads, dims, strict=True)), dims
 
 
 Wanted = tuple[bool, ...]  # of the gradients for input, weight and bias
 
-_PLAIN: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
+_STRIDE_1_NO_PADDING: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) -> Tensor:
-    if groups == 1 or how == "grouped":
-        return torch.ops.aten.convolution(x, weight, bias, *_PLAIN, groups)
-    if how == "lanes":
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, backend: str) -> Tensor:
+    if groups == 1 or backend == "grouped":
+        return torch.ops.aten.convolution(x, weight, bias, *_STRIDE_1_NO_PADDING, groups)
+    if backend == "lanes":
         own = zip(x.chunk(groups, 1), weight.chunk(groups), bias.chunk(groups), strict=True)
-        return torch.cat([_convolve(*lane, 1, how) for lane in own], 1)
-    columns, kernels = _unfolded(x, weight, groups)
+        return torch.cat([_convolve(*lane, 1, backend) for lane in own], 1)
+    columns, kernels = _im2col(x, weight, groups)
     out = torch.einsum("gok,bgkp->bgop", kernels, columns).flatten(1, 2)
     side = weight.shape[-1] - 1
     return out.unflatten(2, (x.shape[2] - side, x.shape[3] - side)) + bias[:, None, None]
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, how: str
+    grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, backend: str
 ) -> tuple[Tensor | None, ...]:
     """For input, weight and bias; None, or anything, where it is not wanted."""
-    if groups == 1 or how == "grouped":
+    if groups == 1 or backend == "grouped":
         grads: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-            grad, x, weight, [weight.shape[0]], *_PLAIN, groups, list(wanted)
+            grad, x, weight, [weight.shape[0]], *_STRIDE_1_NO_PADDING, groups, list(wanted)
         )
         return grads
-    if how == "lanes":
+    if backend == "lanes":
         own = zip(grad.chunk(groups, 1), x.chunk(groups, 1), weight.chunk(groups), strict=True)
-        solo = zip(*(_gradients(*lane, 1, wanted, how) for lane in own), strict=True)
+        solo = zip(*(_gradients(*lane, 1, wanted, backend) for lane in own), strict=True)
         return tuple(
             torch.cat(parts, dim) if want else None
             for parts, dim, want in zip(solo, (1, 0, 0), wanted, strict=True)
         )
-    columns, kernels = _unfolded(x, weight, groups)
+    columns, kernels = _im2col(x, weight, groups)
     outer = grad.flatten(2).unflatten(1, (groups, -1))
     to_weight = torch.einsum("bgop,bgkp->gok", outer, columns).reshape(weight.shape)
     first = None
@@ -167,7 +167,7 @@ def _gradients(
     return first, to_weight, grad.sum((0, 2, 3))
 
 
-def _unfolded(
+def _im2col(
     x: Tensor, weight: Tensor, groups: int
 ) -> tuple[Float[Tensor, "batch groups k pixels"], Float[Tensor, "groups outputs k"]]:
     """Every square that the kernel sees as a column, and the kernels as rows."""

@@ -178,7 +178,7 @@ class _Block(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, lanes: int
     ) -> tuple[Tensor, ...]:
-        return _with_lanes(_forward, lanes, x, weight, gamma, beta, examples)
+        return _call_with_lanes(_forward, lanes, x, weight, gamma, beta, examples)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,8 +201,8 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, examples, lanes = inputs
-        tensors, all_ = _more_lanes(info.batch_size, lanes, in_dims, tensors, shared=0)
-        return _fewer_lanes(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
+        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
+        return _split_vmap_axis(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
 
 
 class _BlockGrad(torch.autograd.Function):
@@ -211,7 +211,7 @@ class _BlockGrad(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         *operands, for_x, lanes = inputs
-        grads = _with_lanes(_backward, lanes, *operands, for_x)
+        grads = _call_with_lanes(_backward, lanes, *operands, for_x)
         return grads if for_x else grads[1:]
 
     @staticmethod
@@ -227,9 +227,9 @@ class _BlockGrad(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, examples, for_x, lanes = inputs
         shared = None if for_x else 1  # a gradient for the images is each lane's own
-        tensors, all_ = _more_lanes(info.batch_size, lanes, in_dims, tensors, shared)
+        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared)
         grads = _BlockGrad.apply(*tensors, examples, for_x, all_)
-        return _fewer_lanes(info.batch_size, lanes, grads)
+        return _split_vmap_axis(info.batch_size, lanes, grads)
 
 
 class _Given(torch.autograd.Function):
@@ -260,24 +260,26 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, lanes = inputs
-        tensors, all_ = _more_lanes(info.batch_size, lanes, in_dims, tensors, shared=0)
-        (pooled,), (dim,) = _fewer_lanes(info.batch_size, lanes, (_Given.apply(*tensors, all_),))
+        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
+        (pooled,), (dim,) = _split_vmap_axis(
+            info.batch_size, lanes, (_Given.apply(*tensors, all_),)
+        )
         return pooled, dim
 
 
-def _with_lanes(operator: Any, lanes: int, *inputs: Any) -> tuple[Tensor, ...]:
+def _call_with_lanes(operator: Any, lanes: int, *inputs: Any) -> tuple[Tensor, ...]:
     """Call an operator, which wants lanes, on tensors that may have none."""
     if lanes:
         outputs: tuple[Tensor, ...] = operator(*inputs)
         return outputs
-    return tuple(out[0] for out in operator(*(t[None] if _tensor(t) else t for t in inputs)))
+    return tuple(out[0] for out in operator(*(t[None] if _is_tensor(t) else t for t in inputs)))
 
 
-def _tensor(x: object) -> bool:
+def _is_tensor(x: object) -> bool:
     return isinstance(x, Tensor)
 
 
-def _more_lanes(
+def _merge_vmap_axis(
     more: int, lanes: int, in_dims: tuple[Any, ...], tensors: list[Tensor], shared: int | None
 ) -> tuple[list[Tensor], int]:
     """Merge an axis of vmap into the lanes; what is at ``shared`` may stay one for all lanes."""
@@ -296,7 +298,7 @@ def _more_lanes(
     return merged, more * max(lanes, 1)
 
 
-def _fewer_lanes(
+def _split_vmap_axis(
     fewer: int, lanes: int, outputs: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Give vmap its axis back, leaving the ``lanes`` that were there before."""

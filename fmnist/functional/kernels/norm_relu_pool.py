@@ -155,7 +155,7 @@ class _NormReluPool(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
-        return _by_channel(_NormReluPool.apply, info.batch_size, in_dims, inputs)
+        return _vmap_as_channels(_NormReluPool.apply, info.batch_size, in_dims, inputs)
 
 
 class _NormReluPoolGrad(torch.autograd.Function):
@@ -174,7 +174,7 @@ class _NormReluPoolGrad(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
-        return _by_channel(_NormReluPoolGrad.apply, info.batch_size, in_dims, inputs)
+        return _vmap_as_channels(_NormReluPoolGrad.apply, info.batch_size, in_dims, inputs)
 
 
 class _Given(torch.autograd.Function):
@@ -198,11 +198,11 @@ class _Given(torch.autograd.Function):
         def function(*folded: Tensor) -> tuple[Tensor]:
             return (_Given.apply(*folded),)
 
-        (pooled,), (dim,) = _by_channel(function, info.batch_size, in_dims, inputs)
+        (pooled,), (dim,) = _vmap_as_channels(function, info.batch_size, in_dims, inputs)
         return pooled, dim
 
 
-def _by_channel(
+def _vmap_as_channels(
     function: Any, lanes: int, in_dims: tuple[int | None, ...], inputs: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Apply a function that treats each channel by itself to lanes folded into channels."""

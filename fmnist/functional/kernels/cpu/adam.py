@@ -53,16 +53,16 @@ def update(addresses, sizes, mean, square, updates, means, squares, factors):
         to_u, to_m, to_s = updates[lane, here], means[lane, here], squares[lane, here]
         rest = (last - first) % WIDTH
         for at in range(0, last - first - rest, WIDTH):
-            _advance(g, p, m, s, to_u, to_m, to_s, at, factors[lane])
+            _update_vector(g, p, m, s, to_u, to_m, to_s, at, factors[lane])
         if rest:
-            g, p, m, s = _filled(g, rest), _filled(p, rest), _filled(m, rest), _filled(s, rest)
+            g, p, m, s = _padded(g, rest), _padded(p, rest), _padded(m, rest), _padded(s, rest)
             u = np.empty(WIDTH, np.float32)
-            _advance(g, p, m, s, u, m, s, 0, factors[lane])
+            _update_vector(g, p, m, s, u, m, s, 0, factors[lane])
             to_u[-rest:], to_m[-rest:], to_s[-rest:] = u[:rest], m[:rest], s[:rest]
 
 
 @_compiled
-def _filled(part, rest):
+def _padded(part, rest):
     """So many numbers from the end, filled up to a whole vector."""
     whole = np.zeros(WIDTH, np.float32)
     whole[:rest] = part[-rest:]
@@ -70,7 +70,7 @@ def _filled(part, rest):
 
 
 @_compiled
-def _advance(grad, param, mean, square, to_update, to_mean, to_square, at, factors):
+def _update_vector(grad, param, mean, square, to_update, to_mean, to_square, at, factors):
     """``WIDTH`` parameters; no operation is joined with another, so it rounds as torch does."""
     p = load(param, at)
     g = load(grad, at)

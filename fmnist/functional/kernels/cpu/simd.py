@@ -52,13 +52,13 @@ class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, _BITS)
 
 
-def _pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
+def _element_pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
     """Where element ``args[1]`` of the one-dimensional array ``args[0]`` lies."""
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.bitcast(builder.gep(array.data, [args[1]]), to.as_pointer())
 
 
-def _spread(builder: Any, number: Any) -> Any:
+def _broadcast(builder: Any, number: Any) -> Any:
     nothing = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(_INT, 0))
     return builder.shuffle_vector(
@@ -66,7 +66,7 @@ def _spread(builder: Any, number: Any) -> Any:
     )
 
 
-def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def _declared_function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     kind = ir.FunctionType(result, arguments)
     return cgutils.get_or_insert_function(builder.module, kind, name)
 
@@ -86,7 +86,7 @@ def load(typing, array, at):
     """``array[at : at + WIDTH]`` of floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_pointer(context, builder, signature, args, _FLOATS), align=4)
+        return builder.load(_element_pointer(context, builder, signature, args, _FLOATS), align=4)
 
     return _vector(array, types.intp), generate
 
@@ -96,7 +96,9 @@ def store(typing, array, at, value):
     """``array[at : at + WIDTH] = value``"""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], _pointer(context, builder, signature, args, _FLOATS), align=4)
+        builder.store(
+            args[2], _element_pointer(context, builder, signature, args, _FLOATS), align=4
+        )
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _vector), generate
@@ -107,7 +109,7 @@ def load_bytes(typing, array, at):
     """``array[at : at + WIDTH]`` of bytes, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature, args, _BYTES)
+        pointer = _element_pointer(context, builder, signature, args, _BYTES)
         return builder.uitofp(builder.load(pointer, align=1), _FLOATS)
 
     return _vector(array, types.intp), generate
@@ -118,7 +120,7 @@ def store_bytes(typing, array, at, value):
     """``array[at : at + WIDTH] = value`` as bytes; the value is whole, 0-255."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature, args, _BYTES)
+        pointer = _element_pointer(context, builder, signature, args, _BYTES)
         builder.store(builder.fptoui(args[2], _BYTES), pointer, align=1)
         return context.get_dummy_value()
 
@@ -130,7 +132,7 @@ def splat(typing, number):
     """The number in every place."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _spread(builder, args[0])
+        return _broadcast(builder, args[0])
 
     return _vector(types.float32), generate
 
@@ -140,8 +142,8 @@ def spread(typing, array, at):
     """``array[at]`` in every place."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature, args, ir.FloatType())
-        return _spread(builder, builder.load(pointer))
+        pointer = _element_pointer(context, builder, signature, args, ir.FloatType())
+        return _broadcast(builder, builder.load(pointer))
 
     return _vector(array, types.intp), generate
 
@@ -152,7 +154,7 @@ def fma(typing, a, b, c):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name = f"llvm.fmuladd.v{WIDTH}f32"
-        return builder.call(_function(builder, name, *[_FLOATS] * 4), args)
+        return builder.call(_declared_function(builder, name, *[_FLOATS] * 4), args)
 
     return _vector(_vector, _vector, _vector), generate
 
@@ -162,7 +164,9 @@ def root(typing, value):
     """The square root of each place."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(_function(builder, f"llvm.sqrt.v{WIDTH}f32", _FLOATS, _FLOATS), args)
+        return builder.call(
+            _declared_function(builder, f"llvm.sqrt.v{WIDTH}f32", _FLOATS, _FLOATS), args
+        )
 
     return _vector(_vector), generate
 
@@ -173,7 +177,7 @@ def total(typing, value):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name, number = f"llvm.vector.reduce.fadd.v{WIDTH}f32", ir.FloatType()
-        reduce = _function(builder, name, number, number, _FLOATS)
+        reduce = _declared_function(builder, name, number, number, _FLOATS)
         zero = ir.Constant(number, 0.0)
         return builder.call(reduce, [zero, args[0]], fastmath=("reassoc",))
 
@@ -190,7 +194,9 @@ def where(typing, mask, a, b):
     return _vector(_mask, _vector, _vector), generate
 
 
-def _operator(symbol: Any, arguments: types.Type, result: types.Type, instruction: Any) -> None:
+def _define_operator(
+    symbol: Any, arguments: types.Type, result: types.Type, instruction: Any
+) -> None:
     """Teach Numba an infix operator."""
     kind = type(arguments)
 
@@ -208,19 +214,19 @@ def _operator(symbol: Any, arguments: types.Type, result: types.Type, instructio
         return None
 
 
-def _compare(how: str) -> Any:
+def _comparison(how: str) -> Any:
     """False where a number is NaN, but for "!="."""
     if how == "!=":
         return lambda builder, a, b: builder.fcmp_unordered(how, a, b)
     return lambda builder, a, b: builder.fcmp_ordered(how, a, b)
 
 
-_operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
-_operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
-_operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
-_operator(operator.truediv, _vector, _vector, lambda builder, a, b: builder.fdiv(a, b))
-_operator(operator.gt, _vector, _mask, _compare(">"))
-_operator(operator.le, _vector, _mask, _compare("<="))
-_operator(operator.eq, _vector, _mask, _compare("=="))
-_operator(operator.ne, _vector, _mask, _compare("!="))
-_operator(operator.__or__, _mask, _mask, lambda builder, a, b: builder.select(a, a, b))
+_define_operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
+_define_operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
+_define_operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
+_define_operator(operator.truediv, _vector, _vector, lambda builder, a, b: builder.fdiv(a, b))
+_define_operator(operator.gt, _vector, _mask, _comparison(">"))
+_define_operator(operator.le, _vector, _mask, _comparison("<="))
+_define_operator(operator.eq, _vector, _mask, _comparison("=="))
+_define_operator(operator.ne, _vector, _mask, _comparison("!="))
+_define_operator(operator.__or__, _mask, _mask, lambda builder, a, b: builder.select(a, a, b))

@@ -86,8 +86,8 @@ def convolve(x, tiles, y, inputs, outputs, height, width, k):
                             at += WIDTH
                             tap += TILE
                 to, present = o * plane + (h * columns + left) * WIDTH, outputs - o
-                _put(y, to, plane, present, a0, a1, a2, a3, a4, a5)
-                _put(y, to + step, plane, present, b0, b1, b2, b3, b4, b5)
+                _store_tile(y, to, plane, present, a0, a1, a2, a3, a4, a5)
+                _store_tile(y, to + step, plane, present, b0, b1, b2, b3, b4, b5)
 
 
 @_compiled
@@ -120,7 +120,7 @@ def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k):
                             at += WIDTH
                             tap -= TILE
                 to = ((i * height + r) * width + c) * WIDTH
-                _put(dx, to, height * width * WIDTH, inputs - i, a0, a1, a2, a3, a4, a5)
+                _store_tile(dx, to, height * width * WIDTH, inputs - i, a0, a1, a2, a3, a4, a5)
 
 
 @_compiled
@@ -142,10 +142,10 @@ def weight_gradient(dy, x, sums, o, top, bottom, inputs, height, width, k):
     row = taps * WIDTH
     for first in range(0, taps, 2):
         second = min(first + 1, taps - 1)  # an odd last tap is done twice
-        from_a, from_b = _tap(first, height, width, k), _tap(second, height, width, k)
+        from_a, from_b = _tap_offset(first, height, width, k), _tap_offset(second, height, width, k)
         to_a, to_b = (o * taps + first) * WIDTH, (o * taps + second) * WIDTH
-        a0, a1, a2, a3, a4, a5 = _get(sums, to_a, row)
-        b0, b1, b2, b3, b4, b5 = _get(sums, to_b, row)
+        a0, a1, a2, a3, a4, a5 = _load_tile(sums, to_a, row)
+        b0, b1, b2, b3, b4, b5 = _load_tile(sums, to_b, row)
         from_dy = o * plane + top * columns * WIDTH
         for h in range(top, bottom):
             at = h * width * WIDTH
@@ -165,19 +165,19 @@ def weight_gradient(dy, x, sums, o, top, bottom, inputs, height, width, k):
                 a5, b5 = fma(d, a, a5), fma(d, b, b5)
                 at += WIDTH
                 from_dy += WIDTH
-        _put(sums, to_a, row, TILE, a0, a1, a2, a3, a4, a5)
-        _put(sums, to_b, row, TILE, b0, b1, b2, b3, b4, b5)
+        _store_tile(sums, to_a, row, TILE, a0, a1, a2, a3, a4, a5)
+        _store_tile(sums, to_b, row, TILE, b0, b1, b2, b3, b4, b5)
 
 
 @_compiled
-def _tap(tap, height, width, k):
+def _tap_offset(tap, height, width, k):
     """Where in the input the first pixel under this tap lies."""
     i, r, s = tap // (k * k), tap // k % k, tap % k
     return ((i * height + r) * width + s) * WIDTH
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _get(array, at, step):
+def _load_tile(array, at, step):
     return (
         load(array, at), load(array, at + step), load(array, at + 2 * step),
         load(array, at + 3 * step), load(array, at + 4 * step), load(array, at + 5 * step),
@@ -185,7 +185,7 @@ def _get(array, at, step):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put(array, at, step, present, v0, v1, v2, v3, v4, v5):
+def _store_tile(array, at, step, present, v0, v1, v2, v3, v4, v5):
     """Store a tile's sums, ``step`` apart, as far as there are channels."""
     store(array, at, v0)
     if present > 1:

@@ -45,10 +45,10 @@ def forward(
     """
     x = _channels_last(x)
     rows, channels = x.numel() // x.shape[3], x.shape[3]
-    size, parts, partial = _cut(x, rows, channels)
+    size, parts, partial = _partition_rows(x, rows, channels)
     mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    _run(_statistics, parts, channels, BLOCK, x, partial, rows, parts, size=size)
-    _run(_merge, 1, channels, 8, partial, mean, var, rows, size, parts, levels=_levels(parts))
+    _launch(_statistics, parts, channels, BLOCK, x, partial, rows, parts, size=size)
+    _launch(_merge, 1, channels, 8, partial, mean, var, rows, size, parts, levels=_log2_ceil(parts))
     pooled, centred, which = forward_given(x.permute(0, 3, 1, 2), weight, bias, mean, var, eps)
     return pooled, mean, var, centred, which
 
@@ -59,10 +59,12 @@ def forward_given(
     """:func:`forward` with a mean and a variance that are known; without returning them."""
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
-    pooled, centred, which = (_empty(x, shape, t) for t in (x.dtype, torch.float32, torch.uint8))
-    rows, tile = batch * shape[2] * shape[3], _tile(channels)
+    pooled, centred, which = (
+        _empty_channels_last(x, shape, t) for t in (x.dtype, torch.float32, torch.uint8)
+    )
+    rows, tile = batch * shape[2] * shape[3], _rows_per_tile(channels)
     numbers = (t.contiguous() for t in (weight, bias, mean, var))
-    _run(_apply, -(-rows // tile), channels, BLOCK, _channels_last(x), *numbers, pooled, centred,
+    _launch(_apply, -(-rows // tile), channels, BLOCK, _channels_last(x), *numbers, pooled, centred,
          which, rows, eps=eps, height=height, width=width, tile=tile)  # fmt: skip
     return pooled, centred, which
 
@@ -79,15 +81,15 @@ def backward(
     batch, channels, height, width = x.shape
     grad, x, centred, which = (_channels_last(t) for t in (grad, x, centred, which))
     mean, var, weight = (t.contiguous() for t in (mean, var, weight))
-    rows, n, tile = grad.numel() // channels, x.numel() // channels, _tile(channels)
-    size, parts, partial = _cut(x, rows, channels)
+    rows, n, tile = grad.numel() // channels, x.numel() // channels, _rows_per_tile(channels)
+    size, parts, partial = _partition_rows(x, rows, channels)
     line = x.new_empty((3, channels), dtype=torch.float32)
-    dx = _empty(x, (batch, channels, height, width), x.dtype)
+    dx = _empty_channels_last(x, (batch, channels, height, width), x.dtype)
     dweight, dbias = (torch.empty_like(weight) for _ in range(2))
-    _run(_sums, parts, channels, BLOCK, grad, centred, which, partial, rows, parts, size=size)
-    _run(_coefficients, 1, channels, 8, partial, weight, var, line, dweight, dbias, n, parts,
-         eps=eps, levels=_levels(parts))  # fmt: skip
-    _run(_gradient, -(-n // tile), channels, BLOCK, x, grad, which, mean, line, dx, n,
+    _launch(_sums, parts, channels, BLOCK, grad, centred, which, partial, rows, parts, size=size)
+    _launch(_coefficients, 1, channels, 8, partial, weight, var, line, dweight, dbias, n, parts,
+         eps=eps, levels=_log2_ceil(parts))  # fmt: skip
+    _launch(_gradient, -(-n // tile), channels, BLOCK, x, grad, which, mean, line, dx, n,
          height=height, width=width, tile=tile)  # fmt: skip
     return dx, dweight, dbias
 
@@ -97,30 +99,30 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _empty_channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     last = torch.channels_last
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=last)
 
 
-def _levels(count: int) -> int:
+def _log2_ceil(count: int) -> int:
     """The log2 of the power of two that holds ``count``."""
     return (count - 1).bit_length()
 
 
-def _cut(x: Tensor, rows: int, channels: int) -> tuple[int, int, Tensor]:
+def _partition_rows(x: Tensor, rows: int, channels: int) -> tuple[int, int, Tensor]:
     """How many rows a program sums, how many programs that takes, and where their sums go."""
     size = 2**LEVELS * max(STEPS, -(-rows // (2**LEVELS * PARTS)))
     parts = -(-rows // size)
     return size, parts, x.new_empty((2, parts, channels), dtype=torch.float64)
 
 
-def _tile(channels: int) -> int:
-    return TILE // min(BLOCK, 2 ** _levels(channels))
+def _rows_per_tile(channels: int) -> int:
+    return TILE // min(BLOCK, 2 ** _log2_ceil(channels))
 
 
-def _run(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **sizes: Any) -> None:
+def _launch(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **sizes: Any) -> None:
     """Launch a kernel on the parts of the rows times the blocks of channels."""
-    block = min(block, 2 ** _levels(channels))
+    block = min(block, 2 ** _log2_ceil(channels))
     sizes |= {"channels": channels, "block": block}
     with torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
         grid = (parts * -(-channels // block),)
@@ -129,14 +131,14 @@ def _run(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **siz
 
 
 @_compiled
-def _place(channels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+def _program_position(channels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
     """This program's part of the rows and its channels; all channels of a part run together."""
     blocks = tl.cdiv(channels, block)
     return tl.program_id(0) // blocks, tl.program_id(0) % blocks * block + tl.arange(0, block)
 
 
 @_compiled
-def _pixels(part, height, width, tile: constexpr):  # type: ignore[no-untyped-def]
+def _pixel_indices(part, height, width, tile: constexpr):  # type: ignore[no-untyped-def]
     """The pixels of a part: their numbers, the image of the first; counted from there (so that
     only one offset can be too large for 32 bits) their images; their lines and columns.
     """
@@ -147,7 +149,7 @@ def _pixels(part, height, width, tile: constexpr):  # type: ignore[no-untyped-de
 
 
 @_compiled
-def _total(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+def _tree_sum(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
     """The sum of ``[2 ** levels, block]`` over its rows, always in the same order."""
     x = x.to(tl.float64)
     for k in tl.static_range(levels):
@@ -156,15 +158,15 @@ def _total(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def _union(n, mean, square, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+def _combined_statistics(n, mean, square, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
     """Mean and sum of squared distances from it, of sets of rows of which these are known.
 
     In two passes and float64: nothing cancels, however far the mean is from zero.
     """
     n, mean = n.to(tl.float64), mean.to(tl.float64)
-    centre = _total(n[:, None] * mean, levels, block) / tl.sum(n)
+    centre = _tree_sum(n[:, None] * mean, levels, block) / tl.sum(n)
     mean -= centre[None, :]
-    return centre, _total(square + n[:, None] * mean * mean, levels, block)
+    return centre, _tree_sum(square + n[:, None] * mean * mean, levels, block)
 
 
 @_compiled
@@ -173,7 +175,7 @@ def _statistics(  # type: ignore[no-untyped-def]
     levels: constexpr = LEVELS,
 ):  # fmt: skip
     """Mean and sum of squared distances of a part; each slot by Welford (1962) in float32."""
-    part, channel = _place(channels, block)
+    part, channel = _program_position(channels, block)
     slot = tl.arange(0, 2**levels)
     n = tl.minimum(rows - part * size, size)
     x += (part * size).to(tl.int64) * channels
@@ -190,7 +192,7 @@ def _statistics(  # type: ignore[no-untyped-def]
         mean += distance * tl.div_rn(one, count)
         square += distance * (value - mean)
     counts = (n - slot + 2**levels - 1) // 2**levels
-    centre, spread = _union(counts, mean, square, levels, block)
+    centre, spread = _combined_statistics(counts, mean, square, levels, block)
     partial += part * channels + channel
     tl.store(partial, centre, channel < channels)
     tl.store(partial + parts * channels, spread, channel < channels)
@@ -201,14 +203,14 @@ def _merge(  # type: ignore[no-untyped-def]
     partial, mean, var, rows, size, parts, channels: constexpr, block: constexpr, levels: constexpr,
 ):  # fmt: skip
     """Mean and biased variance of all rows from those of the parts."""
-    _, channel = _place(channels, block)
+    _, channel = _program_position(channels, block)
     part = tl.arange(0, 2**levels)
     inside = (part < parts)[:, None] & (channel < channels)[None, :]
     partial += part[:, None] * channels + channel[None, :]
     means = tl.load(partial, inside, 0.0)
     squares = tl.load(partial + parts * channels, inside, 0.0)
     counts = tl.minimum(tl.maximum(rows - part * size, 0), size)
-    centre, spread = _union(counts, means, squares, levels, block)
+    centre, spread = _combined_statistics(counts, means, squares, levels, block)
     tl.store(mean + channel, centre, channel < channels)
     tl.store(var + channel, spread / rows, channel < channels)
 
@@ -219,14 +221,14 @@ def _apply(  # type: ignore[no-untyped-def]
     eps: constexpr, height: constexpr, width: constexpr, tile: constexpr,
 ):  # fmt: skip
     """The output, whose pixels are the rows here, from the input, mean and variance."""
-    part, channel = _place(channels, block)
+    part, channel = _program_position(channels, block)
     there = channel < channels
     middle = tl.load(mean + channel, there, 0.0)[None, :]
     deviation = tl.sqrt_rn(tl.load(var + channel, there, 1.0) + eps)
     scale = tl.load(weight + channel, there, 0.0).to(tl.float32)
     scale = tl.div_rn(scale, deviation)[None, :]
     shift = tl.load(bias + channel, there, 0.0).to(tl.float32)[None, :]
-    row, first, image, i, j = _pixels(part, height // 2, width // 2, tile)
+    row, first, image, i, j = _pixel_indices(part, height // 2, width // 2, tile)
     inside = (row < rows)[:, None] & there[None, :]
     x += first * (height * width * channels)
     at = ((image * height + 2 * i) * width + 2 * j)[:, None] * channels + channel[None, :]
@@ -255,7 +257,7 @@ def _sums(  # type: ignore[no-untyped-def]
     size: constexpr, levels: constexpr = LEVELS,
 ):  # fmt: skip
     """Of a part of the output: the sums of gradients that passed, and of them times centred."""
-    part, channel = _place(channels, block)
+    part, channel = _program_position(channels, block)
     base = (part * size).to(tl.int64) * channels
     total = tl.zeros((2**levels, block), tl.float32)
     dot = tl.zeros((2**levels, block), tl.float32)
@@ -268,8 +270,8 @@ def _sums(  # type: ignore[no-untyped-def]
         total += passed
         dot += passed * tl.load(centred + at, inside, 0.0)
     partial += part * channels + channel
-    tl.store(partial, _total(total, levels, block), channel < channels)
-    tl.store(partial + parts * channels, _total(dot, levels, block), channel < channels)
+    tl.store(partial, _tree_sum(total, levels, block), channel < channels)
+    tl.store(partial + parts * channels, _tree_sum(dot, levels, block), channel < channels)
 
 
 @_compiled
@@ -278,13 +280,13 @@ def _coefficients(  # type: ignore[no-untyped-def]
     levels: constexpr, eps: constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias; and scale, constant and slope of each channel's ``dx``."""
-    _, channel = _place(channels, block)
+    _, channel = _program_position(channels, block)
     there = channel < channels
     part = tl.arange(0, 2**levels)
     inside = (part < parts)[:, None] & there[None, :]
     partial += part[:, None] * channels + channel[None, :]
-    total = _total(tl.load(partial, inside, 0.0), levels, block)
-    dot = _total(tl.load(partial + parts * channels, inside, 0.0), levels, block)
+    total = _tree_sum(tl.load(partial, inside, 0.0), levels, block)
+    dot = _tree_sum(tl.load(partial + parts * channels, inside, 0.0), levels, block)
     deviation = tl.sqrt(tl.load(var + channel, there, 1.0).to(tl.float64) + eps)
     scale = tl.load(weight + channel, there, 0.0) / deviation
     tl.store(line + channel, scale, there)
@@ -300,9 +302,9 @@ def _gradient(  # type: ignore[no-untyped-def]
     width: constexpr, tile: constexpr,
 ):  # fmt: skip
     """``dx``. Four pixels read the same of grad, which then comes from a cache."""
-    part, channel = _place(channels, block)
+    part, channel = _program_position(channels, block)
     there = channel < channels
-    row, first, image, i, j = _pixels(part, height, width, tile)
+    row, first, image, i, j = _pixel_indices(part, height, width, tile)
     inside = (row < rows)[:, None] & there[None, :]
     base = (part * tile).to(tl.int64) * channels
     at = tl.arange(0, tile)[:, None] * channels + channel[None, :]
