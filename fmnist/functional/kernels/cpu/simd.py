@@ -1,7 +1,10 @@
-"""A vector of numbers as a type of Numba's, so that a kernel says what is done side by side.
+"""A Numba type for a SIMD vector of floats, with loads, stores and arithmetic.
 
-LLVM vectorises loops by itself only where it can prove that nothing overlaps, and gives up on a
-convolution. A value of this type *is* a vector register (or a few), on whatever processor.
+LLVM vectorises a loop only where it can prove that no arrays overlap; for a convolution it fails.
+A value of this type is held in one vector register, or in a few on processors with narrower ones.
+
+Arrays are contiguous and one-dimensional; ``at`` is an index of elements and needs no alignment.
+Nothing checks bounds.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
-"""Floats in a vector."""
+"""Number of floats in a vector: 16 with AVX-512, else 8."""
 
 _INT = ir.IntType(32)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
@@ -53,7 +56,7 @@ class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def _element_pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
-    """Where element ``args[1]`` of the one-dimensional array ``args[0]`` lies."""
+    """Return a pointer of type ``to`` to the element ``args[1]`` of the array ``args[0]``."""
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.bitcast(builder.gep(array.data, [args[1]]), to.as_pointer())
 
@@ -73,7 +76,7 @@ def _declared_function(builder: Any, name: str, result: Any, *arguments: Any) ->
 
 @intrinsic
 def pointer(typing, address):
-    """The address of floats as a pointer, for ``carray``."""
+    """Convert an address (int64) to a pointer to float32, for ``carray``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.FloatType().as_pointer())
@@ -83,7 +86,7 @@ def pointer(typing, address):
 
 @intrinsic
 def load(typing, array, at):
-    """``array[at : at + WIDTH]`` of floats."""
+    """Return ``array[at : at + WIDTH]`` of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_element_pointer(context, builder, signature, args, _FLOATS), align=4)
@@ -93,7 +96,7 @@ def load(typing, array, at):
 
 @intrinsic
 def store(typing, array, at, value):
-    """``array[at : at + WIDTH] = value``"""
+    """Set ``array[at : at + WIDTH] = value`` in a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(
@@ -106,7 +109,7 @@ def store(typing, array, at, value):
 
 @intrinsic
 def load_bytes(typing, array, at):
-    """``array[at : at + WIDTH]`` of bytes, as floats."""
+    """Return ``array[at : at + WIDTH]`` of a uint8 array, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _element_pointer(context, builder, signature, args, _BYTES)
@@ -117,7 +120,7 @@ def load_bytes(typing, array, at):
 
 @intrinsic
 def store_bytes(typing, array, at, value):
-    """``array[at : at + WIDTH] = value`` as bytes; the value is whole, 0-255."""
+    """Set ``array[at : at + WIDTH] = value`` in a uint8 array; the values are integers 0-255."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _element_pointer(context, builder, signature, args, _BYTES)
@@ -129,7 +132,7 @@ def store_bytes(typing, array, at, value):
 
 @intrinsic
 def splat(typing, number):
-    """The number in every place."""
+    """Return a vector whose elements are all ``number``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _broadcast(builder, args[0])
@@ -139,7 +142,7 @@ def splat(typing, number):
 
 @intrinsic
 def spread(typing, array, at):
-    """``array[at]`` in every place."""
+    """Return a vector whose elements are all ``array[at]``, of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _element_pointer(context, builder, signature, args, ir.FloatType())
@@ -150,7 +153,7 @@ def spread(typing, array, at):
 
 @intrinsic
 def fma(typing, a, b, c):
-    """``a * b + c``, in one rounding where the processor can."""
+    """Return ``a * b + c``, with one rounding if the processor has such an instruction."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name = f"llvm.fmuladd.v{WIDTH}f32"
@@ -161,7 +164,7 @@ def fma(typing, a, b, c):
 
 @intrinsic
 def root(typing, value):
-    """The square root of each place."""
+    """Return the square root of each element."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.call(
@@ -173,7 +176,7 @@ def root(typing, value):
 
 @intrinsic
 def total(typing, value):
-    """The sum of the places, always in the same order."""
+    """Return the sum of the elements, always in the same order."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name, number = f"llvm.vector.reduce.fadd.v{WIDTH}f32", ir.FloatType()
@@ -186,7 +189,7 @@ def total(typing, value):
 
 @intrinsic
 def where(typing, mask, a, b):
-    """``a`` where the mask is set, else ``b``."""
+    """Return the elements of ``a`` where the mask is true, else those of ``b``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(*args)
@@ -197,7 +200,7 @@ def where(typing, mask, a, b):
 def _define_operator(
     symbol: Any, arguments: types.Type, result: types.Type, instruction: Any
 ) -> None:
-    """Teach Numba an infix operator."""
+    """Define an infix operator for Numba."""
     kind = type(arguments)
 
     @intrinsic
@@ -215,7 +218,7 @@ def _define_operator(
 
 
 def _comparison(how: str) -> Any:
-    """False where a number is NaN, but for "!="."""
+    """Return an instruction that is false where an element is NaN, except for ``"!="``."""
     if how == "!=":
         return lambda builder, a, b: builder.fcmp_unordered(how, a, b)
     return lambda builder, a, b: builder.fcmp_ordered(how, a, b)
