@@ -43,7 +43,7 @@ def twin(seed: int, config: ModelConfig) -> Network:
 
 @given(seeds, CONFIGS)
 @settings(max_examples=25, deadline=None)
-def test_init_draws_what_torch_nn_draws_bit_for_bit(seed, config):
+def test_init_equals_the_reference_model_bit_for_bit(seed, config):
     params, state = cnn.init(seed, config)
     expected_params, expected_state = from_module(twin(seed, config))
     assert_close(params, expected_params, rtol=0)
@@ -52,7 +52,9 @@ def test_init_draws_what_torch_nn_draws_bit_for_bit(seed, config):
 
 @given(seeds, CONFIGS, st.integers(1, 5), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_logits_gradients_and_statistics(seed, config, examples, training):
+def test_logits_gradients_and_statistics_equal_the_reference_model(
+    seed, config, examples, training
+):
     batch = batching.gather(random_split(examples, seed), torch.arange(examples), torch.float64)
     params, state = cnn.init(seed, config, dtype=torch.float64)
     network = to_module(params, state, config).train(training)
@@ -73,7 +75,7 @@ def test_logits_gradients_and_statistics(seed, config, examples, training):
 
 @given(optimizers(), seeds)
 @settings(max_examples=20, deadline=None)
-def test_fifty_steps_of_each_optimizer(drawn, seed):
+def test_fifty_steps_of_each_optimizer_equal_torch_optim(drawn, seed):
     """On given gradients: a loss would amplify rounding where Adam divides by nearly nothing."""
     algorithm, numbers, nesterov = drawn
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +107,7 @@ def test_fifty_steps_of_each_optimizer(drawn, seed):
         ("sgd", {"momentum": 0.9}, True),
     ],
 )
-def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
+def test_fifty_training_steps_equal_the_reference_model(algorithm, numbers, nesterov):
     """10 epochs of 5 steps, the last step smaller: parameters, statistics and metrics."""
     split, held_out = random_split(43), random_split(20, seed=1)
     numbers = NUMBERS | {"learning_rate": 0.003} | numbers
@@ -126,13 +128,13 @@ def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
             assert a.examples[0] == b.examples
 
 
-def test_parameters_convert_both_ways():
+def test_conversion_to_the_reference_model_and_back_is_exact():
     params, state = cnn.init(7, SMALL)
     back = from_module(to_module(params, state, SMALL))
     assert_close(back, (params, state), rtol=0)
 
 
-def test_evaluation_does_not_depend_on_how_the_batch_is_split():
+def test_evaluation_does_not_depend_on_batch_sizes():
     params, state = cnn.init(0, SMALL, dtype=torch.float64)
     split = random_split(30)
     whole = train.eval_step(
@@ -151,7 +153,7 @@ def test_evaluation_does_not_depend_on_how_the_batch_is_split():
         assert sum(p.correct for p in parts) == whole.correct
 
 
-def test_unbiased_variance_of_one_value_stays_finite():
+def test_running_variance_after_one_value_is_finite():
     """One example of one pixel: torch.nn refuses this; we keep the lane alive."""
     from fmnist.functional import layers
 
