@@ -1,4 +1,4 @@
-"""The choice of a model's variant: known, or by timing all of them once."""
+"""The choice of the fastest variant of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose(config=SMALL, shared=True, convolution="auto"):
 @pytest.mark.parametrize("quickest", conv.BACKENDS)
 @pytest.mark.parametrize("shared", [True, False])
 def test_fastest_variant_is_chosen_and_cached(quickest, shared, monkeypatch):
-    """On shapes of the network, with this computer in place of a GPU."""
+    """With a CPU in place of a GPU."""
     ways = {name: cnn.build(SMALL, name) for name in conv.BACKENDS}
     model = cnn.build(SMALL)._replace(variants=lambda device: ways)
     autotune.timed.cache_clear()

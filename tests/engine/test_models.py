@@ -1,4 +1,4 @@
-"""A model that is not the package's own: the one of docs/models.md, and stranger ones."""
+"""Custom models: the one of docs/models.md, and others."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_resumed_training_equals_uninterrupted_training(mixer):
 
 
 def linear_model(layers):
-    """A linear classifier whose parameters and state are what ``layers`` makes of tensors."""
+    """A linear classifier whose parameters are the tree that ``layers`` builds."""
 
     def init(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -130,7 +130,7 @@ def test_noise_depends_on_the_seed_of_the_lane():
 
 @pytest.mark.parametrize("nothing", [(), None])
 def test_custom_optimizer(nothing):
-    """Sign descent: two functions, two numbers, and a count that is none of a lane's."""
+    """Sign descent with two numbers, and an integer that is not a number of a lane."""
 
     def sign(rate, scale=1.0, times=2):
         def update(grads, state, params):
@@ -190,7 +190,7 @@ def test_cnn_refuses_bad_settings(settings, said):
 
 
 def test_fastest_variant_of_a_custom_model_is_used():
-    """By the clock, on this computer; a model that cannot be a key works all the same."""
+    """By a real measurement, and for a model that is not hashable."""
     plain = linear_model(lambda w, b: [w, b])
     used = []
 

@@ -1,4 +1,4 @@
-"""Every way of convolving lanes gives what torch gives."""
+"""Every back end of conv2d equals torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CPU's convolution, batch norm, ReLU and pooling in one: as the definition in plain torch."""
+"""The fused convolution block on a CPU equals its definition in plain torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fmnist.functional.kernels.cpu.simd import WIDTH
 
 
 def decided(x, weight, gamma, beta):
-    """The squares where rounding decides nothing: a largest pixel, and not near zero."""
+    """The squares whose largest pixel is unique and not near zero, independently of rounding."""
     y = F.conv2d(x.double(), weight.double())
     out = F.batch_norm(y, None, None, gamma.double(), beta.double(), training=True)
     largest, second = F.unfold(out.flatten(0, 1)[:, None], 2, stride=2).topk(2, 1)[0].unbind(1)
@@ -161,7 +161,7 @@ def test_nonfinite_pixel_affects_the_same_outputs_as_in_the_definition(poison):
 
 
 def statistics(x):
-    """Mean and variance of images with one channel, had once and again."""
+    """Mean and variance of images with one channel, computed in two output channels."""
     ones = torch.ones(2)
     return block.conv_block(block.pack(x), ones.view(2, 1, 1, 1), ones, ones, len(x))[1:]
 
@@ -187,14 +187,14 @@ def test_variance_is_accurate_with_an_outlier_first():
 
 @pytest.mark.parametrize(("value", "examples"), [(424524.125, 10), (6159678.5, 9), (65127224.0, 5)])
 def test_variance_of_a_constant_is_not_negative(value, examples):
-    """Which what is left of rounding could make it, and its root NaN."""
+    """Rounding could make it negative, and its square root NaN."""
     mean, var = statistics(torch.full((examples, 1, 23, 23), value))
     assert (mean == value).all()
     assert (var >= 0).all()
 
 
 def test_kernels_refuse_mismatched_shapes_and_dtypes():
-    """They are compiled and look at nothing: they would read and write beyond the end."""
+    """Compiled kernels do not check bounds: they would read and write outside the arrays."""
     x, weight, gamma = torch.zeros(3, 1, 2, 6, 6, 16), torch.zeros(6, 5, 2, 3, 3), torch.ones(6, 5)
     with pytest.raises(ValueError, match="do not go with weights"):
         block._forward(x, weight, gamma, gamma, 4)

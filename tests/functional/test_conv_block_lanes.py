@@ -1,4 +1,4 @@
-"""The CPU's kernels under vmap and grad, in evaluation, by threads; and what torch asks of them."""
+"""The CPU kernels under vmap and grad, in evaluation, and with several threads; and opcheck."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lanes_of(*lanes, outputs=4, seed=0):
 @given(st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans(), seeds)
 @settings(max_examples=20, deadline=None)
 def test_lane_equals_the_lane_alone_bit_for_bit(lanes, outputs, shared, for_images, seed):
-    """Under vmap and grad: bit for bit what each gets alone."""
+    """Under vmap and grad."""
     x = normal(*(() if shared else (lanes,)), *BLOCKS, seed=seed)
     inputs, upstream = lanes_of(lanes, outputs=outputs, seed=seed)
     compute = partial(everything, upstream=upstream, wanted=(0, 1, 2, 3)[not for_images :])
@@ -73,7 +73,7 @@ def nested(order, gradient, function, outer, inner):
 @pytest.mark.parametrize("outer", [0, None], ids=["own", "shared"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_gradients_under_nested_vmap_equal_those_alone(order, outer, inner, wanted):
-    """Whichever of the two share their images, and wherever the gradient is taken."""
+    """For shared and separate images on both axes, and for each position of grad."""
     inputs, upstream = lanes_of(2, 3)
     x = normal(1 if outer is None else 2, 1 if inner is None else 3, *BLOCKS, seed=0)
     all_ = (x.expand(2, 3, *BLOCKS), *inputs)
@@ -122,7 +122,7 @@ for other in several[1:]:
 
 
 def test_number_of_threads_changes_no_bit():
-    """In a process of its own, which has as many, however few there are here."""
+    """In a separate process, which has three threads on any machine."""
     environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
     run = subprocess.run(
         [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True

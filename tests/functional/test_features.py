@@ -1,4 +1,4 @@
-"""The convolution blocks by every way there is of computing them."""
+"""The convolution blocks by each implementation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_norm_relu_pool_in_float64_passes_gradcheck():
 
 
 def network(dtype=torch.float32):
-    """Parameters, statistics and images with nothing at its neutral value."""
+    """Parameters, statistics and images without zeros and ones from the initialisation."""
     params, state = cnn.init(0, SMALL)
     for i, leaf in enumerate(tree_leaves((params, state))):
         leaf += torch.rand(leaf.shape, generator=torch.Generator().manual_seed(i)) * 0.3

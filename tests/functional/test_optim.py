@@ -1,4 +1,4 @@
-"""The fused update is the optimizer written in torch, in any number of lanes."""
+"""The fused update equals the optimizer in plain torch, for any number of lanes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trees(shapes, seed, scale=1.0):
 
 
 def both(algorithm, numbers):
-    """The optimizer as it is on a CPU in float32, fused, and by its definition."""
+    """The fused update on a CPU in float32, and the update by the definition."""
     fused = getattr(optim, algorithm)(**numbers)
 
     def plain(grads, state, params):
@@ -54,7 +54,7 @@ def same(ours, theirs):
 @given(adams, leaf_shapes, seeds, st.sampled_from([1e-20, 1.0, 1e10, 1e30]))
 @settings(max_examples=60, deadline=None)
 def test_fused_update_equals_the_definition(drawn, shapes, seed, scale):
-    """In every bit but for the square root, which torch does not round correctly."""
+    """Bit for bit, except for the square root, which torch does not round correctly."""
     algorithm, numbers, _ = drawn
     params = trees(shapes, seed)
     fused, plain = both(algorithm, hyperparams(algorithm, **numbers))
@@ -80,7 +80,7 @@ def lane(i):
 
 @pytest.mark.parametrize("algorithm", ["adam", "adamw"])
 def test_lane_of_an_update_equals_the_update_alone_bit_for_bit(algorithm):
-    """Each with its own numbers; also as lanes of lanes, and with one gradient for all."""
+    """With different numbers in each lane, nested vmap, and one gradient for all lanes."""
     make = getattr(optim, algorithm)
     shapes = [(3, 7), (50,), ()]
     alone = []
@@ -120,7 +120,7 @@ def test_operator_passes_opcheck():
 
 
 def test_operator_refuses_mismatched_shapes_and_dtypes():
-    """Compiled code would read beyond the end."""
+    """Compiled code does not check bounds."""
     grads, params, mean, *rest = operands()
     with pytest.raises(ValueError, match="do not go with"):
         adam_update._update(grads, params, mean[:, 1:], *rest)

@@ -1,4 +1,4 @@
-"""The functional network and optimizers equal torch.nn and torch.optim, in float64."""
+"""The network and optimizers equal the reference model and torch.optim, in float64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIGS = st.builds(
 MODEL = cnn.build(SMALL)
 
 
-def twin(seed: int, config: ModelConfig) -> Network:
+def reference_model(seed: int, config: ModelConfig) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(config)
@@ -45,7 +45,7 @@ def twin(seed: int, config: ModelConfig) -> Network:
 @settings(max_examples=25, deadline=None)
 def test_init_equals_the_reference_model_bit_for_bit(seed, config):
     params, state = cnn.init(seed, config)
-    expected_params, expected_state = from_module(twin(seed, config))
+    expected_params, expected_state = from_module(reference_model(seed, config))
     assert_close(params, expected_params, rtol=0)
     assert_close(state, expected_state, rtol=0)
 
@@ -76,7 +76,7 @@ def test_logits_gradients_and_statistics_equal_the_reference_model(
 @given(optimizers(), seeds)
 @settings(max_examples=20, deadline=None)
 def test_fifty_steps_of_each_optimizer_equal_torch_optim(drawn, seed):
-    """On given gradients: a loss would amplify rounding where Adam divides by nearly nothing."""
+    """On given gradients: a loss would amplify rounding where Adam divides by small numbers."""
     algorithm, numbers, nesterov = drawn
     generator = torch.Generator().manual_seed(seed)
     layer = torch.nn.Linear(5, 3).double()
@@ -154,7 +154,7 @@ def test_evaluation_does_not_depend_on_batch_sizes():
 
 
 def test_running_variance_after_one_value_is_finite():
-    """One example of one pixel: torch.nn refuses this; we keep the lane alive."""
+    """One example of one pixel, which torch.nn refuses."""
     from fmnist.functional import layers
 
     state = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}

@@ -1,4 +1,4 @@
-"""The product of lanes: a matrix product, differentiable twice, the same whoever the mates are."""
+"""Matrix products of lanes: equal to torch, twice differentiable, independent of other lanes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fmnist.functional.kernels.product import linear
 @pytest.mark.parametrize(("outputs", "inputs"), [(10, 60), (60, 10), (120, 384), (3, 500)])
 @pytest.mark.parametrize("batch", [4, 37, 500])
 def test_other_lanes_change_no_bit_of_a_product(batch, inputs, outputs):
-    """A lone lane too, which torch multiplies by another routine when there are threads."""
+    """Also for a single lane, for which torch uses another routine with several threads."""
     x, weight = normal(5, batch, inputs, seed=0), normal(5, outputs, inputs, seed=1)
     upstream = normal(5, batch, outputs, seed=2)
 

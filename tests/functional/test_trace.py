@@ -1,4 +1,4 @@
-"""A traced step is the step: same numbers, traced once a shape, inputs untouched."""
+"""A traced step equals the step, is traced once per shape and does not change its inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_traced_step_equals_the_step_bit_for_bit():
 
 
 def test_replayed_step_equals_the_repeated_step():
-    """The capture logic, with a stand-in that runs what a graph would replay."""
+    """With a substitute for CUDA graphs, which runs the step in place of a replay."""
     captured = []
 
     def capture(run, device, reset):

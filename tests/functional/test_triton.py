@@ -1,8 +1,8 @@
 """The Triton kernels of norm_relu_pool: interpreted on a CPU, compiled without a GPU, run on one.
 
-Interpreting shows that the arithmetic and the indices are right; speed and what threads do to
-each other it cannot show. What is checked is in benchmarks/gpu_phases/pooling_checks.py, which
-benchmarks/gpu.py runs on a GPU, and in triton_compile.py.
+Interpreting checks the arithmetic and the indices, but neither speed nor races between threads. The
+checks are in benchmarks/gpu_phases/pooling_checks.py, which benchmarks/gpu.py runs on a GPU, and in
+triton_compile.py.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def gradients(function, x, weight, bias, upstream):
 @cuda
 @pytest.mark.parametrize("shape", [(3, 100, 12, 24, 24), (5, 9, 24, 8, 8), (2, 4, 7, 9, 5)])
 def test_kernels_on_a_gpu_equal_the_definition(shape):
-    """Under vmap and grad: the definition in float64, and each lane alone to the bit."""
+    """Under vmap and grad: close to float64, and each lane bit for bit as alone."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     lanes, batch, channels, height, width = shape

@@ -1,4 +1,4 @@
-"""Lane i of a vmapped run is the solo run of configuration i, whoever its mates are."""
+"""Lane i of a vmapped run equals a run of configuration i alone, whatever the other lanes are."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ MATES = [(0,), (0, 0), (1, 0), (0, 0, 0), (3, 2, 1, 0), (1, 1, 1, 1, 1, 0)]
     ],
 )
 def test_other_lanes_change_no_bit_of_a_lane(hidden, algorithm, dropout, batch_size):
-    """On a CPU, in float32; however many they are, whether they share images, wherever it lies."""
+    """On a CPU in float32, for any number of lanes, with shared and separate images."""
     split, held_out = random_split(230), random_split(60, seed=1)
     config = ModelConfig(hidden=hidden, dropout=dropout)
 
     def last_of(mates):
-        """The last lane, which is the same each time."""
+        """The result of the last lane, whose configuration is always the same."""
         own = [
             (seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
             for i, seed in enumerate(mates)

@@ -1,4 +1,4 @@
-"""End to end on real images: the study, its files, its twin, a kill, and how it refuses."""
+"""End to end on real images: a study, its files, the reference model, a kill, and bad input."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def rows(path):
 
 
 def test_results_are_close_to_the_reference_model(run, real):
-    """Training's means are compared closely, validation's after the first epoch.
+    """Training losses are compared closely, validation losses after the first epoch only.
 
-    The twin computes in float64. Its own float32 strays further from that than the lanes' does:
-    training magnifies last bits to percents of a validation loss at a learning rate of 0.01.
+    The reference model computes in float64. In float32 it deviates from that more than the lanes
+    do: at a learning rate of 0.01, training magnifies rounding to percents of a validation loss.
     """
     out, _ = run
     training, validation = holdout_split(real.train, CONFIG.holdout)
@@ -232,9 +232,10 @@ def test_the_commands_run_on_the_whole_data(tmp_path):
     over = call("reference", *args, "--out", "ours", cwd=tmp_path)
     assert over.returncode == 2
     assert "--out ours holds a run of fmnist.study" in over.stderr
-    (ours,), (twin,) = rows(tmp_path / "ours/results.csv"), rows(tmp_path / "plain/results.csv")
-    assert list(ours) == list(twin)
-    assert float(ours["train_loss"]) == pytest.approx(float(twin["train_loss"]), rel=0.02)
+    (ours,) = rows(tmp_path / "ours/results.csv")
+    (theirs,) = rows(tmp_path / "plain/results.csv")
+    assert list(ours) == list(theirs)
+    assert float(ours["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=0.02)
     assert 0.7 < float(ours["test_accuracy"]) < 0.95
 
 
