@@ -1,4 +1,4 @@
-"""What the README and the walk-through show, works."""
+"""The examples of the README work, and what it and other pages link to exists."""
 
 from __future__ import annotations
 

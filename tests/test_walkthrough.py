@@ -1,4 +1,4 @@
-"""The walk-through's blocks run, in their order, and print what it shows."""
+"""The blocks of docs/walkthrough.md run in order and print the shown output."""
 
 from __future__ import annotations
 
