@@ -201,7 +201,7 @@ def variant(program: Program, lanes: Lanes, split: Split) -> tuple[str, Model]:
 
 
 def lane_bytes(program: Program) -> int:
-    """Estimate the memory in bytes that one lane of this program needs in training."""
+    """Estimate the memory in bytes that one lane of this program needs, also in evaluation."""
     images = max(program.batch_size, EVAL_BATCH)
     if program.model.lane_bytes is not None:
         return program.model.lane_bytes(images)

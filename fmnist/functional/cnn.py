@@ -22,7 +22,10 @@ from fmnist.functional.kernels import conv
 from fmnist.functional.types import Model, ModelConfig, Params, State
 
 IMAGE_SIZE = 28
+"""Height and width of an image in pixels."""
+
 CLASS_COUNT = 10
+"""Number of classes."""
 
 
 def cnn(
@@ -108,8 +111,13 @@ def lane_bytes(config: ModelConfig, batch_size: int) -> int:
     """Estimate the memory in bytes that one lane of this network needs in training.
 
     The estimate counts the activations of a minibatch (for each block the output of the
-    convolution, its gradient and four tensors of the pooled size) and six copies of the linear
-    layers' weights, which include the gradients and Adam's moments.
+    convolution, its gradient and four tensors of the pooled size; for each linear layer three
+    tensors) and six copies of the linear layers' weights, which include the gradients and Adam's
+    moments.
+
+    Args:
+        config: settings of the network.
+        batch_size: number of examples in a minibatch.
     """
     side, values = IMAGE_SIZE, 0
     for channels in config.channels:

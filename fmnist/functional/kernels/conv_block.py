@@ -116,6 +116,13 @@ def conv_block_given(
 
     The mean and variance are those of the convolution without bias. All examples, including the
     padding, are computed.
+
+    Returns:
+        The activations ``[blocks, outputs, (height - k + 1) // 2, (width - k + 1) // 2, WIDTH]``.
+
+    Raises:
+        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
+        TypeError: ``x`` or ``weight`` is not float32.
     """
     pooled: Tensor = _Given.apply(x, weight, gamma, beta, mean, var, 0)
     return pooled

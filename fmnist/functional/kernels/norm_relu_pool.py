@@ -68,6 +68,12 @@ def norm_relu_pool(
 
     With the fused kernel, no gradient flows through the returned mean and variance. They are for
     the running statistics.
+
+    Returns:
+        ``(pooled, mean, var)`` as in :func:`definition`.
+
+    Raises:
+        NotImplementedError: A second derivative of the fused kernel is requested.
     """
     if _has_kernel(x):
         pooled, mean, var, *_ = _NormReluPool.apply(x, weight, bias)

@@ -33,6 +33,10 @@ _compiled: Any = njit(cache=True, nogil=True)
 def valid_examples(block, examples):
     """Return which entries of a block are examples and not padding.
 
+    Args:
+        block: index of the block.
+        examples: number of examples in all blocks, without the padding.
+
     Returns:
         float32 ``[WIDTH]``: 1 for an example, 0 for padding.
     """
