@@ -46,9 +46,9 @@ def forward(
 
     Returns:
         ``(pooled, mean, var, y, centred, which)``. ``var`` is the biased variance. The last three
-        are for :func:`backward`. ``centred`` is the largest pixel of each 2x2 square minus the
-        mean, before the batch norm. ``which`` (uint8) is the position of this pixel in the square
-        in row-major order, or 4 where the ReLU outputs zero.
+        are for :func:`backward`. ``centred`` is ``y - mean`` at the pixel of each 2x2 square that
+        is the largest after batch norm. ``which`` (uint8) is the position of this pixel in the
+        square in row-major order, or 4 where the ReLU outputs zero.
 
     Raises:
         ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.

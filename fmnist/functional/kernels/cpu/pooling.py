@@ -111,7 +111,7 @@ def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
         means, scales, biases: of each channel, float32 ``[channels]``.
         rows, columns: size of the images in ``y``.
         pooled: output of the pooled size.
-        centred: output of the pooled size: the largest pixel of each square minus the mean.
+        centred: output of the pooled size: ``y - mean`` at the largest pixel of each square.
         which: output of the pooled size, uint8: the position of that pixel, or ``DEAD``.
     """
     below = columns * WIDTH

@@ -59,8 +59,9 @@ def forward(
         ``(pooled, mean, var, centred, which)``. ``pooled [batch, channels, height // 2,
         width // 2]`` has the dtype of ``x``. ``mean`` and the biased variance ``var`` are float32
         ``[channels]``. ``centred`` (float32) and ``which`` (uint8) have the shape of ``pooled``
-        and are for :func:`backward`: the largest pixel of each square minus the mean, and its
-        position in the square in row-major order, or 4 where the ReLU outputs zero.
+        and are for :func:`backward`: ``x - mean`` at the pixel of each square that is the largest
+        after batch norm, and the position of this pixel in the square in row-major order, or 4
+        where the ReLU outputs zero.
     """
     x = _channels_last(x)
     rows, channels = x.numel() // x.shape[3], x.shape[3]
