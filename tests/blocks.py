@@ -1,4 +1,4 @@
-"""What the tests of conv_block build from: images, weights, and all that a lane computes."""
+"""Helpers of the tests of conv_block: images, weights, and all results of a lane."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fmnist.functional.kernels import conv_block as block
 
 
 def whole(low, high, *shape, seed):
-    """Whole numbers: their sums of products are exact, and often equal."""
+    """Random integers. Their sums of products are exact and often equal."""
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 def numbers(*shape, seed=0):
-    """Scales of both signs with zeros among them, and shifts, of which some leave zero there."""
+    """Scales of both signs, some zero, and shifts, some zero."""
     gamma, beta = normal(*shape, seed=seed + 1), normal(*shape, seed=seed + 2)
-    gamma[..., 2::3] = 0.0  # then every pixel of a square is equal: the first is taken
+    gamma[..., 2::3] = 0.0  # all pixels of a square are then equal, and the first counts
     beta[..., 5::6] = 0.0
     return gamma, beta
 
@@ -35,7 +35,7 @@ def problems(draw, examples=EXAMPLES):
 
 
 def everything(packed, weight, gamma, beta, upstream, wanted=(0, 1, 2, 3)):
-    """Outputs, statistics and the gradients that are wanted."""
+    """Outputs, statistics and the gradients for the arguments ``wanted``."""
 
     def loss(*inputs):
         pooled, *rest = block.conv_block(*inputs, len(upstream))

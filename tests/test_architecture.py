@@ -54,14 +54,14 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_the_table_has_no_arrow_back():
+def test_packages_import_only_lower_packages_of_the_table():
     order = list(MAY_IMPORT)
     for importer, imported in MAY_IMPORT.items():
         assert all(order.index(name) < order.index(importer) for name in imported)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_one_way(path):
+def test_imports_follow_the_table(path):
     here = package(path)
     names = [name.split(".") for name in imports(path) if name.startswith("fmnist.")]
     if here == "__init__":  # the public names
@@ -74,12 +74,12 @@ def test_imports_run_one_way(path):
     assert {parts[1] for parts in names} - {here} <= MAY_IMPORT[here]
 
 
-def test_every_package_says_what_it_is():
+def test_every_package_has_a_docstring():
     for folder in {path.parent for path in FILES}:
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
 
 
-def test_reports_take_only_types_from_functional():
+def test_reports_import_only_types_from_functional():
     for path in (ROOT / "reports").rglob("*.py"):
         if path.name != "publish.py":
             ours = {name for name in imports(path) if name.startswith("fmnist.functional")}
@@ -109,7 +109,7 @@ def test_functional_is_pure(path):
     assert not tops & IMPURE["modules"]
 
 
-def test_public_names_all_import():
+def test_public_names_are_importable_and_documented():
     assert 10 <= len(fmnist.__all__) <= 20
     for name in fmnist.__all__:
         assert getattr(fmnist, name).__doc__
@@ -132,7 +132,7 @@ def test_help_answers_in_under_a_second():
     assert min(seconds) < 1
 
 
-def test_files_are_short():
+def test_files_have_at_most_400_lines():
     for path in FILES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
@@ -140,7 +140,7 @@ def test_files_are_short():
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 
-def test_no_pickle():
+def test_pickle_is_not_used():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

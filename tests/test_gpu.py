@@ -27,7 +27,7 @@ def gpu(folder, *arguments):
     return done, done.stdout.splitlines(), found
 
 
-def test_the_quick_form_is_green(tmp_path):
+def test_quick_run_on_a_cpu_passes_or_skips_every_check(tmp_path):
     done, lines, found = gpu(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(found["phases"]) == list(PHASES)
@@ -54,7 +54,7 @@ def test_the_quick_form_is_green(tmp_path):
     assert not any(f"passed: {name}" in line for name in skipped for line in told)
 
 
-def test_what_fails_shows_and_the_rest_still_runs(tmp_path):
+def test_failed_phase_is_reported_and_other_phases_run(tmp_path):
     done, lines, found = gpu(
         tmp_path, "--phases", "machine,convolutions,step", "--fail", "convolutions=raise"
     )
@@ -65,14 +65,14 @@ def test_what_fails_shows_and_the_rest_still_runs(tmp_path):
     assert found["phases"]["step"]["checks"]
 
 
-def test_a_phase_whose_process_dies_keeps_nobody_from_going_on(tmp_path):
+def test_other_phases_run_after_a_phase_process_dies(tmp_path):
     done, lines, found = gpu(tmp_path, "--phases", "machine,step", "--fail", "machine=crash")
     assert done.returncode == 1
     assert "  error: ended by SIGABRT" in lines
     assert [phase["status"] for phase in found["phases"].values()] == ["failed", "done"]
 
 
-def test_without_time_nothing_is_checked_and_nothing_is_called_passed(tmp_path):
+def test_checks_are_skipped_when_no_time_is_left(tmp_path):
     done, _, found = gpu(tmp_path, "--seconds", "0.001", "--phases", "training")
     assert done.returncode == 0
     checks = found["phases"]["training"]["checks"]
@@ -88,13 +88,13 @@ def test_without_time_nothing_is_checked_and_nothing_is_called_passed(tmp_path):
         (["--seconds", "0"], "--seconds must be more than 0"),
     ],
 )
-def test_bad_arguments_are_one_line_and_2(tmp_path, arguments, said):
+def test_bad_arguments_exit_with_status_2_and_a_message(tmp_path, arguments, said):
     done, _, found = gpu(tmp_path, *arguments)
     assert (done.returncode, found) == (2, None)
     assert said in done.stderr
 
 
-def test_a_summary_is_never_too_long():
+def test_summary_has_bounded_lines_and_width():
     check = {"name": "n" * 300, "status": "failed", "detail": "d" * 300}
     table = {"header": ["a", "b"], "rows": [["x" * 90, 1]] * 500}
     phase = {
@@ -110,10 +110,10 @@ def test_a_summary_is_never_too_long():
 
 @pytest.mark.parametrize("batch", [100, 500, 1000])
 @pytest.mark.parametrize("lanes", [1, 64])
-def test_an_epoch_of_the_engines_fits_the_images(batch, lanes):
+def test_steps_of_an_engine_need_no_more_than_an_epoch(batch, lanes):
     assert 20 <= steps_of(batch, lanes, 60_000, quick=False) <= 60_000 // batch
 
 
-def test_kernels_that_run_side_by_side_are_counted_once():
+def test_overlapping_kernel_times_are_counted_once():
     assert covered([(5.0, 6.0), (1.0, 3.0), (0.0, 2.0), (1.5, 1.7)]) == 4.0
     assert covered([]) == 0.0

@@ -1,4 +1,4 @@
-"""What the README and the walk-through show, works."""
+"""The examples of the README work, and what it and other pages link to exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_example_runs_and_prints_what_it_says(capsys):
+def test_example_prints_the_accuracy_of_each_lane(capsys):
     (code,) = blocks("python")
     assert len([line for line in code.splitlines() if line]) == 6, "it is said to be six lines"
     exec(compile(code, "README.md", "exec"), {})
@@ -26,14 +26,14 @@ def test_the_example_runs_and_prints_what_it_says(capsys):
     assert all(0.75 < accuracy < 0.95 for accuracy in found.values())
 
 
-def test_the_study_file_is_a_study(tmp_path):
+def test_study_file_loads(tmp_path):
     (text,) = blocks("toml")
     path = tmp_path / "decay.toml"
     path.write_text(text, encoding="utf-8")
     assert studies.load(path).size == 36
 
 
-def test_the_tests_that_are_named_are_there():
+def test_named_test_files_exist():
     for page in (README, README.parent / "docs" / "reliability.md"):
         for name in re.findall(r"\btests/[\w/]+\.py", page.read_text(encoding="utf-8")):
             assert (README.parent / name).exists(), f"{page.name}: {name}"
@@ -47,6 +47,6 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_linked_files_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""The walk-through's blocks run, in their order, and print what it shows."""
+"""The blocks of docs/walkthrough.md run in order and print the shown output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUMBER = re.compile(r"(?<![\w.])\d+\.\d+")
 ROUNDING = 0.05  # training rounds differently from machine to machine
 
 
-def test_every_block_prints_what_is_shown(capsys, tmp_path):
+def test_every_block_prints_the_shown_output(capsys, tmp_path):
     blocks = re.findall(r"```(python|text)\n(.*?)```", PATH.read_text(encoding="utf-8"), re.DOTALL)
     variables = {"out": tmp_path}
     printed, checked = "", 0

@@ -1,1 +1,1 @@
-"""Trains lanes: epochs of a vmapped step, evaluation, CUDA graphs, the choice of a fast path."""
+"""Training of lanes: the epochs, evaluation, CUDA graphs, and the choice of an implementation."""

@@ -1,4 +1,4 @@
-"""Which variant of a model is the fastest: known, or timed once in a process."""
+"""The choice of a model's fastest variant, by one measurement in a process."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fmnist.utils import memory
 from fmnist.utils.device import cuda_arithmetic
 
 ROUNDS = 5
+"""How often a variant is timed; the shortest time counts."""
 
 
 def choose(
@@ -28,21 +29,22 @@ def choose(
     shared: bool,
     shape: tuple[int, ...],
 ) -> tuple[str, Model]:
-    """The variant of a model to train such lanes with, and its name.
+    """Choose the variant of a model that trains lanes the fastest.
 
-    Where there are several, all that memory allows are timed, forward and backward, on inputs of
-    this shape. That takes a fraction of a second and is remembered.
+    If there are several variants, each is timed, forward and backward, on inputs of this shape,
+    unless memory does not suffice. This takes a fraction of a second. The result is cached if
+    the model is hashable.
 
     Args:
-        model: what trains.
-        batch_size: examples a step.
-        lanes: how many there are.
-        device: where they train.
-        shared: whether they see the same examples.
-        shape: of an example.
+        model: the model.
+        batch_size: number of examples in a step.
+        lanes: number of lanes.
+        device: the device to train on.
+        shared: whether all lanes use the same examples.
+        shape: shape of an example.
 
     Returns:
-        The name, empty where the model has no variants, and the variant.
+        The name of the variant, which is empty if the model has no variants, and the variant.
     """
     variants = model.variants(device) if model.variants else {"": model}
     if len(variants) == 1:
@@ -61,7 +63,10 @@ def timed(
     shared: bool,
     shape: tuple[int, ...],
 ) -> str:
-    """The name of the variant that takes the least time on zeros of these shapes."""
+    """Return the name of the variant that takes the least time on zeros.
+
+    Arguments are those of :func:`choose`. The model must have variants.
+    """
     assert model.variants is not None
     own = () if shared else (lanes,)
     inputs = torch.zeros(*own, batch_size, *shape, device=device)
@@ -74,14 +79,14 @@ def timed(
     dims = (0, 0, *[None if shared else 0] * 2)
     times = {}
     for name, variant in model.variants(device).items():
-        gradient = vmap.over_lanes(_gradient(variant), dims)
-        run = functools.partial(_void, gradient, params, state, inputs, noise)
+        gradient = vmap.over_lanes(_gradient_function(variant), dims)
+        run = functools.partial(_discard_result, gradient, params, state, inputs, noise)
         with cuda_arithmetic(tf32=variant.tf32):
-            times[name] = _time(run, device)
+            times[name] = _measured_time(run, device)
     return min(times, key=lambda name: times[name])
 
 
-def _gradient(model: Model) -> Callable[..., Params]:
+def _gradient_function(model: Model) -> Callable[..., Params]:
     def gradient(params: Params, state: State, inputs: torch.Tensor, noise: object) -> Params:
         leaves, treespec = optree.tree_flatten(params)
 
@@ -96,14 +101,14 @@ def _gradient(model: Model) -> Callable[..., Params]:
     return gradient
 
 
-def _void(function: Callable[..., object], *args: object) -> None:
+def _discard_result(function: Callable[..., object], *args: object) -> None:
     function(*args)
 
 
-def _time(run: Callable[[], None], device: torch.device) -> float:
-    """Infinity where there is not enough memory to try, or a library has no such operation."""
+def _measured_time(run: Callable[[], None], device: torch.device) -> float:
+    """Return milliseconds, or infinity if memory does not suffice or an operation is missing."""
     try:
-        run()  # libraries choose algorithms when they first see a shape
+        run()  # a first run, in which libraries choose algorithms
         return _milliseconds(run, device)
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, NotImplementedError) or memory.ran_out(error)):
@@ -113,7 +118,7 @@ def _time(run: Callable[[], None], device: torch.device) -> float:
 
 
 def _milliseconds(run: Callable[[], None], device: torch.device) -> float:
-    """The least of a few; on a GPU of replays, as steps are: what Python takes does not count."""
+    """Return the shortest of several times. On a GPU, replays of a CUDA graph are timed."""
     if device.type != "cuda":
         times = []
         for _ in range(ROUNDS):

@@ -1,9 +1,9 @@
-"""Applies a pure step many times over. On a GPU the step is captured once and replayed.
+"""Repeated application of a pure step. On a GPU, the step is captured as a CUDA graph and replayed.
 
-A step of a small network is a few hundred tiny kernels; launching them from Python takes longer
-than running them. A CUDA graph launches them all at once. Capture wants tensors that stay where
-they are, so the carry is copied into buffers of our own, and the step's last act is to copy its
-result over its input: the one place where something is overwritten, and nobody else sees it.
+A step of a small network launches a few hundred short kernels. Launching them from Python takes
+longer than running them; a CUDA graph launches all of them at once. A graph uses fixed addresses.
+The carry is therefore copied into private buffers, and each step ends by copying its result over
+its input. This is the only place where tensors are overwritten.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ import optree
 import torch
 
 Step = Callable[[Any, Any], Any]
-"""(carry, inputs) -> carry, trees of tensors; pure."""
+"""A pure function ``(carry, inputs) -> carry`` of trees of tensors."""
 
 Capture = Callable[[Callable[[], None], torch.device, Callable[[], None]], Callable[[], None]]
-"""(run, device, reset) -> replay: records what ``run`` does to fixed buffers, to do it again.
+"""A function ``(run, device, reset) -> replay``. ``replay()`` repeats the operations of ``run()``.
 
-It may call ``run`` a few times first, each time after ``reset``.
+``run`` reads and writes fixed buffers. ``Capture`` may call it a few times before it records, each
+time after ``reset()``.
 """
 
 
 def repeater(step: Step, device: torch.device) -> Callable[[Any, Any, int], Any]:
-    """A function (carry, inputs, times) -> carry that applies ``step`` so many times."""
+    """Return a function ``(carry, inputs, times) -> carry`` that applies ``step`` several times.
+
+    Args:
+        step: the step.
+        device: the device of its tensors. On a CUDA device the step is captured and replayed.
+    """
     return Replayed(step, capture_cuda) if device.type == "cuda" else _Looped(step)
 
 
@@ -41,11 +47,11 @@ class _Looped:
 
 
 class Replayed:
-    """Captures the step on first use; the shapes must then stay the same.
+    """Captures a step on the first call and replays it. The shapes must stay the same.
 
     Args:
-        step: what to repeat.
-        capture: :func:`capture_cuda`, or what stands for it in a test.
+        step: the step.
+        capture: :func:`capture_cuda`, or a substitute in a test.
     """
 
     def __init__(self, step: Step, capture: Capture) -> None:
@@ -58,22 +64,34 @@ class Replayed:
         if self._replay is None:
             self._carry, self._inputs = optree.tree_map(torch.clone, (carry, inputs))
             device = optree.tree_leaves(carry)[0].device
-            # A run advances the carry: without the reset, the next could pass the epoch's end.
+            # Each run advances the carry. Without the reset, it could pass the end of the epoch.
             reset = functools.partial(_overwrite, self._carry, carry)
-            self._replay = self._capture(self._advance, device, reset)
+            self._replay = self._capture(self._step_in_place, device, reset)
         _overwrite((self._carry, self._inputs), (carry, inputs))
         for _ in range(times):
             self._replay()
         return optree.tree_map(torch.clone, self._carry)
 
-    def _advance(self) -> None:
+    def _step_in_place(self) -> None:
         _overwrite(self._carry, self._step(self._carry, self._inputs))
 
 
 def capture_cuda(
     run: Callable[[], None], device: torch.device, reset: Callable[[], None] = lambda: None
 ) -> Callable[[], None]:
-    """Capture what ``run`` launches, after three runs on a side stream, as torch asks for."""
+    """Capture the kernels that ``run`` launches as a CUDA graph.
+
+    Source: the PyTorch documentation of CUDA graphs, which prescribes warm-up runs on a side
+    stream; here there are three.
+
+    Args:
+        run: launches kernels on fixed buffers, without synchronising.
+        device: the CUDA device.
+        reset: called before each warm-up run.
+
+    Returns:
+        A function that replays the graph.
+    """
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""Evaluates lanes on a whole split: no autograd, the largest batches that fit."""
+"""Evaluation of lanes on a whole split."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fmnist.functional.types import Metrics, Model, Params, Split, State, hashab
 from fmnist.utils.device import cuda_arithmetic
 
 EVAL_BATCH = 500
-"""Images that are evaluated at once: as many as a CPU's caches hold the activations of."""
+"""Images in a batch of evaluation on a CPU. Their activations fit in the caches."""
 
 EVAL_BATCH_GPU = 20_000
-"""The same on a GPU, of all lanes together; about a gigabyte."""
+"""Images in a batch on a GPU, times the number of lanes. They take about a gigabyte."""
 
 
 def evaluate(
@@ -28,7 +28,18 @@ def evaluate(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Metrics:
-    """The metrics ``[lanes]`` of a whole split in evaluation mode; the trees are stacked."""
+    """Compute the metrics of every lane on a whole split, in evaluation mode.
+
+    Args:
+        model: the model.
+        params: stacked parameters.
+        state: stacked state.
+        split: the examples, at least one, on the device of the parameters.
+        dtype: dtype of the images that the model receives.
+
+    Returns:
+        The metrics ``[lanes]``.
+    """
     steps = evaluate_steps(model, params, state, split, dtype=dtype)
     while True:
         try:
@@ -46,7 +57,11 @@ def evaluate_steps(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Generator[None, None, Metrics]:
-    """:func:`evaluate`, which yields after each batch, so that its caller can stop there."""
+    """Run :func:`evaluate` and yield after each batch, so that the caller can stop there.
+
+    Returns:
+        The metrics ``[lanes]``, as the value of the generator.
+    """
     total: Metrics | None = None
     device = split.labels.device
     size = EVAL_BATCH
@@ -65,5 +80,5 @@ def evaluate_steps(
 
 @functools.lru_cache(maxsize=32)
 def _eval_step(model: Model) -> Callable[..., Metrics]:
-    """The traced step of a model."""
+    """Return the traced evaluation step of a model."""
     return traced(functools.partial(vmap.eval_step, model=model))

@@ -1,4 +1,4 @@
-"""What each lane has of its own, and how it is given."""
+"""The seeds and numbers of lanes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,33 @@ from fmnist.functional.types import Numbers
 
 
 class Lanes(NamedTuple):
-    """What is each lane's own: its seed, and its optimizer's numbers by name."""
+    """The values that differ between lanes.
+
+    Attributes:
+        seeds: the seed of each lane.
+        numbers: the optimizer's numbers by name, one value for each lane.
+    """
 
     seeds: tuple[int, ...]
     numbers: Mapping[str, tuple[float, ...]]
 
     @property
     def shared(self) -> bool:
-        """Whether all lanes see the same examples and noise: they do when they have one seed."""
+        """Whether all lanes use the same examples and noise, because they have the same seed."""
         return len(set(self.seeds)) == 1
 
 
 def optimizer_numbers(optimizer: Optimizer) -> dict[str, float | None]:
-    """The numbers that an optimizer takes, with their defaults; None where there is none.
+    """Return the numbers that an optimizer takes and their defaults.
 
-    They are the named parameters of its signature whose default is a number or absent; what
-    :func:`functools.partial` has set to a number is its default.
+    These are the named parameters of its signature that have a number as default, or no default.
+    A number that is set by :func:`functools.partial` is a default.
+
+    Args:
+        optimizer: the optimizer.
+
+    Returns:
+        The default by name; None if there is no default.
     """
     found: dict[str, float | None] = {}
     for name, parameter in inspect.signature(optimizer).parameters.items():
@@ -43,16 +54,20 @@ def optimizer_numbers(optimizer: Optimizer) -> dict[str, float | None]:
 
 
 def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]]) -> Lanes:
-    """The lanes with these numbers; a scalar is shared by all of them.
+    """Build lanes from the values of an optimizer's numbers.
 
     Args:
-        optimizer: whose numbers they are; what is not given has its default.
-        given: by name: one value for each lane, or one for all. ``seed`` is every lane's own
-            seed, 0 by default.
+        optimizer: the optimizer. Numbers that are not given have its defaults.
+        given: for each name, a list with one value for each lane, or one value for all lanes. The
+            name ``seed`` is the seed of each lane; the default is 0.
+
+    Returns:
+        The lanes; one lane if no list is given.
 
     Raises:
-        ValueError: The optimizer takes no number of this name, or one that it needs is missing,
-            or two lists have different lengths, or one is empty, or a seed is none.
+        ValueError: The optimizer does not take a number of this name, a number without default is
+            missing, lists are empty or differ in length, or a seed is not an integer from 0 to
+            2**32 - 1.
     """
     known = optimizer_numbers(optimizer)
     columns: dict[str, float | tuple[float, ...]] = {}
@@ -79,7 +94,7 @@ def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]
         if int(seed) != seed or not 0 <= seed < 2**32:
             raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1, not {seed}")
         seeds.append(int(seed))
-    # A whole number that is not given, such as a count of iterations, stays what it is.
+    # An integer that is not given, such as a number of iterations, stays a Python integer.
     wanted = {
         name: default
         for name, default in known.items()
@@ -92,7 +107,7 @@ def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]
 
 
 def stacked_numbers(lanes: Lanes, device: torch.device) -> Numbers:
-    """The lanes' numbers, each ``[lanes]``; float64, so that nothing is rounded early."""
+    """Return the numbers of the lanes by name, each float64 ``[lanes]`` on the device."""
     return {
         name: torch.tensor(values, dtype=torch.float64).to(device)
         for name, values in lanes.numbers.items()

@@ -1,4 +1,4 @@
-"""The one primitive: trains the lanes of a program over epochs. It computes and yields events."""
+"""Training of the lanes of a program over epochs. The functions compute and yield events."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fmnist.utils.device import cuda_arithmetic
 
 @dataclass(frozen=True)
 class Program:
-    """What is the same for all lanes.
+    """The settings that all lanes share.
 
     Attributes:
-        model: what trains.
-        optimizer: from numbers, given by name, to a gradient transformation.
-        batch_size: examples a step; the last step of an epoch may have fewer.
-        dtype: of parameters and images.
+        model: the model.
+        optimizer: a function from numbers, given by name, to a gradient transformation.
+        batch_size: number of examples in a step; the last step of an epoch may have fewer.
+        dtype: dtype of parameters and images.
     """
 
     model: Model
@@ -39,13 +39,13 @@ class Program:
 
 
 class TrainerState(NamedTuple):
-    """All that :func:`train_lanes` needs to go on, in one pytree.
+    """The state from which :func:`train_lanes` can resume, as one pytree.
 
     Attributes:
-        epoch: how many are done.
-        train_state: stacked.
-        total: metrics ``[lanes]`` of the epoch after these so far; None at its beginning.
-        examples: how many of that epoch's examples are done.
+        epoch: number of complete epochs.
+        train_state: stacked state of the models and optimizers.
+        total: metrics ``[lanes]`` of the incomplete epoch so far; None at its beginning.
+        examples: number of examples of the incomplete epoch that are done.
     """
 
     epoch: int
@@ -55,13 +55,13 @@ class TrainerState(NamedTuple):
 
 
 class EpochResult(NamedTuple):
-    """One epoch of every lane.
+    """The result of an epoch of every lane.
 
     Attributes:
-        epoch: counted from 1.
-        train: metrics ``[lanes]`` taken while the epoch trained.
-        validation: metrics ``[lanes]`` after it.
-        train_state: stacked, after the epoch.
+        epoch: the epoch, counted from 1.
+        train: metrics ``[lanes]`` of the training batches, each before its step.
+        validation: metrics ``[lanes]`` on the validation split after the epoch.
+        train_state: stacked state after the epoch.
     """
 
     epoch: int
@@ -82,26 +82,28 @@ def fit(
     resume: TrainerState | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[EpochResult]:
-    """Train one model for each lane at once, on the device where the data lies.
+    """Train one model per lane, all at once, on the device of the data.
 
     Args:
-        model: what trains: :func:`fmnist.cnn`, or any other.
-        optimizer: :func:`fmnist.adam`, or any other function of numbers; what is no number is set
-            with :func:`functools.partial`.
-        training, validation: examples on the device.
-        lanes: by name of a number of the optimizer, and ``seed``: a value for each lane, or one
-            for all, as in ``{"learning_rate": [0.01, 0.001], "seed": [0, 1]}``.
-        batch_size: examples a step.
-        epochs: train until this many are done.
-        resume: go on from here instead of from the lanes' seeds.
-        dtype: of parameters and images.
+        model: the model, such as :func:`fmnist.cnn` returns.
+        optimizer: a function of numbers, such as :func:`fmnist.adam`. Set arguments that are not
+            numbers with :func:`functools.partial`.
+        training: examples to train on.
+        validation: examples to evaluate on after each epoch, on the same device.
+        lanes: for each number of the optimizer and for ``seed``, a list with one value for each
+            lane, or one value for all lanes: ``{"learning_rate": [0.01, 0.001], "seed": [0, 1]}``.
+        batch_size: number of examples in a step.
+        epochs: total number of epochs, including those before ``resume``.
+        resume: the state to resume from; by default training starts from the lanes' seeds.
+        dtype: dtype of parameters and images.
 
     Yields:
         The metrics and the state of all lanes after each epoch.
 
     Raises:
-        ValueError: ``lanes`` does not suit the optimizer; see
-            :func:`fmnist.engine.lanes.make_lanes`.
+        ValueError: ``lanes`` does not fit the optimizer (see
+            :func:`fmnist.engine.lanes.make_lanes`). On the first iteration: ``batch_size`` is
+            below 1, or ``resume`` has another number of lanes.
     """
     program = Program(model, optimizer, batch_size, dtype)
     own = make_lanes(optimizer, lanes)
@@ -118,20 +120,24 @@ def train_lanes(
     epochs: int,
     resume: TrainerState | None = None,
 ) -> Iterator[TrainerState | EpochResult]:
-    """Train lanes, from their seeds or from where they were.
+    """Train lanes from their seeds, or resume from a state.
 
     Args:
-        program, lanes: what trains.
-        training, validation: examples on the device that trains.
-        epochs: train until this many are done.
-        resume: a state that it yielded before. Going on from there changes no bit of what comes.
-
-    Raises:
-        ValueError: The batch size is below 1, or the state is of another number of lanes.
+        program: the settings that all lanes share.
+        lanes: the seeds and numbers of the lanes.
+        training: examples to train on; their device trains.
+        validation: examples to evaluate on after each epoch, on the same device.
+        epochs: total number of epochs, including those before ``resume``.
+        resume: a state that this function yielded. The results are the same, bit for bit, as
+            without the interruption.
 
     Yields:
-        Every few steps where it is, and the result of each epoch. Whoever wants to stop, or to
-        keep a state, does so there.
+        A :class:`TrainerState` every few steps, and an :class:`EpochResult` after each epoch. The
+        caller can save a state or stop at each of them.
+
+    Raises:
+        ValueError: On the first iteration: the batch size is below 1, or ``resume`` has another
+            number of lanes.
     """
     if program.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {program.batch_size}")
@@ -141,38 +147,38 @@ def train_lanes(
         raise ValueError(f"the state is of {there} lanes, not of {len(lanes.seeds)}")
     numbers = stacked_numbers(lanes, device)
     done, train_state, total, position = resume or TrainerState(0, start(program, lanes, device))
-    # Chosen before anything is traced, as it may have to be timed.
+    # Before tracing, as the variants may be timed.
     _, model = variant(program, lanes, training)
     runs = {
         size: repeater(_step(program, model, lanes.shared, size), device)
         for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
     }
     for epoch in range(done + 1, epochs + 1):
-        order = _order(lanes, epoch, examples, device)
-        noise = _noise(program, lanes, epoch, examples, device)
+        order = _example_order(lanes, epoch, examples, device)
+        noise = _epoch_noise(program, lanes, epoch, examples, device)
         inputs = _EpochInputs(training, order, numbers, noise)
         at = torch.tensor(position, dtype=torch.int64, device=device)
         carry = _Carry(train_state, total or zero_metrics(len(lanes.seeds), device), at)
         while position < examples:
             size = min(program.batch_size, examples - position)
-            times = min((examples - position) // size, _stride(program, lanes, device))
+            times = min((examples - position) // size, _steps_per_event(program, lanes, device))
             with cuda_arithmetic(tf32=model.tf32):
                 carry = runs[size](carry, inputs, times)
             position += size * times
             yield TrainerState(epoch - 1, carry.train_state, carry.total, position)
         train_state = carry.train_state
         here = TrainerState(epoch - 1, train_state, carry.total, position)
-        # Not the variant: it was chosen for training, and may want too much memory here.
+        # Not the variant: it was chosen for training and may need too much memory here.
         steps = evaluate_steps(program.model, *train_state[:2], validation, dtype=program.dtype)
-        seen = yield from _between(steps, here)
+        seen = yield from _yield_between(steps, here)
         yield EpochResult(epoch, carry.total, seen, train_state)
         total, position = None, 0
 
 
-def _between(
+def _yield_between(
     steps: Generator[None, None, Metrics], here: TrainerState
 ) -> Generator[TrainerState, None, Metrics]:
-    """Yield where training is between these steps, which do not change it; what they return."""
+    """Yield the state of training after each step of evaluation. Return the metrics."""
     while True:
         try:
             next(steps)
@@ -183,7 +189,7 @@ def _between(
 
 
 def variant(program: Program, lanes: Lanes, split: Split) -> tuple[str, Model]:
-    """The variant of the program's model that is the fastest where the split lies; its name."""
+    """Return the name of the fastest variant of the model on the device of the split, and it."""
     return autotune.choose(
         program.model,
         program.batch_size,
@@ -195,19 +201,19 @@ def variant(program: Program, lanes: Lanes, split: Split) -> tuple[str, Model]:
 
 
 def lane_bytes(program: Program) -> int:
-    """About how many bytes one lane of this program needs while it trains."""
+    """Estimate the memory in bytes that one lane of this program needs, also in evaluation."""
     images = max(program.batch_size, EVAL_BATCH)
     if program.model.lane_bytes is not None:
         return program.model.lane_bytes(images)
     params, _ = program.model.init(0)
-    # Parameters with gradients and two moments; activations are guessed to be a few times as many
-    # numbers for each image as the parameters' share of a hundred images.
+    # Six copies of the parameters cover gradients and moments. The number of activations per
+    # image is a guess from the number of parameters.
     count = sum(leaf.numel() for leaf in optree.tree_leaves(params))
     return 4 * (6 * count + images * max(count // 25, 4096))
 
 
 def start(program: Program, lanes: Lanes, device: torch.device) -> TrainState:
-    """The lanes before their first step, stacked."""
+    """Return the stacked state of the lanes before their first step, on the device."""
     numbers = stacked_numbers(lanes, torch.device("cpu"))
     solo = [
         train.start(
@@ -223,13 +229,13 @@ def start(program: Program, lanes: Lanes, device: torch.device) -> TrainState:
 
 
 def zero_metrics(lanes: int, device: torch.device) -> Metrics:
-    """The metrics ``[lanes]`` of no examples."""
+    """Return metrics ``[lanes]`` that are all zero."""
     zero = torch.zeros(lanes, dtype=torch.int64, device=device)
     return Metrics(zero.double(), zero, zero.clone())
 
 
 class _Carry(NamedTuple):
-    """What a step hands to the next."""
+    """The values that a step passes to the next."""
 
     train_state: TrainState
     total: Metrics  # [lanes], of the epoch so far
@@ -237,7 +243,7 @@ class _Carry(NamedTuple):
 
 
 class _EpochInputs(NamedTuple):
-    """What the steps of an epoch read; ``lanes`` is absent where the lanes share a seed."""
+    """The inputs of the steps of an epoch. The axis ``lanes`` is absent if lanes share a seed."""
 
     split: Split
     order: Int[Tensor, "*lanes examples"]
@@ -248,7 +254,7 @@ class _EpochInputs(NamedTuple):
 def _step(
     program: Program, model: Model, shared: bool, size: int
 ) -> Callable[[_Carry, _EpochInputs], _Carry]:
-    """A traced step on the next ``size`` examples, gathering them included."""
+    """Return a traced step, which gathers the next ``size`` examples and trains on them."""
 
     def step(carry: _Carry, inputs: _EpochInputs) -> _Carry:
         chosen = carry.position + torch.arange(size, device=carry.position.device)
@@ -269,33 +275,33 @@ def _step(
     return traced(step)
 
 
-def _stride(program: Program, lanes: Lanes, device: torch.device) -> int:
-    """Steps between two events: on a GPU many, as the state is copied before and after them."""
+def _steps_per_event(program: Program, lanes: Lanes, device: torch.device) -> int:
+    """Return the steps between two events. On a GPU they are many, as an event copies the state."""
     if device.type == "cpu":
         return 1
     return max(400_000 // (program.batch_size * len(lanes.seeds)), 1)
 
 
-def _different_seeds(lanes: Lanes) -> tuple[int, ...]:
-    """One where all lanes share it, else each lane's."""
+def _distinct_seeds(lanes: Lanes) -> tuple[int, ...]:
+    """Return one seed if all lanes share it, else the seed of each lane."""
     return lanes.seeds[:1] if lanes.shared else lanes.seeds
 
 
-def _order(
+def _example_order(
     lanes: Lanes, epoch: int, examples: int, device: torch.device
 ) -> Int[Tensor, "*lanes examples"]:
-    orders = [batching.permutation(seed, epoch, examples) for seed in _different_seeds(lanes)]
+    orders = [batching.permutation(seed, epoch, examples) for seed in _distinct_seeds(lanes)]
     return (orders[0] if lanes.shared else torch.stack(orders)).to(device)
 
 
-def _noise(
+def _epoch_noise(
     program: Program, lanes: Lanes, epoch: int, examples: int, device: torch.device
 ) -> tuple[Float[Tensor, "*lanes examples width"], ...]:
     widths = program.model.noise_widths
     if not widths:
         return ()
     drawn = [
-        batching.uniform_noise(seed, epoch, examples, widths) for seed in _different_seeds(lanes)
+        batching.uniform_noise(seed, epoch, examples, widths) for seed in _distinct_seeds(lanes)
     ]
     layers = drawn[0] if lanes.shared else [torch.stack(own) for own in zip(*drawn, strict=True)]
     return tuple(layer.to(device, program.dtype) for layer in layers)

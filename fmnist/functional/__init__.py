@@ -1,1 +1,1 @@
-"""The pure half: tensors in, tensors out; no files, clocks, prints or global random state."""
+"""Pure functions of tensors: no files, no clock, no output and no global random state."""

@@ -1,7 +1,7 @@
-"""Which examples make a minibatch: a function of (seed, epoch, batch size) and of nothing else.
+"""Minibatches and noise, which depend on the seed, the epoch and the sizes only.
 
-Random numbers come from generators made on the spot and keyed by what they are for, so the
-order of trials, a resume or a neighbour in the next lane cannot change them.
+Each call makes a new generator, whose seed is derived from the purpose, the trial's seed and the
+epoch. The order of trials, a resumed run and the other lanes therefore do not change the numbers.
 """
 
 from __future__ import annotations
@@ -19,30 +19,46 @@ _ORDER, _NOISE = 0, 1
 
 
 def _generator(*key: int) -> torch.Generator:
-    """A generator for this key. SeedSequence mixes all of it: torch reads only 32 bits."""
+    """Return a generator seeded by ``key``.
+
+    ``SeedSequence`` mixes the whole key into 32 bits, because torch uses no more of a seed.
+    """
     mixed = np.random.SeedSequence(key).generate_state(1)[0]
     return torch.Generator().manual_seed(int(mixed))
 
 
 def permutation(seed: int, epoch: int, examples: int) -> Int[Tensor, " examples"]:
-    """The order of the examples in an epoch: each index once."""
+    """Return the order of the examples in an epoch.
+
+    Args:
+        seed: the trial's seed.
+        epoch: the epoch, counted from 1.
+        examples: number of examples.
+
+    Returns:
+        int64 ``[examples]``, each index from 0 to ``examples - 1`` once, on the CPU.
+    """
     return torch.randperm(examples, generator=_generator(_ORDER, seed, epoch))
 
 
 def steps(examples: int, batch_size: int) -> int:
-    """How many minibatches an epoch has; the last may be smaller."""
+    """Return the number of minibatches in an epoch. The last one may be smaller."""
     return -(-examples // batch_size)
 
 
 def uniform_noise(
     seed: int, epoch: int, examples: int, widths: Sequence[int]
 ) -> tuple[Float[Tensor, "examples width"], ...]:
-    """Uniform numbers in [0, 1) for every example of an epoch, in training order.
+    """Draw uniform numbers in [0, 1) for every example of an epoch, in training order.
 
     Args:
-        seed, epoch: what they are keyed by.
-        examples: of the epoch.
-        widths: numbers an example, for each random layer.
+        seed: the trial's seed.
+        epoch: the epoch, counted from 1.
+        examples: number of examples in the epoch.
+        widths: for each random layer, how many numbers an example needs.
+
+    Returns:
+        For each random layer, float32 ``[examples, width]`` on the CPU.
     """
     generator = _generator(_NOISE, seed, epoch)
     return tuple(torch.rand(examples, width, generator=generator) for width in widths)
@@ -51,5 +67,14 @@ def uniform_noise(
 def gather(
     split: Split, indices: Int[Tensor, "*lanes batch"], dtype: torch.dtype = torch.float32
 ) -> Batch:
-    """The examples at ``indices``, pixels scaled from 0-255 to [0, 1]."""
+    """Select the examples at ``indices`` and scale their pixels from 0-255 to [0, 1].
+
+    Args:
+        split: images uint8 ``[examples, 1, 28, 28]`` and their labels.
+        indices: positions in the split, ``[batch]`` or ``[lanes, batch]``.
+        dtype: dtype of the returned images.
+
+    Returns:
+        A batch without noise. Its leaves have the leading axes of ``indices``.
+    """
     return Batch(split.images[indices].to(dtype) / 255, split.labels[indices])

@@ -1,7 +1,9 @@
-"""The network as two pure functions: ``init`` makes its parameters, ``apply`` uses them.
+"""The built-in network as two pure functions: ``init`` draws parameters, ``apply`` uses them.
 
-convolution blocks (5x5 convolution, batch norm, ReLU, 2x2 max pooling), then linear layers
-with ReLU between them: 28x28 -> 12x12x12 -> 24x4x4 -> 384 -> 120 -> 60 -> 10 by default.
+The network has convolution blocks (5x5 convolution, batch norm, ReLU, 2x2 max pooling) and then
+linear layers with ReLU between them. By default the activations have these shapes
+(channels x height x width, then widths):
+1x28x28 -> 12x12x12 -> 24x4x4 -> 384 -> 120 -> 60 -> 10.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from fmnist.functional.kernels import conv
 from fmnist.functional.types import Model, ModelConfig, Params, State
 
 IMAGE_SIZE = 28
+"""Height and width of an image in pixels."""
+
 CLASS_COUNT = 10
+"""Number of classes."""
 
 
 def cnn(
@@ -32,17 +37,25 @@ def cnn(
     precision: str = "float32",
     convolution: str = "auto",
 ) -> Model:
-    """The built-in network, for images ``[batch, 1, 28, 28]`` of ten classes.
+    """Build the convolutional network for images ``[batch, 1, 28, 28]`` and ten classes.
 
     Args:
-        channels, hidden, kernel_size, dropout, precision: as in
+        channels: output channels of each convolution block.
+        hidden: widths of the hidden linear layers; may be empty.
+        kernel_size: side of the square convolution kernels.
+        dropout: probability of dropping a hidden unit in training, in [0, 1).
+        precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, as in
             :class:`fmnist.functional.types.ModelConfig`.
-        convolution: as in :func:`fmnist.functional.features.features`; ``"auto"`` has the engine
-            take what is the fastest on the device.
+        convolution: as in :func:`fmnist.functional.features.features`. With ``"auto"`` the
+            engine selects the implementation that is the fastest on the device.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: The images are too small for this kernel size and depth, or there is no
-            channel, precision or convolution such as these, or dropout is not in [0, 1).
+        ValueError: ``channels`` is empty, ``dropout`` is not in [0, 1), ``precision`` or
+            ``convolution`` is unknown, or the images are too small for this kernel size and
+            number of blocks.
     """
     config = ModelConfig(tuple(channels), tuple(hidden), kernel_size, dropout, precision)
     if not config.channels:
@@ -60,7 +73,14 @@ def cnn(
 
 
 def build(config: ModelConfig, convolution: str = "auto") -> Model:
-    """The model of this configuration; the same object each time, so that it can be a key."""
+    """Return the model of a configuration that is known to be valid.
+
+    The model is cached. Equal arguments give the same object, so it can be the key of other caches.
+
+    Args:
+        config: settings of the network.
+        convolution: as in :func:`fmnist.functional.features.features`.
+    """
     return _build(config, convolution)
 
 
@@ -82,16 +102,22 @@ def _build(config: ModelConfig, convolution: str) -> Model:
 
 
 def _variants(config: ModelConfig, device: torch.device) -> dict[str, Model]:
-    """By the ways of convolving there are on a device; on a CPU blocks are known to be fastest."""
+    """Return a model for each convolution on a device. On a CPU it is ``"blocks"`` alone."""
     names = ("blocks",) if device.type == "cpu" else conv.BACKENDS
     return {name: build(config, name) for name in names}
 
 
 def lane_bytes(config: ModelConfig, batch_size: int) -> int:
-    """About how many bytes one lane of this network needs while it trains.
+    """Estimate the memory in bytes that one lane of this network needs in training.
 
-    The activations of a minibatch count most: each block's convolution output and its gradient,
-    and four small tensors after pooling; then the parameters, four times with Adam's moments.
+    The estimate counts the activations of a minibatch (for each block the output of the
+    convolution, its gradient and four tensors of the pooled size; for each linear layer three
+    tensors) and six copies of the linear layers' weights, which include the gradients and Adam's
+    moments.
+
+    Args:
+        config: settings of the network.
+        batch_size: number of examples in a minibatch.
     """
     side, values = IMAGE_SIZE, 0
     for channels in config.channels:
@@ -104,10 +130,10 @@ def lane_bytes(config: ModelConfig, batch_size: int) -> int:
 
 
 def feature_count(config: ModelConfig) -> int:
-    """How many features the convolution blocks give the first linear layer.
+    """Return the number of features that the last convolution block outputs for an image.
 
     Raises:
-        ValueError: The images are too small for this kernel size and depth.
+        ValueError: The images are too small for this kernel size and number of blocks.
     """
     side = IMAGE_SIZE
     for _ in config.channels:
@@ -121,7 +147,7 @@ def feature_count(config: ModelConfig) -> int:
 
 
 def compute_dtype(config: ModelConfig) -> torch.dtype | None:
-    """What ``apply`` computes in for this configuration; None for the images' own precision."""
+    """Return the dtype that ``apply`` computes in, or None for the dtype of the images."""
     return torch.bfloat16 if config.precision == "bfloat16" else None
 
 
@@ -130,16 +156,23 @@ def init(
 ) -> tuple[Params, State]:
     """Draw parameters as torch.nn's layers do: uniform in ``+-1/sqrt(fan_in)``.
 
-    The draws come from a generator of their own, in the order in which torch.nn makes them:
-    ``torch.manual_seed(seed); Network(config)`` gives the same numbers, bit for bit.
+    The function uses a new generator and draws in the same order as torch.nn. The parameters are
+    bit for bit those of ``torch.manual_seed(seed); Network(config)``.
 
     Args:
         seed: 0 to 2**32 - 1.
-        config: the shape of the network.
-        dtype: of every leaf; the numbers are drawn in float32 whatever it is.
+        config: settings of the network.
+        dtype: dtype of every leaf. The numbers are always drawn in float32 and then converted.
 
     Returns:
-        The parameters, and the running statistics (mean 0, variance 1), all on the CPU.
+        ``(params, state)`` on the CPU; ``state`` holds the running statistics (mean 0,
+        variance 1). For block ``i``, counted from 1, there are ``params[f"conv{i}"]`` with weight
+        ``[outputs, inputs, k, k]`` and bias ``[outputs]``, and ``params[f"norm{i}"]`` and
+        ``state[f"norm{i}"]`` with leaves ``[outputs]``. For linear layer ``i`` there is
+        ``params[f"linear{i}"]`` with weight ``[outputs, inputs]`` and bias ``[outputs]``.
+
+    Raises:
+        ValueError: The images are too small for this kernel size and number of blocks.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -181,25 +214,28 @@ def apply(
     compute: torch.dtype | None = None,
     convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch 10"], State]:
-    """The logits of ``images``, and the running statistics after them.
+    """Compute the logits of ``images`` and update the running statistics.
 
-    The depth and the widths are read off the trees, so no configuration is needed.
+    The number of layers and their widths follow from the trees.
 
     Args:
-        params: as from :func:`init`.
+        params: parameters as from :func:`init`.
         state: running statistics of the batch norms.
-        images: pixels in ``[0, 1]``.
-        train: normalise by the batch and drop hidden units; else use the running statistics.
-        dropout: probability of dropping a hidden unit while training.
-        noise: uniform numbers, one tensor a hidden layer; needed when training with dropout.
-        compute: precision of convolutions and matrix products; by default that of the images.
+        images: pixels in [0, 1].
+        train: if true, normalise by the statistics of the batch and apply dropout; else
+            normalise by the running statistics.
+        dropout: probability of dropping a hidden unit in training.
+        noise: uniform numbers in [0, 1), one tensor for each hidden layer. Required in training
+            with dropout.
+        compute: dtype of convolutions and matrix products; None for the dtype of the images.
         convolution: as in :func:`fmnist.functional.features.features`.
 
     Returns:
-        ``(logits, state)``; ``state`` is unchanged when not training.
+        ``(logits, state)``. ``state`` is unchanged unless ``train``.
 
     Raises:
-        ValueError: Dropout is to be applied and ``noise`` does not have one tensor a layer.
+        ValueError: ``train`` and ``dropout > 0``, and ``noise`` does not have one tensor for each
+            hidden layer.
     """
     x, new_state = penultimate(
         params,
@@ -225,8 +261,14 @@ def penultimate(
     compute: torch.dtype | None = None,
     convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch width"], State]:
-    """What the last linear layer of :func:`apply` sees; arguments and errors are the same."""
-    hidden = _linears(params, state) - 1
+    """Compute the input of the last linear layer of :func:`apply`.
+
+    Arguments and errors are those of :func:`apply`.
+
+    Returns:
+        ``(activations, state)``.
+    """
+    hidden = _linear_count(params, state) - 1
     drop = train and dropout > 0
     if drop and len(noise) != hidden:
         raise ValueError(f"dropout wants noise for {hidden} hidden layers, got {len(noise)}")
@@ -246,10 +288,17 @@ def head(
     x: Float[Tensor, "batch width"],
     compute: torch.dtype | None = None,
 ) -> Float[Tensor, "batch 10"]:
-    """The logits that :func:`apply` makes of what :func:`penultimate` gives."""
-    return layers.linear(params[f"linear{_linears(params, state)}"], x, compute)
+    """Compute the logits by the last linear layer.
+
+    Args:
+        params: as in :func:`apply`.
+        state: as in :func:`apply`; only its number of batch norms is used.
+        x: the output of :func:`penultimate`.
+        compute: as in :func:`apply`.
+    """
+    return layers.linear(params[f"linear{_linear_count(params, state)}"], x, compute)
 
 
-def _linears(params: Params, state: State) -> int:
-    """How many linear layers there are: a block has two layers and one state."""
+def _linear_count(params: Params, state: State) -> int:
+    """Return the number of linear layers. A block has two entries in params and one in state."""
     return len(params) - 2 * len(state)

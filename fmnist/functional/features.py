@@ -1,4 +1,4 @@
-"""From images to features: the network's convolution blocks, by the fastest way there is."""
+"""The convolution blocks of the built-in network, by fused kernels or layer by layer."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ def features(
     compute: torch.dtype | None,
     convolution: str = "auto",
 ) -> tuple[Float[Tensor, "batch features"], State]:
-    """Every block in turn: convolution, batch norm, ReLU, 2x2 max pooling.
+    """Apply every block in turn: convolution, batch norm, ReLU, 2x2 max pooling.
 
     Args:
-        params, state: as in :func:`fmnist.functional.cnn.apply`; there are as many blocks as
-            batch norms.
-        images: pixels in ``[0, 1]``.
-        train: normalise by the batch, else by the running statistics.
-        compute: precision of the convolutions; by default that of the images.
-        convolution: ``"blocks"`` for the CPU's fused kernels, where they serve; else a back end
-            of :func:`fmnist.functional.kernels.conv.conv2d`. ``"auto"`` is blocks or grouped.
+        params: parameters as in :func:`fmnist.functional.cnn.apply`.
+        state: running statistics, one entry for each block.
+        images: pixels in [0, 1].
+        train: normalise by the statistics of the batch; else by the running statistics.
+        compute: dtype of the convolutions; None for the dtype of the images.
+        convolution: ``"auto"`` or ``"blocks"`` for the fused CPU kernels where they support the
+            images, and otherwise ``"grouped"``; or a back end of
+            :func:`fmnist.functional.kernels.conv.conv2d`.
 
     Returns:
-        The flattened activations, and the running statistics after them.
+        ``(activations, state)``. The activations are flattened in the order channels, height,
+        width.
+
+    Raises:
+        ValueError: ``convolution`` is unknown.
     """
     if convolution in ("auto", "blocks"):
         if conv_block.serves(images, compute):

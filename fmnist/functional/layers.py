@@ -1,4 +1,4 @@
-"""The layers of the network, each a function of its parameters and its input."""
+"""The layers of the built-in network as functions of their parameters and input."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from fmnist.functional.kernels import conv, product
 from fmnist.functional.kernels import norm_relu_pool as kernels
 
 MOMENTUM = 0.1
+"""Weight of the newest batch in the running statistics of batch norm, as in torch.nn."""
 
 
 def linear(
     params: dict[str, Tensor], x: Float[Tensor, "batch inputs"], compute: torch.dtype | None = None
 ) -> Float[Tensor, "batch outputs"]:
-    """``x W' + b`` with ``weight [outputs, inputs]`` and ``bias [outputs]``.
+    """Compute ``x @ weight.T + bias``.
 
-    ``compute`` is the precision of the product, by default that of ``x``.
+    Args:
+        params: ``weight [outputs, inputs]`` and ``bias [outputs]``.
+        x: the input.
+        compute: dtype of the product; None for that of ``x``. The result has the dtype of ``x``.
     """
-    return _computed(_linear, params, x, compute)
+    return _in_precision(_linear, params, x, compute)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -37,24 +41,34 @@ def conv2d(
     train: bool,
     backend: str = "grouped",
 ) -> Float[Tensor, "batch outputs height2 width2"]:
-    """Cross-correlation with ``weight [outputs, inputs, k, k]``, stride 1, no padding.
+    """Compute the cross-correlation that precedes batch norm, with stride 1 and no padding.
 
-    It goes into batch norm, which in training takes any bias away again; so then the bias has no
-    gradient, and none is computed. ``compute`` is the precision of the products, by default
-    that of ``x``; ``backend`` is that of :func:`fmnist.functional.kernels.conv.conv2d`.
+    Args:
+        params: ``weight [outputs, inputs, k, k]`` and ``bias [outputs]``.
+        x: the input.
+        compute: dtype of the products; None for that of ``x``. The result has the dtype of ``x``.
+        train: if true, the bias gets no gradient. Batch norm subtracts the mean of the batch, so
+            the exact gradient is zero.
+        backend: as in :func:`fmnist.functional.kernels.conv.conv2d`.
+
+    Returns:
+        ``[batch, outputs, height - k + 1, width - k + 1]``.
+
+    Raises:
+        ValueError: ``backend`` is unknown.
     """
     if train:
         params = params | {"bias": params["bias"].detach()}
-    return _computed(partial(conv.conv2d, backend=backend), params, x, compute)
+    return _in_precision(partial(conv.conv2d, backend=backend), params, x, compute)
 
 
-def _computed(
+def _in_precision(
     function: Callable[[Tensor, Tensor, Tensor], Tensor],
     params: dict[str, Tensor],
     x: Tensor,
     compute: torch.dtype | None,
 ) -> Tensor:
-    """In another precision, and back."""
+    """Call ``function`` in the dtype ``compute`` and return the result in the dtype of ``x``."""
     weight, bias = params["weight"], params["bias"]
     if compute is None or compute == x.dtype:
         return function(x, weight, bias)
@@ -68,17 +82,22 @@ def norm_relu_pool(
     *,
     train: bool,
 ) -> tuple[Float[Tensor, "batch channels height//2 width//2"], dict[str, Tensor]]:
-    """Batch norm, ReLU and 2x2 max pooling; an odd last row or column is left out.
+    """Apply batch norm, ReLU and 2x2 max pooling. Pooling ignores an odd last row or column.
 
-    Batch norm normalises each channel, scales by ``weight`` and shifts by ``bias``, both
-    ``[channels]``. Training normalises by the batch's mean and *biased* variance and moves the
-    running ones towards the mean and the *unbiased* variance by 0.1, as torch.nn.BatchNorm2d.
-    Evaluation normalises by the running statistics and returns them unchanged.
+    In training, batch norm uses the mean and the *biased* variance of the batch. It moves the
+    running statistics towards the mean and the *unbiased* variance, as torch.nn.BatchNorm2d does.
+    In evaluation, it uses the running statistics and does not change them.
 
     Source: Ioffe and Szegedy, Batch Normalization (2015), algorithms 1 and 2.
 
+    Args:
+        params: scale ``weight [channels]`` and shift ``bias [channels]``.
+        state: ``running_mean [channels]`` and ``running_var [channels]``.
+        x: the input.
+        train: whether to normalise by the statistics of the batch.
+
     Returns:
-        The pooled activations, and the new ``{"running_mean", "running_var"}``.
+        The pooled activations and the new running statistics.
     """
     if not train:
         statistics = (state["running_mean"], state["running_var"])
@@ -93,7 +112,17 @@ def update_running_stats(
     var: Float[Tensor, " channels"],
     count: int,
 ) -> dict[str, Tensor]:
-    """The running statistics after a batch with this mean and *biased* variance of ``count``."""
+    """Update the running statistics of batch norm by those of a batch.
+
+    Args:
+        state: ``running_mean [channels]`` and ``running_var [channels]``.
+        mean: mean of each channel.
+        var: *biased* variance of each channel.
+        count: number of values in each channel.
+
+    Returns:
+        The new statistics. Gradients do not flow from them to ``mean`` and ``var``.
+    """
     unbiased = var.detach() * (count / max(count - 1, 1))
     return {
         "running_mean": torch.lerp(state["running_mean"], mean.detach(), MOMENTUM),
@@ -104,5 +133,13 @@ def update_running_stats(
 def dropout(
     x: Float[Tensor, "batch width"], noise: Float[Tensor, "batch width"], rate: float
 ) -> Float[Tensor, "batch width"]:
-    """Zero where ``noise`` (uniform in [0, 1)) is below ``rate``, the rest over ``1 - rate``."""
+    """Set entries to zero with probability ``rate`` and divide the others by ``1 - rate``.
+
+    Source: Srivastava et al., Dropout (2014), section 10, in the inverted form of torch.nn.Dropout.
+
+    Args:
+        x: the input.
+        noise: uniform numbers in [0, 1). An entry is dropped where its number is below ``rate``.
+        rate: probability of dropping an entry, in [0, 1).
+    """
     return torch.where(noise < rate, 0.0, x / (1.0 - rate))

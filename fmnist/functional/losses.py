@@ -1,4 +1,4 @@
-"""What training lowers and what is counted."""
+"""The loss and the metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fmnist.functional.types import Metrics
 def cross_entropy(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """``-log softmax(logits)[label]`` of each example, in nats."""
+    """Return ``-log softmax(logits)[label]`` of each example, in nats."""
     return -F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
 
 
@@ -22,7 +22,17 @@ def measure(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " batch"],
 ) -> Metrics:
-    """The metrics of one batch. The loss is summed in float64, so batches add up exactly enough."""
+    """Return the metrics of a batch, without gradients.
+
+    Args:
+        losses: the loss of each example, in nats.
+        logits: the logits of each example.
+        labels: the true classes.
+
+    Returns:
+        Scalars: ``loss_sum`` float64, which limits rounding when many batches are added,
+        ``correct`` int64 and ``examples`` int64.
+    """
     return Metrics(
         loss_sum=losses.detach().double().sum(),
         correct=(logits.detach().argmax(dim=1) == labels).sum(),

@@ -1,13 +1,14 @@
-"""A pure function, written down once as a plain list of tensor operations.
+"""Tracing: a pure function is recorded once as a flat list of tensor operations.
 
-``vmap`` and ``grad`` decide in Python, operation by operation, what to do next; for a step of a
-small network that costs more than the arithmetic. But what they decide depends only on shapes.
-So the first call with new shapes records the operations that come out below them, as JAX does
-when it traces, and later calls run that record: no transform, no autograd, no compiler. On a
-GPU the record is what a CUDA graph captures.
+``vmap`` and ``grad`` run in Python for every operation. For a step of a small network this costs
+more than the arithmetic. Which operations they emit depends on shapes only. The first call with
+new shapes therefore records the operations below these transforms, as JAX does when it traces.
+Later calls run the recorded program without transforms, autograd or a compiler. On a GPU, a CUDA
+graph captures this program.
 
-``torch.fx.experimental.proxy_tensor.make_fx`` records the same and takes ten times as long, for
-what it keeps of every tensor: 0.4 s for a step against 0.04 s, and every group has its own.
+``torch.fx.experimental.proxy_tensor.make_fx`` records the same program. It takes 0.4 s for a step,
+where this module takes 0.04 s, because it keeps more about every tensor; and each group of trials
+needs a program.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of trees of tensors, traced anew for each structure and set of shapes.
+    """Trace ``function`` once for each structure of its arguments and shapes, dtypes and devices.
 
     Args:
-        function: pure; trees of tensors in and out; no Python branch on a tensor's value. Tensors
-            that are neither arguments nor made inside are refused.
+        function: a pure function of trees of tensors to a tree of tensors. It must not branch on
+            the value of a tensor, and it must only use tensors that it receives or creates.
+
+    Returns:
+        A function with the same arguments and result, but without gradients.
+
+    Raises:
+        ValueError: On the first call with new shapes, ``function`` writes into a tensor, draws from
+            global random state, or uses a tensor that is neither an argument nor created in it.
     """
     programs: dict[object, Callable[..., Any]] = {}
 
@@ -41,28 +49,28 @@ def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_LIKE = {
+_SHAPE_ONLY = {
     torch.ops.aten.ones_like.default,
     torch.ops.aten.zeros_like.default,
     torch.ops.aten.new_zeros.default,
 }
-"""Operations that look at nothing of a tensor but its shape."""
+"""Operations whose result depends on the shape of their tensor argument, not on its values."""
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every operation that reaches a device, below autograd and vmap.
+    """Records every operation below autograd and vmap as a node of an ``fx.Graph``.
 
-    What depends on no argument is not written down: it is what it was when it was recorded.
+    The result of an operation that depends on no argument is recorded as a constant.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.graph, self.constants = fx.Graph(), torch.nn.Module()
         self._nodes: dict[int, fx.Node] = {}
-        self._alive: list[Tensor] = []  # or an id could be given to another tensor
+        self._kept_alive: list[Tensor] = []  # keeps the ids in _nodes unique
         for i, tensor in enumerate(inputs):
             node = self.graph.placeholder(f"input_{i}")
-            self._remember(tensor, node, node)
+            self._add_node(tensor, node, node)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -74,29 +82,29 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"{func} draws from global state; a traced function is pure")
         out = func(*args, **kwargs)
         inputs = [self._node(x) for x in optree.tree_leaves((args, kwargs)) if _is_tensor(x)]
-        if func in _LIKE or all(node.op == "get_attr" for node in inputs):
+        if func in _SHAPE_ONLY or all(node.op == "get_attr" for node in inputs):
             for tensor in filter(_is_tensor, optree.tree_leaves(out)):
-                self._keep(tensor)
+                self._add_constant(tensor)
             return out
         node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
         memory = {n.meta["storage"]: n.meta["memory"] for n in inputs}
         if isinstance(out, Tensor):
-            self._remember(out, node, memory.get(_storage(out), node))
+            self._add_node(out, node, memory.get(_storage_id(out), node))
         else:
             for i, part in enumerate(out):
                 if isinstance(part, Tensor):
                     item = self.graph.call_function(operator.getitem, (node, i))
-                    self._remember(part, item, memory.get(_storage(part), item))
+                    self._add_node(part, item, memory.get(_storage_id(part), item))
         return out
 
-    def _keep(self, tensor: Tensor) -> None:
-        name = f"constant_{len(self._alive)}"
+    def _add_constant(self, tensor: Tensor) -> None:
+        name = f"constant_{len(self._kept_alive)}"
         self.constants.register_buffer(name, tensor)
         node = self.graph.create_node("get_attr", name)
-        self._remember(tensor, node, node)
+        self._add_node(tensor, node, node)
 
     def nodes(self, tree: Any) -> Any:
-        """The tree with the nodes in place of their tensors."""
+        """Return the tree with each tensor replaced by its node."""
         return optree.tree_map(self._node, tree, none_is_leaf=True)
 
     def _node(self, leaf: Any) -> Any:
@@ -106,31 +114,31 @@ class _Recorder(TorchDispatchMode):
             raise ValueError("a traced function uses a tensor that is not among its arguments")
         return self._nodes[id(leaf)]
 
-    def _remember(self, tensor: Tensor, node: fx.Node, memory: fx.Node) -> None:
-        """``memory`` is the node whose result the tensor is a view of, perhaps its own."""
-        node.meta["memory"], node.meta["storage"] = memory, _storage(tensor)
+    def _add_node(self, tensor: Tensor, node: fx.Node, memory: fx.Node) -> None:
+        """Map ``tensor`` to ``node``. ``memory`` is the node that allocated its storage."""
+        node.meta["memory"], node.meta["storage"] = memory, _storage_id(tensor)
         node.meta["layout"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         self._nodes[id(tensor)] = node
-        self._alive.append(tensor)
+        self._kept_alive.append(tensor)
 
 
 def _is_tensor(x: object) -> bool:
     return isinstance(x, Tensor)
 
 
-def _storage(tensor: Tensor) -> int:
-    """What two views of the same memory have in common."""
+def _storage_id(tensor: Tensor) -> int:
+    """Return a key of the tensor's storage, which is equal for two views of the same memory."""
     return tensor.untyped_storage()._cdata
 
 
 def _trace(
     function: Callable[..., Any], leaves: list[Tensor], treespec: optree.PyTreeSpec
 ) -> Callable[[list[Tensor]], Any]:
-    leaves = [leaf.detach() for leaf in leaves]  # one tensor may come as two arguments
+    leaves = [leaf.detach() for leaf in leaves]  # distinct objects: a tensor may be two arguments
     with torch.no_grad(), _Recorder(leaves) as recorder:
         out, out_spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, leaves)))
     recorder.graph.output(recorder.nodes(out))
-    _tidy(recorder.graph)
+    _remove_redundant(recorder.graph)
     program = fx.GraphModule(recorder.constants, recorder.graph)
 
     def run(leaves: list[Tensor]) -> Any:
@@ -140,18 +148,17 @@ def _trace(
     return run
 
 
-def _tidy(graph: fx.Graph) -> None:
-    """Drop what does nothing.
+def _remove_redundant(graph: fx.Graph) -> None:
+    """Remove operations that change neither values, shape nor strides.
 
-    vmap leaves many operations behind that change neither numbers, shape nor strides: views of
-    the same shape, transposes of transposes, products with one. Each call costs a few
-    microseconds, and a step has hundreds.
+    vmap leaves hundreds of them in a step: views of the same shape, transposes of transposes,
+    products with one. Each costs a few microseconds per call.
     """
     seen: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
         if "layout" not in node.meta:
             continue
-        # As nothing is ever overwritten, the same view of the same memory is the same tensor.
+        # Nothing is overwritten, so two equal views of the same memory are the same tensor.
         same = seen.setdefault((node.meta["memory"], *node.meta["layout"]), node)
         if node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1:
             factor = node.args[0]

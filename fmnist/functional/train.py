@@ -1,4 +1,4 @@
-"""One step of one model. :mod:`fmnist.functional.vmap` makes it a step of many."""
+"""Steps of one model. :mod:`fmnist.functional.vmap` maps them over lanes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fmnist.functional.optim import GradientTransformation
 from fmnist.functional.types import Batch, Metrics, Model, Numbers, Params, State, TrainState
 
 Optimizer = Callable[..., GradientTransformation]
-"""Builds a lane's optimizer from its numbers, given by name, inside the step."""
+"""A function from numbers, given by name, to a gradient transformation, called inside the step."""
 
 
 def start(
@@ -24,13 +24,17 @@ def start(
     optimizer: Optimizer,
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
-    """A model before its first step, on the CPU.
+    """Initialise a model and its optimizer, on the CPU.
 
     Args:
-        seed: of its initial parameters.
-        numbers: of its optimizer.
-        model, optimizer: what trains.
-        dtype: of every floating-point leaf.
+        seed: seed of the initial parameters.
+        numbers: the optimizer's numbers.
+        model: the model.
+        optimizer: the optimizer.
+        dtype: dtype of every floating-point leaf.
+
+    Returns:
+        The state before the first step.
     """
 
     def cast(leaf: Tensor) -> Tensor:
@@ -48,14 +52,21 @@ def train_step(
     model: Model,
     optimizer: Optimizer,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on the mean cross entropy of ``batch``.
+    """Take one optimizer step on the mean cross entropy of ``batch``.
+
+    Args:
+        train_state: the state before the step.
+        batch: the examples.
+        numbers: the optimizer's numbers.
+        model: the model.
+        optimizer: the optimizer.
 
     Returns:
         The state after the step, and the metrics of the batch *before* it.
     """
 
     leaves, treespec = optree.tree_flatten(train_state.params)
-    specs: list[optree.PyTreeSpec] = []  # of the state: torch takes a None in a tree for a tensor
+    specs: list[optree.PyTreeSpec] = []  # of the state; torch would treat a None in it as a leaf
 
     def loss(leaves: list[Tensor]) -> tuple[Tensor, tuple[list[Tensor], Metrics]]:
         logits, state = model.apply(
@@ -81,6 +92,6 @@ def train_step(
 
 
 def eval_step(params: Params, state: State, batch: Batch, *, model: Model) -> Metrics:
-    """The metrics of ``batch`` in evaluation mode."""
+    """Return the metrics of ``batch`` in evaluation mode."""
     logits, _ = model.apply(params, state, batch.images, train=False, noise=())
     return losses.measure(losses.cross_entropy(logits, batch.labels), logits, batch.labels)

@@ -1,7 +1,7 @@
-"""The pytrees that flow through the pure half, and the shapes of their leaves.
+"""The pytrees of models, data and training, with the shapes of their leaves.
 
-Every tree here may carry a leading axis ``lanes`` on each of its leaves: then it
-describes many models at once (see :mod:`fmnist.functional.vmap`).
+A *stacked* tree has a leading axis ``lanes`` on each of its leaves and describes many models at
+once (see :mod:`fmnist.functional.vmap`).
 """
 
 from __future__ import annotations
@@ -15,35 +15,37 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 Params = Any
-"""A pytree of floating-point tensors: what the optimizer changes."""
+"""A pytree of floating-point tensors, which the optimizer updates."""
 
 State = Any
 """A pytree of tensors that ``apply`` updates while training, such as running statistics."""
 
 OptState = Any
-"""What ``GradientTransformation.init`` returns: a pytree that only its ``update`` reads."""
+"""The state of an optimizer: a pytree that ``GradientTransformation.init`` returns."""
 
 Numbers = Mapping[str, Float[Tensor, ""]]
-"""The numbers of a lane's optimizer by name, ``[lanes]`` when stacked."""
+"""The numbers of an optimizer by name: scalar tensors, ``[lanes]`` when stacked."""
 
 
 class Model(NamedTuple):
-    """A classifier as pure functions. Any two functions of these signatures make one.
+    """A classifier as two pure functions, with optional hints for the engine.
 
     Attributes:
-        init: ``seed -> (params, state)``: any pytrees, on the CPU, drawn from this seed alone.
-        apply: ``(params, state, inputs, *, train, noise) -> (logits, state)`` for a batch
-            ``inputs [batch, ...]``; ``logits`` is ``[batch, classes]``. The state is returned
-            unchanged when not training. As every traced function it writes into no tensor, also
-            not into its own, and uses no tensor but its arguments and what it makes itself:
-            constants belong into the state.
+        init: ``seed -> (params, state)``. Both are pytrees of tensors on the CPU and depend on the
+            seed only.
+        apply: ``(params, state, inputs, *, train, noise) -> (logits, state)`` for ``inputs
+            [batch, ...]`` and ``logits [batch, classes]``. It returns the state unchanged unless
+            ``train``. As it is traced, it must not write into any tensor, not even into one that
+            it created. It must only use tensors that it receives or creates; constants belong
+            into the state.
         noise_widths: for each random layer, how many uniform numbers in [0, 1) an example needs
-            while training; ``apply`` gets one tensor ``[batch, width]`` each as ``noise``.
-        lane_bytes: ``batch size -> bytes`` that one lane needs while it trains, about. By default
-            it is guessed from the size of the parameters.
-        variants: ``device -> {name: model}``: models that compute the same by other means. The
-            engine takes the fastest, which it measures where there are several.
-        tf32: whether products of float32 may be rounded to TF32 on NVIDIA's GPUs in training.
+            in training. ``apply`` gets one tensor ``[batch, width]`` for each as ``noise``.
+        lane_bytes: ``batch size -> bytes``: an estimate of the memory that one lane needs in
+            training. By default the engine estimates it from the number of parameters.
+        variants: ``device -> {name: model}``: models that compute the same function by different
+            implementations. The engine measures them and uses the fastest.
+        tf32: whether matrix products and convolutions in training may round float32 to TF32 on
+            NVIDIA GPUs.
     """
 
     init: Callable[[int], tuple[Params, State]]
@@ -56,16 +58,16 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The settings of the built-in network. All are static: another value is another program.
+    """The settings of the built-in network. All are static: each value needs its own program.
 
     Attributes:
         channels: output channels of each convolution block.
         hidden: widths of the hidden linear layers; may be empty.
-        kernel_size: side of every (square) convolution kernel; no padding.
-        dropout: probability of dropping a hidden unit while training, in ``[0, 1)``.
-        precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (on NVIDIA GPUs,
-            in training: float32 with 10 bits of mantissa; elsewhere float32) or ``"bfloat16"``.
-            Parameters, statistics, losses and the optimizer are float32 whatever it is.
+        kernel_size: side of the square convolution kernels, which have no padding.
+        dropout: probability of dropping a hidden unit in training, in [0, 1).
+        precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (float32 with 10
+            bits of mantissa, in training on NVIDIA GPUs; float32 elsewhere) or ``"bfloat16"``.
+            Parameters, statistics, losses and the optimizer are always float32.
     """
 
     channels: tuple[int, ...] = (12, 24)
@@ -76,7 +78,7 @@ class ModelConfig:
 
 
 def hashable(model: Model) -> bool:
-    """Whether a model can be a key; one that holds a list, say, cannot."""
+    """Return whether a model can be a dictionary key. A model that holds a list cannot."""
     try:
         hash(model)
     except TypeError:
@@ -85,14 +87,14 @@ def hashable(model: Model) -> bool:
 
 
 class Split(NamedTuple):
-    """Examples as they lie in memory: pixels 0-255 and the classes 0-9 they belong to."""
+    """Examples as they are stored: pixels 0-255 and class labels 0-9."""
 
     images: UInt8[Tensor, "examples 1 28 28"]
     labels: Int[Tensor, " examples"]
 
 
 class Batch(NamedTuple):
-    """A minibatch: images in ``[0, 1]``, labels, and the noise that random layers use."""
+    """A minibatch: images in [0, 1], class labels, and the noise for random layers."""
 
     images: Float[Tensor, "batch 1 28 28"]
     labels: Int[Tensor, " batch"]
@@ -100,7 +102,7 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that changes while a model trains."""
+    """Everything that a training step changes."""
 
     params: Params
     state: State
@@ -108,7 +110,13 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over examples, so that the metrics of two batches are added to get those of both."""
+    """Sums over examples. The metrics of two batches together are the sums of both.
+
+    Attributes:
+        loss_sum: summed cross entropy in nats, float64.
+        correct: number of examples whose largest logit is that of their label.
+        examples: number of examples.
+    """
 
     loss_sum: Float[Tensor, ""]
     correct: Int[Tensor, ""]
@@ -116,10 +124,10 @@ class Metrics(NamedTuple):
 
     @property
     def loss(self) -> Float[Tensor, "*lanes"]:
-        """Cross entropy an example, in nats."""
+        """Mean cross entropy per example, in nats."""
         return self.loss_sum / self.examples
 
     @property
     def accuracy(self) -> Float[Tensor, "*lanes"]:
-        """The share of examples whose largest logit is their label's."""
+        """Fraction of examples that are classified correctly, float64."""
         return self.correct.double() / self.examples

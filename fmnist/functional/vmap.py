@@ -1,4 +1,4 @@
-"""Many models as one: every leaf gets a leading axis ``lanes``, every step is vmapped over it."""
+"""Many models as one: stacked trees with a leading axis ``lanes``, and steps vmapped over it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Tree = TypeVar("Tree")
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-    """Lay trees of one structure side by side: leaves ``[...]`` become ``[lanes, ...]``.
+    """Stack trees of the same structure: leaves ``[...]`` become ``[lanes, ...]``.
 
     Raises:
-        ValueError: There is no tree, or two differ in structure or in a leaf's shape.
+        ValueError: ``trees`` is empty, or two trees differ in structure or in the shape of a leaf.
     """
     if not trees:
         raise ValueError("there is nothing to stack")
@@ -32,17 +32,17 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def size(tree: Tree) -> int:
-    """How many lanes a stacked tree has."""
+    """Return the number of lanes of a stacked tree."""
     return optree.tree_leaves(tree)[0].shape[0]
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """The lanes of a stacked tree, one tree each; undoes :func:`stack`."""
+    """Split a stacked tree into one tree for each lane. This is the inverse of :func:`stack`."""
     return [optree.tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(size(tree))]
 
 
 def take(tree: Tree, lanes: Int[Tensor, " chosen"]) -> Tree:
-    """The stacked tree of only the lanes at these positions, in their order."""
+    """Return the stacked tree of the lanes at the positions ``lanes``, in that order."""
     return optree.tree_map(lambda leaf: leaf[lanes], tree)
 
 
@@ -55,17 +55,18 @@ def train_step(
     model: Model,
     optimizer: train.Optimizer,
 ) -> tuple[TrainState, Metrics]:
-    """:func:`fmnist.functional.train.train_step` of every lane at once.
+    """Apply :func:`fmnist.functional.train.train_step` to every lane.
 
     Args:
-        train_state: stacked.
-        batch: one batch for all lanes when ``shared``, else stacked.
-        numbers: stacked.
-        shared: whether all lanes see the same examples and noise.
-        model, optimizer: as in the solo step.
+        train_state: stacked state.
+        batch: one batch for all lanes if ``shared``, else a stacked batch.
+        numbers: stacked numbers of the optimizer.
+        shared: whether all lanes use the same examples and noise.
+        model: the model.
+        optimizer: the optimizer.
 
     Returns:
-        The stacked state and the metrics ``[lanes]``.
+        The stacked state after the step, and the metrics ``[lanes]`` before it.
     """
     step = partial(train.train_step, model=model, optimizer=optimizer)
     stepped: tuple[TrainState, Metrics] = over_lanes(step, (0, None if shared else 0, 0))(
@@ -75,20 +76,33 @@ def train_step(
 
 
 def eval_step(params: Params, state: State, batch: Batch, *, model: Model) -> Metrics:
-    """:func:`fmnist.functional.train.eval_step` of every lane on one shared batch."""
+    """Apply :func:`fmnist.functional.train.eval_step` to every lane on one shared batch.
+
+    Args:
+        params: stacked parameters.
+        state: stacked state.
+        batch: one batch, without an axis for lanes.
+        model: the model.
+
+    Returns:
+        The metrics ``[lanes]``.
+    """
     step = partial(train.eval_step, model=model)
     metrics: Metrics = over_lanes(step, (0, 0, None))(params, state, batch)
     return metrics
 
 
 def over_lanes(function: Callable[..., Any], in_dims: Sequence[int | None]) -> Callable[..., Any]:
-    """``torch.func.vmap`` of a function of trees, whatever the trees are made of.
+    """Map a function of trees over lanes, as ``torch.func.vmap`` does.
 
-    torch takes a None in a tree for a leaf, and so refuses it.
+    Unlike ``torch.func.vmap``, it accepts trees that contain None, which torch treats as a leaf.
 
     Args:
-        function: of trees of tensors, to a tree of tensors.
-        in_dims: for each argument 0 where it is stacked, or None where all lanes share it.
+        function: maps trees of tensors to a tree of tensors.
+        in_dims: for each argument, 0 if it is stacked, or None if all lanes share it.
+
+    Returns:
+        A function of the same trees, whose result is stacked.
     """
 
     def mapped(*trees: Any) -> Any:

@@ -130,7 +130,7 @@ def warnings_of(caplog):
 # The real data
 
 
-def test_real_data(real):
+def test_shapes_and_labels_of_the_real_data(real):
     assert real.train.images.shape == (60_000, 1, 28, 28)
     assert real.test.images.shape == (10_000, 1, 28, 28)
     assert real.train.images.dtype == torch.uint8
@@ -145,7 +145,7 @@ def test_real_data(real):
     assert real.source
 
 
-def test_classes_are_those_of_torchvision():
+def test_class_names_equal_those_of_torchvision():
     from torchvision.datasets import FashionMNIST
 
     assert list(fashion_mnist.CLASS_NAMES) == FashionMNIST.classes
@@ -155,7 +155,7 @@ def test_classes_are_those_of_torchvision():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_named_folder(tiny, tmp_path, packed, cache):
+def test_data_in_a_named_folder_is_loaded_and_cached(tiny, tmp_path, packed, cache):
     folder = put(tmp_path / "named", tiny, packed)
     dataset = fashion_mnist.load(folder)
     assert_tiny(dataset)
@@ -163,7 +163,7 @@ def test_named_folder(tiny, tmp_path, packed, cache):
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == tiny
 
 
-def test_folder_named_by_the_environment(tiny, tmp_path, monkeypatch):
+def test_data_in_a_folder_named_by_the_environment_is_loaded(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FMNIST_DATA", str(put(tmp_path / "named", tiny)))
     put(tmp_path / "debian", tiny)
     assert "named" in fashion_mnist.load().source
@@ -180,7 +180,7 @@ def test_only_the_named_folder_is_tried(tiny, tmp_path):
     assert "\n" not in message
 
 
-def test_the_package_is_cached(tiny, tmp_path, cache, caplog):
+def test_data_of_the_debian_package_is_cached(tiny, tmp_path, cache, caplog):
     caplog.set_level(logging.INFO, "fmnist")
     debian = put(tmp_path / "debian", tiny, packed=True)
     assert fashion_mnist.load().source == "Debian package"
@@ -215,7 +215,7 @@ def test_a_damaged_cache_is_replaced(tiny, tmp_path, cache, caplog, damage):
     assert all(TRAIN_LABELS in warning and "\n" not in warning for warning in warnings)
 
 
-def test_every_source_fails(tiny, tmp_path, cache):
+def test_message_lists_every_source_that_failed(tiny, tmp_path, cache):
     put(tmp_path / "debian", {TRAIN_IMAGES: b"no images"})
     with pytest.raises(fashion_mnist.DataError) as caught:
         fashion_mnist.load()
@@ -272,7 +272,7 @@ def test_a_bad_file_gives_one_line(tiny, tmp_path, cache, case):
     assert not cache.exists()  # nothing of a bad folder is cached
 
 
-def test_official_checksums_are_in_force(tmp_path):
+def test_files_without_the_official_checksum_are_refused(tmp_path):
     """What is right in shape and size but not the official content is refused."""
     contents = {file.name: bytes(file.size) for file in REAL_FILES[-2:]}
     for file in REAL_FILES[-2:]:
@@ -282,7 +282,7 @@ def test_official_checksums_are_in_force(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_no_malformed_file_passes(draws):
+def test_malformed_file_is_refused_in_one_line(draws):
     """Whatever is cut, flipped or added: the official content comes back, or one line."""
     file = draws.draw(st.sampled_from([TINY_FILES[1], TINY_FILES[2]]))
     packed = draws.draw(st.booleans())
@@ -328,7 +328,7 @@ def test_a_gzip_bomb_is_not_unpacked(tiny, tmp_path):
         (TRAIN_IMAGES, torch.zeros(40, 14, 56), r"has the shape \(40, 14, 56\), not"),
     ],
 )
-def test_shapes_and_labels_are_checked_too(monkeypatch, tmp_path, name, array, expected):
+def test_wrong_shapes_and_labels_are_refused(monkeypatch, tmp_path, name, array, expected):
     contents = TINY | {name: idx(array)}
     sums = [file.sha256 for file in table(contents)]
     files = [file._replace(sha256=sums[i]) for i, file in enumerate(TINY_FILES)]
@@ -368,7 +368,7 @@ def test_remains_of_a_killed_process_are_removed(tiny, tmp_path, cache):
 
 
 @pytest.mark.parametrize("obstacle", ["home", "home/fmnist"])
-def test_a_cache_that_cannot_be_written(tiny, tmp_path, caplog, obstacle):
+def test_data_is_loaded_if_the_cache_cannot_be_written(tiny, tmp_path, caplog, obstacle):
     """A file in the folder's place, since permissions do not stop root."""
     (tmp_path / obstacle).parent.mkdir(exist_ok=True)
     (tmp_path / obstacle).write_text("in the way")
@@ -379,7 +379,7 @@ def test_a_cache_that_cannot_be_written(tiny, tmp_path, caplog, obstacle):
     assert (tmp_path / obstacle).read_text() == "in the way"
 
 
-def test_a_user_without_a_home(tiny, tmp_path, monkeypatch):
+def test_data_is_loaded_for_a_user_without_a_home(tiny, tmp_path, monkeypatch):
     def homeless(cls):
         raise RuntimeError("Could not determine home directory.")
 
@@ -413,7 +413,7 @@ for i in range(rounds):
 """
 
 
-def test_two_processes_fetch_at_once(tiny, tmp_path, monkeypatch, caplog):
+def test_two_processes_can_fetch_at_once(tiny, tmp_path, monkeypatch, caplog):
     """A child and this process, which start each round together with an empty cache."""
     rounds = 20
     put(tmp_path / "debian", tiny, packed=True)
@@ -468,7 +468,7 @@ def mirror(tiny, tmp_path, monkeypatch):
     thread.join()
 
 
-def test_mirror(mirror, capfd):
+def test_data_is_fetched_from_the_mirror(mirror, capfd):
     dataset = fashion_mnist.load()
     assert_tiny(dataset)
     assert dataset.source == "official mirror through torchvision"
@@ -476,14 +476,14 @@ def test_mirror(mirror, capfd):
     assert fashion_mnist.load().source == "cache"
 
 
-def test_mirror_with_a_wrong_file(mirror, cache):
+def test_mirror_with_a_wrong_file_is_refused(mirror, cache):
     (mirror / f"{TEST_LABELS}.gz").write_bytes(b"<html>Please log in</html>")
     with pytest.raises(fashion_mnist.DataError, match=r"t10k-labels.*gz came with SHA-256"):
         fashion_mnist.load()
     assert not cache.exists()
 
 
-def test_nothing_of_another_sum_is_unpacked(mirror, monkeypatch):
+def test_file_with_a_wrong_checksum_is_not_unpacked(mirror, monkeypatch):
     """The same content packed again would pass the last check, and is refused by the first."""
     path = mirror / f"{TEST_LABELS}.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), mtime=1))
@@ -492,7 +492,7 @@ def test_nothing_of_another_sum_is_unpacked(mirror, monkeypatch):
         fashion_mnist.load()
 
 
-def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
+def test_mirror_that_does_not_answer_times_out(tiny, monkeypatch):
     from torchvision.datasets import FashionMNIST
 
     monkeypatch.setenv("no_proxy", "*")
@@ -517,7 +517,7 @@ def test_a_silent_mirror_is_left_in_time(tiny, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="this machine has no apt-get")
-def test_archive_through_apt(tmp_path):
+def test_data_is_fetched_from_the_debian_archive(tmp_path):
     try:
         FROM_ARCHIVE(tmp_path)
     except sources.AbsentError as error:
@@ -526,13 +526,13 @@ def test_archive_through_apt(tmp_path):
         assert len(fashion_mnist._read(tmp_path, file)) == file.size
 
 
-def test_machine_without_apt(tmp_path, monkeypatch):
+def test_machine_without_apt_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(fashion_mnist.DataError, match="this machine has no apt-get"):
         FROM_ARCHIVE(tmp_path)
 
 
-def test_a_command_may_warn(tmp_path):
+def test_output_and_warnings_of_a_command_are_separate(tmp_path):
     (tmp_path / "warns").write_text("#!/bin/sh\necho 'W: old' >&2; echo out; exit $1")
     (tmp_path / "warns").chmod(0o755)
     command, out = str(tmp_path / "warns"), tmp_path / "out"
@@ -541,7 +541,7 @@ def test_a_command_may_warn(tmp_path):
     assert sources._run([command, "3"], tmp_path) == (False, "W: old")
 
 
-def test_apt_that_fails_or_hangs(tmp_path, monkeypatch):
+def test_failing_and_hanging_apt_are_reported(tmp_path, monkeypatch):
     tool = tmp_path / "bin" / "apt-get"
     tool.parent.mkdir()
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
@@ -578,7 +578,7 @@ def indices(split):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=300), st.data())
-def test_holdout_split(labels, draws):
+def test_holdout_split_is_stratified_and_complete(labels, draws):
     train = split_of(labels)
     holdout = draws.draw(st.integers(0, len(labels) - 1))
     kept, held = fashion_mnist.holdout_split(train, holdout)
@@ -612,7 +612,7 @@ def test_holdout_split_of_the_real_data(real):
     assert uneven == [501] * 3 + [500] * 7
 
 
-def test_holdout_split_of_nothing():
+def test_holdout_of_0_keeps_all_examples():
     train = split_of([3, 1, 2])
     kept, held = fashion_mnist.holdout_split(train, 0)
     assert torch.equal(kept.images, train.images)
@@ -622,6 +622,6 @@ def test_holdout_split_of_nothing():
 
 
 @pytest.mark.parametrize("holdout", [-1, 3, 4])
-def test_holdout_split_refuses(holdout):
+def test_bad_holdout_is_refused(holdout):
     with pytest.raises(ValueError, match=f"holdout must be from 0 to 2, not {holdout}"):
         fashion_mnist.holdout_split(split_of([3, 1, 2]), holdout)

@@ -1,4 +1,4 @@
-"""The choice of a model's variant: known, or by timing all of them once."""
+"""The choice of the fastest variant of a model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def choose(config=SMALL, shared=True, convolution="auto"):
 
 @pytest.mark.parametrize("quickest", conv.BACKENDS)
 @pytest.mark.parametrize("shared", [True, False])
-def test_the_clock_decides_where_there_are_several(quickest, shared, monkeypatch):
-    """On shapes of the network, with this computer in place of a GPU."""
+def test_fastest_variant_is_chosen_and_cached(quickest, shared, monkeypatch):
+    """With a CPU in place of a GPU."""
     ways = {name: cnn.build(SMALL, name) for name in conv.BACKENDS}
     model = cnn.build(SMALL)._replace(variants=lambda device: ways)
     autotune.timed.cache_clear()
@@ -52,7 +52,7 @@ def test_the_clock_decides_where_there_are_several(quickest, shared, monkeypatch
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, NotImplementedError])
-def test_what_cannot_run_is_not_chosen(error, monkeypatch):
+def test_variant_that_cannot_run_is_not_chosen(error, monkeypatch):
     def fails(*args, **kwargs):
         raise error
 
@@ -63,17 +63,17 @@ def test_what_cannot_run_is_not_chosen(error, monkeypatch):
     autotune.timed.cache_clear()
 
 
-def test_what_is_known_is_not_timed():
+def test_single_variant_is_not_timed():
     assert choose() == ("blocks", cnn.build(SMALL, "blocks"))
     assert choose(convolution="unfold") == ("", cnn.build(SMALL, "unfold"))
     assert autotune.timed.cache_info().currsize == 0
 
 
-def test_a_model_is_the_same_object_each_time():
+def test_equal_settings_give_the_same_model_object():
     assert cnn.cnn(channels=[3, 4], hidden=[7]) is cnn.build(SMALL)
 
 
-def test_a_fit_uses_the_choice(monkeypatch):
+def test_training_uses_the_chosen_variant(monkeypatch):
     splits = random_split(16), random_split(8, 1)
     own = [(0, NUMBERS), (1, NUMBERS)]
     asked = []

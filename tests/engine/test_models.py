@@ -1,4 +1,4 @@
-"""A model that is not the package's own: the one of docs/models.md, and stranger ones."""
+"""Custom models: the one of docs/models.md, and others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def leaves(result, lane):
 
 
 @pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
-def test_a_lane_is_its_solo_run(mixer, dtype, bar):
+def test_lane_equals_a_run_of_one_lane(mixer, dtype, bar):
     together = run(mixer, LANES, dtype)
     for lane in range(3):
         own = {name: values[lane] for name, values in LANES.items()}
@@ -60,7 +60,7 @@ def test_a_lane_is_its_solo_run(mixer, dtype, bar):
                 torch.testing.assert_close(a, b, rtol=bar, atol=bar * 1e-2)
 
 
-def test_it_is_what_a_plain_loop_trains(mixer):
+def test_lane_equals_a_plain_torch_loop(mixer):
     """With autograd and torch.optim, in float64."""
     (*_, last) = run(mixer, {"learning_rate": 0.003, "seed": 5})
     params, state = mixer.init(5)
@@ -78,7 +78,7 @@ def test_it_is_what_a_plain_loop_trains(mixer):
         torch.testing.assert_close(a, b.detach(), rtol=1e-8, atol=1e-11)
 
 
-def test_it_goes_on_from_where_it_was(mixer):
+def test_resumed_training_equals_uninterrupted_training(mixer):
     whole = run(mixer, LANES, torch.float32, epochs=3)
     state = fmnist.TrainerState(1, whole[0].train_state)
     rest = run(mixer, LANES, torch.float32, epochs=3, resume=state)
@@ -87,7 +87,7 @@ def test_it_goes_on_from_where_it_was(mixer):
 
 
 def linear_model(layers):
-    """A linear classifier whose parameters and state are what ``layers`` makes of tensors."""
+    """A linear classifier whose parameters are the tree that ``layers`` builds."""
 
     def init(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -113,13 +113,13 @@ def linear_model(layers):
     ],
 )
 @pytest.mark.parametrize("optimizer", [fmnist.sgd, fmnist.adam])
-def test_any_pytree_is_a_model(layers, optimizer):
+def test_parameters_may_be_any_pytree(layers, optimizer):
     result = run(linear_model(layers), LANES, torch.float32, optimizer=optimizer)[-1]
     assert result.train_state.state["seen"].tolist() == [94] * 3
     assert result.train.accuracy.shape == (3,)
 
 
-def test_noise_is_keyed_by_each_lanes_seed():
+def test_noise_depends_on_the_seed_of_the_lane():
     noisy = linear_model(lambda w, b: [w, b])._replace(noise_widths=(10,))
     together = run(noisy, LANES, torch.float64)[-1]
     alone = run(noisy, {"learning_rate": 0.001, "seed": 5}, torch.float64)[-1]
@@ -129,8 +129,8 @@ def test_noise_is_keyed_by_each_lanes_seed():
 
 
 @pytest.mark.parametrize("nothing", [(), None])
-def test_an_optimizer_of_ones_own(nothing):
-    """Sign descent: two functions, two numbers, and a count that is none of a lane's."""
+def test_custom_optimizer(nothing):
+    """Sign descent with two numbers, and an integer that is not a number of a lane."""
 
     def sign(rate, scale=1.0, times=2):
         def update(grads, state, params):
@@ -157,12 +157,12 @@ def test_an_optimizer_of_ones_own(nothing):
         ({"learning_rate": 0.1, "seed": -1}, "a seed is a whole number from 0"),
     ],
 )
-def test_what_does_not_suit_the_optimizer_is_refused(lanes, said):
+def test_lanes_that_do_not_fit_the_optimizer_are_refused(lanes, said):
     with pytest.raises(ValueError, match=said):
         fmnist.fit(fmnist.cnn(), fmnist.adam, TRAINING, VALIDATION, lanes=lanes)
 
 
-def test_what_fit_is_given_is_checked():
+def test_fit_refuses_a_bad_batch_size_and_a_state_of_other_lanes():
     def started(**more):
         arguments = {"lanes": {"learning_rate": [0.1]}, "epochs": 2} | more
         return next(iter(fmnist.fit(fmnist.cnn(), fmnist.adam, TRAINING, VALIDATION, **arguments)))
@@ -184,13 +184,13 @@ def test_what_fit_is_given_is_checked():
         ({"kernel_size": 20}, "leaves nothing of a 28x28 image"),
     ],
 )
-def test_settings_of_the_built_in_network_are_checked(settings, said):
+def test_cnn_refuses_bad_settings(settings, said):
     with pytest.raises(ValueError, match=said):
         fmnist.cnn(**settings)
 
 
-def test_variants_of_a_models_own_are_timed_and_the_fastest_is_taken():
-    """By the clock, on this computer; a model that cannot be a key works all the same."""
+def test_fastest_variant_of_a_custom_model_is_used():
+    """By a real measurement, and for a model that is not hashable."""
     plain = linear_model(lambda w, b: [w, b])
     used = []
 
@@ -207,14 +207,14 @@ def test_variants_of_a_models_own_are_timed_and_the_fastest_is_taken():
     assert torch.equal(result.train.loss, run(plain, LANES, torch.float32)[-1].train.loss)
 
 
-def test_a_number_may_be_a_tensor_of_any_kind():
+def test_numbers_may_be_tensors_and_arrays():
     for value in (torch.tensor(0.1), np.float32(0.1), np.array(0.1)):
         lanes = make_lanes(fmnist.adam, {"learning_rate": value, "seed": torch.arange(2)})
         assert lanes.seeds == (0, 1)
         assert lanes.numbers["learning_rate"] == (float(value),) * 2
 
 
-def test_leaves_keep_their_precision_and_an_update_has_a_gradient():
+def test_updates_keep_dtypes_and_have_a_gradient():
     params = {"a": torch.ones(2), "b": torch.ones(3, dtype=torch.float64)}
     for optimizer in (fmnist.adam(0.1), fmnist.sgd(0.1)):
         updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -228,7 +228,7 @@ def test_leaves_keep_their_precision_and_an_update_has_a_gradient():
     torch.testing.assert_close(slope, torch.tensor(-2.0))
 
 
-def test_a_scalar_is_shared_and_defaults_are_the_optimizers():
+def test_scalars_are_shared_and_defaults_come_from_the_optimizer():
     lanes = make_lanes(fmnist.adamw, {"learning_rate": 0.1, "seed": range(3)})
     assert lanes.seeds == (0, 1, 2)
     assert lanes.numbers["learning_rate"] == (0.1,) * 3
@@ -239,7 +239,7 @@ def test_a_scalar_is_shared_and_defaults_are_the_optimizers():
     }  # fmt: skip
 
 
-def test_the_page_prints_what_it_shows(capsys):
+def test_page_prints_the_shown_output(capsys):
     names = {}
     for code in blocks("python"):
         exec(compile(code, str(PAGE), "exec"), names)

@@ -1,4 +1,4 @@
-"""Every way of convolving lanes gives what torch gives."""
+"""Every back end of conv2d equals torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from fmnist.functional.kernels import conv, fold
     st.booleans(), st.sampled_from(conv.BACKENDS), seeds,
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_convolution_of_lanes(lanes, batch, inputs, outputs, kernel, shared, how, seed):
+def test_conv2d_under_vmap_and_grad_equals_torch(
+    lanes, batch, inputs, outputs, kernel, shared, how, seed
+):
     images = normal(*(() if shared else (lanes,)), batch, inputs, 7, 6, seed=seed).double()
     weight = normal(lanes, outputs, inputs, kernel, kernel, seed=1).double()
     bias = normal(lanes, outputs, seed=2).double()
@@ -45,13 +47,13 @@ def test_convolution_of_lanes(lanes, batch, inputs, outputs, kernel, shared, how
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_a_back_end_that_is_not_there_is_refused():
+def test_unknown_back_end_is_refused():
     x, weight = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="winograd"):
         conv.conv2d(x, weight, torch.zeros(1), "winograd")
 
 
-def test_convolution_of_nested_lanes():
+def test_conv2d_under_nested_vmap_equals_torch():
     x = normal(2, 3, 4, 2, 6, 6, seed=0).double()
     weight, bias = normal(2, 3, 5, 2, 3, 3, seed=1).double(), normal(2, 3, 5, seed=2).double()
     ours = torch.func.vmap(torch.func.vmap(conv.conv2d))(x, weight, bias)
@@ -62,7 +64,7 @@ def test_convolution_of_nested_lanes():
 
 
 @given(st.integers(1, 4), st.integers(0, 2), seeds)
-def test_unfold_undoes_fold(lanes, lane_dim, seed):
+def test_unfold_is_the_inverse_of_fold(lanes, lane_dim, seed):
     x = normal(3, 4, 5, seed=seed)
     with_lanes = x.unsqueeze(lane_dim).expand(*x.shape[:lane_dim], lanes, *x.shape[lane_dim:])
     folded = fold.fold(with_lanes, lane_dim, lanes, 1)

@@ -1,4 +1,4 @@
-"""The CPU's convolution, batch norm, ReLU and pooling in one: as the definition in plain torch."""
+"""The fused convolution block on a CPU equals its definition in plain torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fmnist.functional.kernels.cpu.simd import WIDTH
 
 
 def decided(x, weight, gamma, beta):
-    """The squares where rounding decides nothing: a largest pixel, and not near zero."""
+    """The squares whose largest pixel is unique and not near zero, independently of rounding."""
     y = F.conv2d(x.double(), weight.double())
     out = F.batch_norm(y, None, None, gamma.double(), beta.double(), training=True)
     largest, second = F.unfold(out.flatten(0, 1)[:, None], 2, stride=2).topk(2, 1)[0].unbind(1)
@@ -49,7 +49,7 @@ def check_against_definition(x, weight, gamma, beta, upstream):
 
 @given(problems(), seeds, st.sampled_from([0.3, 1.0, 30.0]), st.sampled_from([-2.0, 0.0, 2.0]))
 @settings(max_examples=100, deadline=None)
-def test_equals_the_definition(problem, seed, scale, shift):
+def test_conv_block_equals_the_definition(problem, seed, scale, shift):
     images, weights = problem
     x, weight = normal(*images, seed=seed, scale=scale, shift=shift), normal(*weights, seed=1)
     gamma, beta = numbers(len(weight))
@@ -59,7 +59,7 @@ def test_equals_the_definition(problem, seed, scale, shift):
 
 @given(problems(), seeds, st.sampled_from([0.25, 1.0, 32.0]), st.sampled_from([-20, 0, 2]))
 @settings(max_examples=100, deadline=None)
-def test_ties_go_to_the_first_pixel(problem, seed, scale, shift):
+def test_ties_equal_the_definition(problem, seed, scale, shift):
     images, weights = problem
     x = whole(-2, 3, *images, seed=seed) + shift
     weight = whole(-2, 3, *weights, seed=seed ^ 1) * scale
@@ -69,13 +69,13 @@ def test_ties_go_to_the_first_pixel(problem, seed, scale, shift):
 
 
 @pytest.mark.parametrize("examples", [16 * WIDTH, 19 * WIDTH - 3])
-def test_more_blocks_than_sums_for_the_weights(examples):
+def test_more_blocks_than_partial_sums(examples):
     assert examples >= cpu.CHUNKS * WIDTH
     x, weight = whole(-2, 3, examples, 2, 5, 4, seed=0), whole(-2, 3, 7, 2, 2, 2, seed=1)
     check_against_definition(x, weight, *numbers(7), normal(examples, 7, 2, 1, seed=3))
 
 
-def test_ties_in_full():
+def test_gradient_of_equal_pixels_goes_to_the_first():
     """Of equal pixels the first in row-major order gets all of the gradient."""
     x = torch.tensor([[0.0, 0, 3, 1], [0, 0, 3, 3]]).expand(2, 1, 2, 4).requires_grad_()
     ones, pixels = torch.ones(1), torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0]])
@@ -89,7 +89,7 @@ def test_ties_in_full():
 
 @given(problems(st.integers(1, 3 * WIDTH).filter(lambda n: n % WIDTH)), seeds)
 @settings(max_examples=25, deadline=None)
-def test_what_lies_beyond_the_last_example_changes_nothing(problem, seed):
+def test_padding_after_the_last_example_changes_no_bit(problem, seed):
     (examples, *image), weights = problem
     x, weight = normal(examples, *image, seed=seed), normal(*weights, seed=1)
     squares = [(size - weights[-1] + 1) // 2 for size in image[1:]]
@@ -104,7 +104,7 @@ def test_what_lies_beyond_the_last_example_changes_nothing(problem, seed):
     assert torch.equal(beyond, torch.zeros_like(garbage))
 
 
-def test_nothing_passes_a_closed_relu():
+def test_gradients_are_zero_where_the_relu_is_zero():
     x, weight = block.pack(normal(5, 2, 6, 6, seed=0)), normal(3, 2, 3, 3, seed=1)
     upstream = torch.ones(5, 3, 2, 2)
     pooled, _, _, *grads = everything(x, weight, torch.ones(3), torch.full((3,), -1e3), upstream)
@@ -113,7 +113,7 @@ def test_nothing_passes_a_closed_relu():
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_poisoned_channel_is_its_own_trouble(poison):
+def test_nonfinite_weight_affects_only_its_channel(poison):
     examples = WIDTH + 3
     x, upstream = block.pack(normal(examples, 2, 6, 6, seed=0)), normal(examples, 8, 2, 2, seed=3)
     weight, (gamma, beta) = normal(8, 2, 3, 3, seed=1), numbers(8)
@@ -134,7 +134,7 @@ def test_a_poisoned_channel_is_its_own_trouble(poison):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_poisoned_pixel_goes_where_the_definition_has_it(poison):
+def test_nonfinite_pixel_affects_the_same_outputs_as_in_the_definition(poison):
     examples = WIDTH + 3
     images, weight = normal(examples, 2, 8, 7, seed=0), normal(7, 2, 3, 3, seed=1).abs()
     rest = (*numbers(7), normal(7, seed=4), normal(7, seed=5).square())
@@ -161,14 +161,14 @@ def test_a_poisoned_pixel_goes_where_the_definition_has_it(poison):
 
 
 def statistics(x):
-    """Mean and variance of images with one channel, had once and again."""
+    """Mean and variance of images with one channel, computed in two output channels."""
     ones = torch.ones(2)
     return block.conv_block(block.pack(x), ones.view(2, 1, 1, 1), ones, ones, len(x))[1:]
 
 
 @given(seeds, st.sampled_from([1e4, -1e4]), st.integers(1, 3 * WIDTH))
 @settings(max_examples=10, deadline=None)
-def test_statistics_do_not_cancel(seed, shift, examples):
+def test_statistics_are_accurate_with_a_large_mean(seed, shift, examples):
     x = normal(examples, 1, 12, 12, seed=seed, shift=shift)
     mean, var = statistics(x)
     exact = torch.var_mean(x.double(), correction=0)
@@ -176,7 +176,7 @@ def test_statistics_do_not_cancel(seed, shift, examples):
     torch.testing.assert_close(mean.double(), exact[1].expand(2), rtol=1e-7, atol=0)
 
 
-def test_an_outlier_that_comes_first_does_not_spoil_the_statistics():
+def test_variance_is_accurate_with_an_outlier_first():
     x = normal(50, 1, 12, 12, seed=0)
     x[0, 0, 0, 0] = 1e6
     var = statistics(x)[1]
@@ -186,15 +186,15 @@ def test_an_outlier_that_comes_first_does_not_spoil_the_statistics():
 
 
 @pytest.mark.parametrize(("value", "examples"), [(424524.125, 10), (6159678.5, 9), (65127224.0, 5)])
-def test_a_constant_has_no_negative_variance(value, examples):
-    """Which what is left of rounding could make it, and its root NaN."""
+def test_variance_of_a_constant_is_not_negative(value, examples):
+    """Rounding could make it negative, and its square root NaN."""
     mean, var = statistics(torch.full((examples, 1, 23, 23), value))
     assert (mean == value).all()
     assert (var >= 0).all()
 
 
-def test_the_kernels_refuse_what_does_not_fit():
-    """They are compiled and look at nothing: they would read and write beyond the end."""
+def test_kernels_refuse_mismatched_shapes_and_dtypes():
+    """Compiled kernels do not check bounds: they would read and write outside the arrays."""
     x, weight, gamma = torch.zeros(3, 1, 2, 6, 6, 16), torch.zeros(6, 5, 2, 3, 3), torch.ones(6, 5)
     with pytest.raises(ValueError, match="do not go with weights"):
         block._forward(x, weight, gamma, gamma, 4)

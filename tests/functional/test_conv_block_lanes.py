@@ -1,4 +1,4 @@
-"""The CPU's kernels under vmap and grad, in evaluation, by threads; and what torch asks of them."""
+"""The CPU kernels under vmap and grad, in evaluation, and with several threads; and opcheck."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def lanes_of(*lanes, outputs=4, seed=0):
 
 @given(st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans(), seeds)
 @settings(max_examples=20, deadline=None)
-def test_lanes_do_not_disturb_each_other(lanes, outputs, shared, for_images, seed):
-    """Under vmap and grad: bit for bit what each gets alone."""
+def test_lane_equals_the_lane_alone_bit_for_bit(lanes, outputs, shared, for_images, seed):
+    """Under vmap and grad."""
     x = normal(*(() if shared else (lanes,)), *BLOCKS, seed=seed)
     inputs, upstream = lanes_of(lanes, outputs=outputs, seed=seed)
     compute = partial(everything, upstream=upstream, wanted=(0, 1, 2, 3)[not for_images :])
@@ -43,7 +43,7 @@ def test_lanes_do_not_disturb_each_other(lanes, outputs, shared, for_images, see
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_a_poisoned_lane_is_its_own_trouble(which):
+def test_nan_in_a_lane_does_not_reach_other_lanes(which):
     inputs, upstream = lanes_of(3)
     inputs = (normal(3, *BLOCKS, seed=0), *inputs)
     compute = vmap(partial(everything, upstream=upstream))
@@ -72,8 +72,8 @@ def nested(order, gradient, function, outer, inner):
 @pytest.mark.parametrize("inner", [0, None], ids=["own", "shared"])
 @pytest.mark.parametrize("outer", [0, None], ids=["own", "shared"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_lanes_of_lanes(order, outer, inner, wanted):
-    """Whichever of the two share their images, and wherever the gradient is taken."""
+def test_gradients_under_nested_vmap_equal_those_alone(order, outer, inner, wanted):
+    """For shared and separate images on both axes, and for each position of grad."""
     inputs, upstream = lanes_of(2, 3)
     x = normal(1 if outer is None else 2, 1 if inner is None else 3, *BLOCKS, seed=0)
     all_ = (x.expand(2, 3, *BLOCKS), *inputs)
@@ -121,8 +121,8 @@ for other in several[1:]:
 """
 
 
-def test_the_number_of_threads_changes_nothing():
-    """In a process of its own, which has as many, however few there are here."""
+def test_number_of_threads_changes_no_bit():
+    """In a separate process, which has three threads on any machine."""
     environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
     run = subprocess.run(
         [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True
@@ -135,7 +135,7 @@ def test_the_number_of_threads_changes_nothing():
 
 @given(st.integers(1, 3), problems(), st.booleans(), seeds)
 @settings(max_examples=20, deadline=None)
-def test_evaluation_equals_its_definition(lanes, problem, shared, seed):
+def test_evaluation_equals_the_definition(lanes, problem, shared, seed):
     images, weights = problem
     x = [block.pack(normal(*images, seed=seed + i)) for i in range(lanes)]
     weight, own = normal(lanes, *weights, seed=1), (lanes, len(normal(*weights, seed=1)))
@@ -152,7 +152,7 @@ def test_evaluation_equals_its_definition(lanes, problem, shared, seed):
 @pytest.mark.parametrize("inner", [0, None], ids=["own", "shared"])
 @pytest.mark.parametrize("outer", [0, None], ids=["own", "shared"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_evaluation_has_a_gradient(order, outer, inner):
+def test_gradient_of_evaluation_equals_that_of_the_definition(order, outer, inner):
     (weight, *rest), _ = lanes_of(2, 3)
     statistics = torch.rand(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     shape = [n for n, dim in ((2, outer), (3, inner)) if dim is not None]
@@ -170,7 +170,7 @@ def test_evaluation_has_a_gradient(order, outer, inner):
 
 @pytest.mark.parametrize("for_images", [True, False])
 @pytest.mark.parametrize("own", [True, False])
-def test_the_operators_keep_torchs_rules(own, for_images):
+def test_operators_pass_opcheck(own, for_images):
     x, (inputs, _) = normal(3 if own or for_images else 1, *BLOCKS), lanes_of(3)
     pooled, *saved = block._forward(x, *inputs, EXAMPLES)
     torch.library.opcheck(block._forward, (x, *inputs, EXAMPLES))

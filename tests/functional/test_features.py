@@ -1,4 +1,4 @@
-"""The convolution blocks by every way there is of computing them."""
+"""The convolution blocks by each implementation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fmnist.functional.kernels.cpu.simd import WIDTH
 
 @given(st.integers(1, 40), st.integers(1, 3), seeds)
 @settings(max_examples=20, deadline=None)
-def test_unpack_undoes_pack(examples, channels, seed):
+def test_unpack_is_the_inverse_of_pack(examples, channels, seed):
     images = normal(examples, channels, 3, 2, seed=seed)
     x = conv_block.pack(images)
     assert x.shape == (-(-examples // WIDTH), channels, 3, 2, WIDTH)
@@ -30,7 +30,7 @@ def test_unpack_undoes_pack(examples, channels, seed):
     assert torch.equal(lanes, x.expand(2, *x.shape))
 
 
-def test_blocks_serve_float32_on_a_cpu():
+def test_block_kernels_support_only_float32_on_a_cpu():
     images = torch.zeros(1, 1, 28, 28)
     assert conv_block.serves(images, None)
     assert conv_block.serves(images, torch.float32)
@@ -39,7 +39,7 @@ def test_blocks_serve_float32_on_a_cpu():
         assert not conv_block.serves(others, None)
 
 
-def test_float64_takes_the_definition():
+def test_norm_relu_pool_in_float64_passes_gradcheck():
     x, weight, bias = normal(2, 3, 4, 4).double(), torch.ones(3).double(), torch.zeros(3).double()
     assert torch.autograd.gradcheck(
         lambda x: norm_relu_pool.norm_relu_pool(x, weight, bias)[0], x.requires_grad_()
@@ -47,7 +47,7 @@ def test_float64_takes_the_definition():
 
 
 def network(dtype=torch.float32):
-    """Parameters, statistics and images with nothing at its neutral value."""
+    """Parameters, statistics and images without zeros and ones from the initialisation."""
     params, state = cnn.init(0, SMALL)
     for i, leaf in enumerate(tree_leaves((params, state))):
         leaf += torch.rand(leaf.shape, generator=torch.Generator().manual_seed(i)) * 0.3
@@ -73,7 +73,7 @@ def results(params, state, images, train, compute=None, convolution="auto"):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("how", WAYS)
-def test_every_back_end_gives_the_same(how, train):
+def test_every_back_end_equals_float64(how, train):
     exact = tree_leaves(results(*network(torch.float64), train))
     ours = tree_leaves(results(*network(), train, convolution=how))
     for mine, theirs in zip(ours, exact, strict=True):
@@ -82,7 +82,7 @@ def test_every_back_end_gives_the_same(how, train):
 
 
 @pytest.mark.parametrize(("dtype", "compute"), [("float64", None), ("float32", torch.bfloat16)])
-def test_other_precisions_are_not_for_blocks(dtype, compute):
+def test_other_precisions_use_grouped_convolutions(dtype, compute):
     ours = results(*network(getattr(torch, dtype)), True, compute)
     grouped = results(*network(getattr(torch, dtype)), True, compute, "grouped")
     assert all(map(torch.equal, tree_leaves(ours), tree_leaves(grouped)))
@@ -90,7 +90,7 @@ def test_other_precisions_are_not_for_blocks(dtype, compute):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_lanes_in_blocks_are_what_each_is_alone(shared, train):
+def test_features_of_a_lane_equal_features_alone(shared, train):
     params, state, images = network()
     many, stacked = (
         tree_map(lambda leaf: torch.stack([leaf, leaf * 2]), t) for t in (params, state)

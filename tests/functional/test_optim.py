@@ -1,4 +1,4 @@
-"""The fused update is the optimizer written in torch, in any number of lanes."""
+"""The fused update equals the optimizer in plain torch, for any number of lanes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trees(shapes, seed, scale=1.0):
 
 
 def both(algorithm, numbers):
-    """The optimizer as it is on a CPU in float32, fused, and by its definition."""
+    """The fused update on a CPU in float32, and the update by the definition."""
     fused = getattr(optim, algorithm)(**numbers)
 
     def plain(grads, state, params):
@@ -53,8 +53,8 @@ def same(ours, theirs):
 
 @given(adams, leaf_shapes, seeds, st.sampled_from([1e-20, 1.0, 1e10, 1e30]))
 @settings(max_examples=60, deadline=None)
-def test_the_fused_update_is_the_definition(drawn, shapes, seed, scale):
-    """In every bit but for the square root, which torch does not round correctly."""
+def test_fused_update_equals_the_definition(drawn, shapes, seed, scale):
+    """Bit for bit, except for the square root, which torch does not round correctly."""
     algorithm, numbers, _ = drawn
     params = trees(shapes, seed)
     fused, plain = both(algorithm, hyperparams(algorithm, **numbers))
@@ -79,8 +79,8 @@ def lane(i):
 
 
 @pytest.mark.parametrize("algorithm", ["adam", "adamw"])
-def test_lanes_are_solo_runs_in_every_bit(algorithm):
-    """Each with its own numbers; also as lanes of lanes, and with one gradient for all."""
+def test_lane_of_an_update_equals_the_update_alone_bit_for_bit(algorithm):
+    """With different numbers in each lane, nested vmap, and one gradient for all lanes."""
     make = getattr(optim, algorithm)
     shapes = [(3, 7), (50,), ()]
     alone = []
@@ -100,7 +100,7 @@ def test_lanes_are_solo_runs_in_every_bit(algorithm):
     assert same(twice(*square[0]), square[1])
 
 
-def test_other_precisions_take_the_definition():
+def test_update_in_float64_uses_the_definition():
     params = {"layer": {"leaf": normal(5).double()}}
     fused, plain = both("adam", lane(1))
     assert not adam_update.serves(params["layer"]["leaf"])
@@ -115,12 +115,12 @@ def operands(lanes=2):
     return leaves, leaves, *moments, torch.ones(lanes, dtype=torch.int64), numbers, False
 
 
-def test_the_operator_is_well_behaved():
+def test_operator_passes_opcheck():
     torch.library.opcheck(adam_update._update, operands())
 
 
-def test_what_does_not_fit_is_refused():
-    """Compiled code would read beyond the end."""
+def test_operator_refuses_mismatched_shapes_and_dtypes():
+    """Compiled code does not check bounds."""
     grads, params, mean, *rest = operands()
     with pytest.raises(ValueError, match="do not go with"):
         adam_update._update(grads, params, mean[:, 1:], *rest)

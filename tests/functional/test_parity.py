@@ -1,4 +1,4 @@
-"""The functional network and optimizers equal torch.nn and torch.optim, in float64."""
+"""The network and optimizers equal the reference model and torch.optim, in float64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIGS = st.builds(
 MODEL = cnn.build(SMALL)
 
 
-def twin(seed: int, config: ModelConfig) -> Network:
+def reference_model(seed: int, config: ModelConfig) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(config)
@@ -43,16 +43,18 @@ def twin(seed: int, config: ModelConfig) -> Network:
 
 @given(seeds, CONFIGS)
 @settings(max_examples=25, deadline=None)
-def test_init_draws_what_torch_nn_draws_bit_for_bit(seed, config):
+def test_init_equals_the_reference_model_bit_for_bit(seed, config):
     params, state = cnn.init(seed, config)
-    expected_params, expected_state = from_module(twin(seed, config))
+    expected_params, expected_state = from_module(reference_model(seed, config))
     assert_close(params, expected_params, rtol=0)
     assert_close(state, expected_state, rtol=0)
 
 
 @given(seeds, CONFIGS, st.integers(1, 5), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_logits_gradients_and_statistics(seed, config, examples, training):
+def test_logits_gradients_and_statistics_equal_the_reference_model(
+    seed, config, examples, training
+):
     batch = batching.gather(random_split(examples, seed), torch.arange(examples), torch.float64)
     params, state = cnn.init(seed, config, dtype=torch.float64)
     network = to_module(params, state, config).train(training)
@@ -73,8 +75,8 @@ def test_logits_gradients_and_statistics(seed, config, examples, training):
 
 @given(optimizers(), seeds)
 @settings(max_examples=20, deadline=None)
-def test_fifty_steps_of_each_optimizer(drawn, seed):
-    """On given gradients: a loss would amplify rounding where Adam divides by nearly nothing."""
+def test_fifty_steps_of_each_optimizer_equal_torch_optim(drawn, seed):
+    """On given gradients: a loss would amplify rounding where Adam divides by small numbers."""
     algorithm, numbers, nesterov = drawn
     generator = torch.Generator().manual_seed(seed)
     layer = torch.nn.Linear(5, 3).double()
@@ -105,7 +107,7 @@ def test_fifty_steps_of_each_optimizer(drawn, seed):
         ("sgd", {"momentum": 0.9}, True),
     ],
 )
-def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
+def test_fifty_training_steps_equal_the_reference_model(algorithm, numbers, nesterov):
     """10 epochs of 5 steps, the last step smaller: parameters, statistics and metrics."""
     split, held_out = random_split(43), random_split(20, seed=1)
     numbers = NUMBERS | {"learning_rate": 0.003} | numbers
@@ -126,13 +128,13 @@ def test_fifty_training_steps_of_the_network(algorithm, numbers, nesterov):
             assert a.examples[0] == b.examples
 
 
-def test_parameters_convert_both_ways():
+def test_conversion_to_the_reference_model_and_back_is_exact():
     params, state = cnn.init(7, SMALL)
     back = from_module(to_module(params, state, SMALL))
     assert_close(back, (params, state), rtol=0)
 
 
-def test_evaluation_does_not_depend_on_how_the_batch_is_split():
+def test_evaluation_does_not_depend_on_batch_sizes():
     params, state = cnn.init(0, SMALL, dtype=torch.float64)
     split = random_split(30)
     whole = train.eval_step(
@@ -151,8 +153,8 @@ def test_evaluation_does_not_depend_on_how_the_batch_is_split():
         assert sum(p.correct for p in parts) == whole.correct
 
 
-def test_unbiased_variance_of_one_value_stays_finite():
-    """One example of one pixel: torch.nn refuses this; we keep the lane alive."""
+def test_running_variance_after_one_value_is_finite():
+    """One example of one pixel, which torch.nn refuses."""
     from fmnist.functional import layers
 
     state = {"running_mean": torch.zeros(2), "running_var": torch.ones(2)}

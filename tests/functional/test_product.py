@@ -1,4 +1,4 @@
-"""The product of lanes: a matrix product, differentiable twice, the same whoever the mates are."""
+"""Matrix products of lanes: equal to torch, twice differentiable, independent of other lanes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fmnist.functional.kernels.product import linear
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(10, 60), (60, 10), (120, 384), (3, 500)])
 @pytest.mark.parametrize("batch", [4, 37, 500])
-def test_mates_change_no_bit(batch, inputs, outputs):
-    """A lone lane too, which torch multiplies by another routine when there are threads."""
+def test_other_lanes_change_no_bit_of_a_product(batch, inputs, outputs):
+    """Also for a single lane, for which torch uses another routine with several threads."""
     x, weight = normal(5, batch, inputs, seed=0), normal(5, outputs, inputs, seed=1)
     upstream = normal(5, batch, outputs, seed=2)
 
@@ -29,13 +29,13 @@ def test_mates_change_no_bit(batch, inputs, outputs):
 
 
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(1, 5), seeds)
-def test_equals_torch(batch, inputs, outputs, seed):
+def test_product_equals_torch(batch, inputs, outputs, seed):
     x, weight = normal(batch, inputs, seed=seed), normal(outputs, inputs, seed=seed ^ 1)
     torch.testing.assert_close(linear(x, weight), torch.nn.functional.linear(x, weight))
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_gradients_of_lanes(lanes):
+def test_first_and_second_gradients_of_lanes(lanes):
     def pair(*axes):
         return [
             normal(*axes, *shape, seed=i).double().requires_grad_()

@@ -1,4 +1,4 @@
-"""A traced step is the step: same numbers, traced once a shape, inputs untouched."""
+"""A traced step equals the step, is traced once per shape and does not change its inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fmnist.functional.trace import traced
 FOREIGN = torch.ones(3)
 
 
-def test_the_traced_step_is_the_step_bit_for_bit():
+def test_traced_step_equals_the_step_bit_for_bit():
     group = make_group(SMALL, "adam", False, 8, tuple((s, NUMBERS) for s in (0, 0, 1)))
     state = trainer.start(*group, torch.device("cpu"))
     numbers = stacked_numbers(group.lanes, torch.device("cpu"))
@@ -35,8 +35,8 @@ def test_the_traced_step_is_the_step_bit_for_bit():
     assert all(map(torch.equal, optree.tree_leaves(args), optree.tree_leaves(kept)))
 
 
-def test_replaying_a_captured_step_is_repeating_it():
-    """The capture logic, with a stand-in that runs what a graph would replay."""
+def test_replayed_step_equals_the_repeated_step():
+    """With a substitute for CUDA graphs, which runs the step in place of a replay."""
     captured = []
 
     def capture(run, device, reset):
@@ -64,7 +64,7 @@ def test_replaying_a_captured_step_is_repeating_it():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_captured_fit_is_the_fit_on_the_cpu():
+def test_training_with_a_cuda_graph_equals_training_on_the_cpu():
     group = make_group(SMALL, "adam", False, 8, ((0, NUMBERS), (1, NUMBERS)))
     splits = [random_split(20), random_split(10, 1)]
     ours, theirs = (
@@ -75,7 +75,7 @@ def test_a_captured_fit_is_the_fit_on_the_cpu():
         torch.testing.assert_close(a.train.loss_sum.cpu(), b.train.loss_sum, rtol=1e-3, atol=0)
 
 
-def test_one_program_a_shape():
+def test_function_is_traced_once_per_shape():
     calls = []
 
     def double(tree):
@@ -88,7 +88,7 @@ def test_one_program_a_shape():
     assert calls == [(2,), (3,)]
 
 
-def test_what_depends_on_no_argument_is_worked_out_once():
+def test_results_that_depend_on_no_argument_are_constants():
     def shifted(x):
         return x + torch.arange(3, device=x.device) * 2 + torch.ones_like(x), torch.full((), 7)
 
@@ -98,7 +98,7 @@ def test_what_depends_on_no_argument_is_worked_out_once():
         assert all(map(torch.equal, fast(x), shifted(x)))
 
 
-def test_arguments_that_are_one_tensor_may_be_two_later():
+def test_arguments_traced_as_one_tensor_may_differ_later():
     fast = traced(lambda x, y: (x[1:], y[1:], x.view(2, 2), y.view(2, 2)))
     x, y = torch.arange(4.0), torch.arange(4.0) + 9
     fast(x, x)
@@ -114,6 +114,6 @@ def test_arguments_that_are_one_tensor_may_be_two_later():
         (lambda x: x + FOREIGN, "not among its arguments"),
     ],
 )
-def test_what_is_not_pure_is_refused(function, word):
+def test_impure_functions_are_refused(function, word):
     with pytest.raises(ValueError, match=word):
         traced(function)(torch.ones(3))

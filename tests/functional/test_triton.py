@@ -1,8 +1,8 @@
 """The Triton kernels of norm_relu_pool: interpreted on a CPU, compiled without a GPU, run on one.
 
-Interpreting shows that the arithmetic and the indices are right; speed and what threads do to
-each other it cannot show. What is checked is in benchmarks/gpu_phases/pooling_checks.py, which
-benchmarks/gpu.py runs on a GPU, and in triton_compile.py.
+Interpreting checks the arithmetic and the indices, but neither speed nor races between threads. The
+checks are in benchmarks/gpu_phases/pooling_checks.py, which benchmarks/gpu.py runs on a GPU, and in
+triton_compile.py.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def failures():
 
 
 @pytest.mark.parametrize("check", checks(CPU))
-def test_interpreted(failures, check):
+def test_interpreted_kernels_pass_the_check(failures, check):
     assert check not in failures, failures[check]
 
 
-def test_compiles_without_contraction_and_atomics(tmp_path):
+def test_compiled_kernels_have_no_fma_and_no_atomics(tmp_path):
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     assert run_script(Path(__file__).with_name("triton_compile.py"), **environment) == {}
 
 
-def test_a_device_without_kernels_takes_the_definition():
+def test_definition_is_used_without_a_kernel():
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     for others in (torch.empty(1), torch.empty(1, device="meta"), torch.empty(1).bfloat16()):
@@ -82,8 +82,8 @@ def gradients(function, x, weight, bias, upstream):
 
 @cuda
 @pytest.mark.parametrize("shape", [(3, 100, 12, 24, 24), (5, 9, 24, 8, 8), (2, 4, 7, 9, 5)])
-def test_on_a_gpu(shape):
-    """Under vmap and grad: the definition in float64, and each lane alone to the bit."""
+def test_kernels_on_a_gpu_equal_the_definition(shape):
+    """Under vmap and grad: close to float64, and each lane bit for bit as alone."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     lanes, batch, channels, height, width = shape
@@ -107,7 +107,7 @@ def test_on_a_gpu(shape):
 
 
 @cuda
-def test_in_a_cuda_graph():
+def test_kernels_in_a_cuda_graph_equal_the_eager_kernels():
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     args = [t.cuda() for t in (normal(9, 5, 8, 8), *numbers(5), normal(9, 5, 4, 4, seed=3))]

@@ -1,4 +1,4 @@
-"""Lane i of a vmapped run is the solo run of configuration i, whoever its mates are."""
+"""Lane i of a vmapped run equals a run of configuration i alone, whatever the other lanes are."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def equal(a, b):
 
 
 @given(TREES)
-def test_unstack_undoes_stack(trees):
+def test_unstack_is_the_inverse_of_stack(trees):
     stacked = vmap.stack(trees)
     assert vmap.size(stacked) == len(trees)
     assert all(equal(a, b) for a, b in zip(vmap.unstack(stacked), trees, strict=True))
@@ -52,13 +52,13 @@ def test_unstack_undoes_stack(trees):
 
 
 @given(TREES, st.data())
-def test_take_picks_lanes_in_order(trees, data):
+def test_take_selects_lanes_in_order(trees, data):
     chosen = data.draw(st.lists(st.integers(0, len(trees) - 1), min_size=1))
     taken = vmap.take(vmap.stack(trees), torch.tensor(chosen))
     assert equal(taken, vmap.stack([trees[i] for i in chosen]))
 
 
-def test_stack_refuses_what_does_not_fit():
+def test_stack_refuses_no_trees_and_unequal_trees():
     with pytest.raises(ValueError, match="nothing to stack"):
         vmap.stack([])
     with pytest.raises(ValueError, match="stack"):
@@ -72,7 +72,7 @@ LANES = st.lists(st.tuples(st.sampled_from([0, 1]), learning_rates), min_size=1,
 
 @given(LANES, st.integers(5, 16), st.sampled_from(["adam", "sgd"]), st.sampled_from([0.0, 0.4]))
 @settings(max_examples=6, deadline=None)
-def test_lane_equals_solo(drawn, batch_size, algorithm, dropout):
+def test_lane_equals_a_run_of_one_lane(drawn, batch_size, algorithm, dropout):
     config = ModelConfig(SMALL.channels, SMALL.hidden, dropout=dropout)
     split, held_out = random_split(33), random_split(11, seed=1)
     numbers = {"momentum": 0.9} if algorithm == "sgd" else {}
@@ -101,13 +101,13 @@ MATES = [(0,), (0, 0), (1, 0), (0, 0, 0), (3, 2, 1, 0), (1, 1, 1, 1, 1, 0)]
         ((7, 13), "adamw", 0.3, 4),
     ],
 )
-def test_lane_mates_change_no_bit(hidden, algorithm, dropout, batch_size):
-    """On a CPU, in float32; however many they are, whether they share images, wherever it lies."""
+def test_other_lanes_change_no_bit_of_a_lane(hidden, algorithm, dropout, batch_size):
+    """On a CPU in float32, for any number of lanes, with shared and separate images."""
     split, held_out = random_split(230), random_split(60, seed=1)
     config = ModelConfig(hidden=hidden, dropout=dropout)
 
     def last_of(mates):
-        """The last lane, which is the same each time."""
+        """The result of the last lane, whose configuration is always the same."""
         own = [
             (seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
             for i, seed in enumerate(mates)
@@ -120,7 +120,7 @@ def test_lane_mates_change_no_bit(hidden, algorithm, dropout, batch_size):
     assert all(equal(last_of(mates), alone) for mates in MATES[1:])
 
 
-def test_a_diverging_lane_leaves_its_mates_alone():
+def test_diverging_lane_changes_no_bit_of_other_lanes():
     split, held_out = random_split(40), random_split(10, seed=1)
     sane = (0, NUMBERS | {"learning_rate": 0.01})
     mad = (0, NUMBERS | {"learning_rate": 1e30})
@@ -136,7 +136,7 @@ def test_a_diverging_lane_leaves_its_mates_alone():
         )
 
 
-def test_fit_goes_on_from_where_it_was():
+def test_resumed_training_equals_uninterrupted_training():
     split, held_out = random_split(40), random_split(10, seed=1)
     group = make_group(SMALL, "adam", False, 10, ((0, NUMBERS), (1, NUMBERS)))
     whole = list(run_group(group, split, held_out, epochs=4))
@@ -147,7 +147,7 @@ def test_fit_goes_on_from_where_it_was():
     assert equal(rest[-1].train_state, whole[-1].train_state)
 
 
-def test_nothing_writes_into_its_inputs():
+def test_training_does_not_write_into_its_inputs():
     split, held_out = random_split(20), random_split(10, seed=1)
     group = make_group(
         ModelConfig(SMALL.channels, SMALL.hidden, dropout=0.5),
@@ -173,7 +173,7 @@ def test_batches_cover_each_index_once(seed, epoch, examples, batch_size):
 
 @given(seeds, st.integers(0, 1000), st.integers(0, 2**31))
 @settings(deadline=None)
-def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
+def test_order_of_examples_depends_on_seed_and_epoch_only(seed, epoch, noise):
     first = batching.permutation(seed, epoch, 100)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(noise)
@@ -186,13 +186,13 @@ def test_order_depends_on_seed_and_epoch_alone(seed, epoch, noise):
     assert not torch.equal(batching.permutation(seed ^ (1 << 31), epoch, 100), first)
 
 
-def test_dropout_needs_its_noise():
+def test_dropout_without_noise_is_refused():
     params, state = cnn.init(0, ModelConfig())
     with pytest.raises(ValueError, match="noise for 2 hidden layers"):
         cnn.apply(params, state, torch.zeros(1, 1, 28, 28), train=True, dropout=0.5)
 
 
-def test_dropout_keeps_the_mean():
+def test_dropout_preserves_the_mean():
     from fmnist.functional import layers
 
     noise = torch.rand(1000, 100, generator=torch.Generator().manual_seed(0))
@@ -201,7 +201,7 @@ def test_dropout_keeps_the_mean():
     assert dropped.mean().item() == pytest.approx(1, abs=0.01)
 
 
-def test_precision_changes_the_rounding_and_little_else():
+def test_bfloat16_loss_is_close_to_float32():
     split, held_out = random_split(40), random_split(10, seed=1)
     lane = ((0, NUMBERS | {"learning_rate": 0.001}),)
 

@@ -13,7 +13,7 @@ TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.uint8: "*u8"}
 
 
 class Recorder:
-    """Stands for a kernel and keeps what it is launched with."""
+    """Replaces a kernel and records the arguments of its launches."""
 
     def __init__(self, kernel, launches):
         self.kernel, self.launches = kernel, launches
@@ -23,7 +23,7 @@ class Recorder:
 
 
 def compile_for_hopper():
-    """Compile every launch for sm_90; what the result should not contain, by kernel."""
+    """Compile every launch for sm_90. Return forbidden instructions by kernel."""
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     launches = []
@@ -41,7 +41,7 @@ def compile_for_hopper():
 
 
 def assembly(kernel, inputs, sizes):
-    """What a launch would run, specialised as Triton does it: on ones and multiples of 16."""
+    """The PTX of a launch, specialised as in Triton: on ones and multiples of 16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

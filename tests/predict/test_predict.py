@@ -73,7 +73,7 @@ def saved(picture, path, **options):
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 40), st.integers(0, 2**32))
-def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count, seed):
+def test_probabilities_sum_to_one_and_an_ensemble_is_their_mean(run, count, seed):
     images = np.random.default_rng(seed).integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
     images = torch.from_numpy(images)
     trials = trained.complete_models(run)
@@ -88,7 +88,7 @@ def test_probabilities_sum_to_one_and_an_ensemble_of_one_is_that_one(run, count,
     assert torch.equal(each[best.number], trained.probabilities([best], images))
 
 
-def test_every_trial_predicts_as_the_study_did(run, real):
+def test_predictions_of_a_trial_equal_those_of_the_study(run, real):
     """In its own precision: bfloat16 gives other probabilities than float32."""
     for trial in trained.complete_models(run):
         params, state = models.load_model(trial.path, trial.model)
@@ -102,7 +102,7 @@ def test_every_trial_predicts_as_the_study_did(run, real):
         assert same == (compute is None)
 
 
-def test_a_failed_trial_is_no_part_of_the_ensemble(broken):
+def test_failed_trial_is_not_in_the_ensemble(broken):
     table = (broken / "results.csv").read_text().splitlines()
     table[2] = table[2].replace("COMPLETE", "FAIL")
     (broken / "results.csv").write_text("\n".join(table))
@@ -110,7 +110,7 @@ def test_a_failed_trial_is_no_part_of_the_ensemble(broken):
     assert [trial.number for trial in trained.complete_models(broken)] == [0, 2, 3]
 
 
-def test_a_description_of_before_there_were_precisions_is_float32(broken):
+def test_config_json_without_precision_means_float32(broken):
     path = broken / "best" / "config.json"
     about = json.loads(path.read_text())
     del about["model"]["precision"]
@@ -133,7 +133,7 @@ def shirt(real, tmp_path):
     return saved(image(real), tmp_path / "shirt.png")
 
 
-def test_a_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeypatch):
+def test_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeypatch):
     assert "holds no finished run" in failing(capsys, tmp_path, shirt)
     assert "holds no finished run" in failing(capsys, tmp_path, "--ensemble", shirt)
     monkeypatch.chdir(tmp_path)
@@ -159,7 +159,7 @@ def test_a_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeyp
         (b'{"number": 2, "model": {"channels": [4, 6], "hidden": [20, 9]}}', "params.safetensors"),
     ],
 )
-def test_a_damaged_description_is_one_line(content, said, broken, shirt, capsys):
+def test_damaged_config_json_gives_one_line(content, said, broken, shirt, capsys):
     (broken / "best" / "config.json").write_bytes(content)
     assert said in failing(capsys, broken, shirt)
 
@@ -186,13 +186,13 @@ def safetensors_of(header, data=b""):
         ),
     ],
 )
-def test_damaged_parameters_are_one_line(content, broken, shirt, capsys):
+def test_damaged_parameters_give_one_line(content, broken, shirt, capsys):
     path = broken / "best" / "params.safetensors"
     path.write_bytes(content)
     assert str(path) in failing(capsys, broken, shirt)
 
 
-def test_parameters_cut_short_missing_or_a_folder_are_one_line(broken, shirt, capsys):
+def test_truncated_or_missing_parameters_give_one_line(broken, shirt, capsys):
     path = broken / "best" / "params.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     assert str(path) in failing(capsys, broken, shirt)
@@ -202,14 +202,14 @@ def test_parameters_cut_short_missing_or_a_folder_are_one_line(broken, shirt, ca
     assert str(path) in failing(capsys, broken, shirt)
 
 
-def test_parameters_that_give_nan_are_one_line(broken, shirt, capsys):
+def test_parameters_that_give_nan_give_one_line(broken, shirt, capsys):
     params, state = cnn.init(0, TINY.model)
     params["linear1"]["bias"] += float("nan")
     models.save_model(broken / "best" / "params.safetensors", params, state)
     assert "NaN" in failing(capsys, broken, shirt)
 
 
-def test_parameters_of_another_type_are_one_line(broken, shirt, capsys):
+def test_parameters_of_another_dtype_give_one_line(broken, shirt, capsys):
     params, state = cnn.init(0, ModelConfig((4, 6), (20,)), dtype=torch.float64)
     models.save_model(broken / "best" / "params.safetensors", params, state)
     said = "conv1.bias is float64 [4], not float32 [4], and 15 more"
@@ -228,19 +228,19 @@ def test_parameters_of_another_type_are_one_line(broken, shirt, capsys):
         ("number,precision,learning_rate,state\n0,float32,0.01,FAIL\n", "no trial is complete"),
     ],
 )
-def test_a_damaged_table_of_results_is_one_line(content, said, broken, shirt, capsys):
+def test_damaged_results_csv_gives_one_line(content, said, broken, shirt, capsys):
     (broken / "results.csv").write_text(content)
     assert said in failing(capsys, broken, "--ensemble", shirt)
 
 
-def test_the_ensemble_asks_for_all_parameters(broken, shirt, capsys):
+def test_ensemble_needs_the_parameters_of_every_trial(broken, shirt, capsys):
     models.model_path(broken, 2).unlink()
     assert "2.safetensors" in failing(capsys, broken, "--ensemble", shirt)
     (broken / "study.toml").write_text("nonsense")
     assert "study.toml" in failing(capsys, broken, "--ensemble", shirt)
 
 
-def test_test_images_are_told_right_from_wrong(run, real, capsys):
+def test_predictions_of_test_images_are_marked_right_or_wrong(run, real, capsys):
     assert predict.main([str(run), "--test", "0,1", "--test", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     expected = trained.probabilities([trained.best_model(run)], real.test.images[:3]).tolist()
@@ -258,7 +258,7 @@ def test_test_images_are_told_right_from_wrong(run, real, capsys):
 
 
 @pytest.mark.parametrize("word", ["10000", "-1", "x", "", "1.5", "1e3", "9" * 5000, "٣"])
-def test_a_number_that_no_test_image_has_is_one_line(word, run, capsys):
+def test_bad_number_of_a_test_image_gives_one_line(word, run, capsys):
     assert predict.main([str(run), f"--test={word}", "--test=4", "--json"]) == 2
     out, err = capsys.readouterr()
     assert "from 0 to 9999" in err
@@ -266,7 +266,7 @@ def test_a_number_that_no_test_image_has_is_one_line(word, run, capsys):
     assert [found["test"] for found in json.loads(out)["predictions"]] == [4]
 
 
-def test_without_the_data_pictures_are_still_predicted(run, shirt, tmp_path, capsys):
+def test_pictures_are_predicted_without_the_data(run, shirt, tmp_path, capsys):
     args = [str(run), str(shirt), "--test", "3", "--data", str(tmp_path / "nowhere")]
     assert predict.main(args) == 2
     out, err = capsys.readouterr()
@@ -282,7 +282,7 @@ def command(*args, cwd=None, **env):
     )  # fmt: skip
 
 
-def test_the_command_predicts_what_it_can(run, real, tmp_path):
+def test_command_predicts_good_pictures_and_reports_bad_ones(run, real, tmp_path):
     """Good and bad files mixed, from the default run, under names that try to disturb."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "baseline").symlink_to(run)
@@ -311,7 +311,7 @@ def test_the_command_predicts_what_it_can(run, real, tmp_path):
     assert all(line.count("%") == 3 for line in out[1:])
 
 
-def test_the_command_prints_one_json_document(run, real, tmp_path):
+def test_command_prints_one_json_document(run, real, tmp_path):
     path = saved(255 - image(real, 1), tmp_path / "x.png")
     done = call("predict", run, path, "nowhere.png", "--json", "--ensemble", "--invert", "no")
     assert done.returncode == 2
@@ -330,7 +330,7 @@ def test_the_command_prints_one_json_document(run, real, tmp_path):
     assert done.stderr.splitlines() == [f"error: {error['error']}"]
 
 
-def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
+def test_wrong_arguments_give_one_line(tmp_path):
     for args in ([], [tmp_path, "x.png"], ["--test", "1"]):
         done = call("predict", *args, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")

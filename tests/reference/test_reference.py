@@ -18,7 +18,7 @@ def reference(*args, cwd):
 
 
 @pytest.mark.usefixtures("sliced")
-def test_it_writes_over_nothing_but_its_own_of_the_same_study(tmp_path):
+def test_only_results_of_the_same_study_are_overwritten(tmp_path):
     out = tmp_path / "run"
     one = ["--set", "learning_rate=0.01", "--out", "run"]
     assert reference(*one, cwd=tmp_path).returncode == 0
@@ -38,7 +38,7 @@ def test_it_writes_over_nothing_but_its_own_of_the_same_study(tmp_path):
     }
 
 
-def test_it_does_not_promise_to_go_on(tmp_path):
+def test_interrupted_command_only_says_that_it_stopped(tmp_path):
     command = [sys.executable, "-m", "fmnist.reference", "--out", "run"]
     child = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

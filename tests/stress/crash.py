@@ -141,7 +141,7 @@ def start(
     status = 70
     try:
         progress.Checkpointer.__init__.__kwdefaults__.update(every=0.0, within=0.0)
-        trainer._stride = lambda *_: 3
+        trainer._steps_per_event = lambda *_: 3
         if kill is not None and kill.step is not None:
             trap(kill)
         taken = [counted(step) for step in STEPS] if calls else []

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 
-def test_a_study_survives_its_kills():
+def test_study_survives_six_kills():
     """In a process of its own: it forks, which goes badly beside threads."""
     script = Path(__file__).with_name("crash.py")
     done = subprocess.run(

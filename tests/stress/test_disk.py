@@ -20,7 +20,7 @@ def mounting_works(folder: Path) -> bool:
         return False
 
 
-def test_a_study_survives_its_disk(tmp_path):
+def test_study_survives_full_and_read_only_disks(tmp_path):
     if not mounting_works(tmp_path):
         pytest.skip("this machine lets nobody mount a disk of memory")
     script = Path(__file__).with_name("disk.py")

@@ -37,7 +37,7 @@ def refusal(call, *args, **options):
     return text
 
 
-def test_two_thousand_inputs_do_no_harm(tmp_path):
+def test_two_thousand_inputs_are_accepted_or_refused_cleanly(tmp_path):
     report = fuzz.fuzz(tmp_path, 2000)
     assert not report.wrong, str(report)
     for tally in report.tallies.values():
@@ -77,7 +77,7 @@ def careless(content, place, chance):
         (b"stuck", "it took more than 0.5 s"),
     ],
 )
-def test_the_fuzzer_sees_what_is_wrong(content, said, tmp_path, monkeypatch):
+def test_fuzzer_detects_each_kind_of_fault(content, said, tmp_path, monkeypatch):
     """Else its silence would mean nothing."""
     monkeypatch.setattr("fuzz.SECONDS", 0.05)
     monkeypatch.setattr("fuzz.STUCK", 0.5 if content == b"stuck" else 60)
@@ -140,7 +140,7 @@ def sound(load):
 
 @few
 @given(tables)
-def test_any_tables_are_a_study_or_one_line(tmp_path_factory, tables):
+def test_any_tables_give_a_study_or_one_line(tmp_path_factory, tables):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text(toml(tables), encoding="utf-8", errors="replace")
     sound(lambda: studies.load(path))
@@ -148,7 +148,7 @@ def test_any_tables_are_a_study_or_one_line(tmp_path_factory, tables):
 
 @few
 @given(st.lists(st.text(max_size=30) | st.tuples(words, st.lists(words)), max_size=3))
-def test_any_overrides_are_a_study_or_one_line(overrides):
+def test_any_overrides_give_a_study_or_one_line(overrides):
     texts = [o if isinstance(o, str) else f"{o[0]}={','.join(o[1])}" for o in overrides]
     sound(lambda: studies.load(overrides=texts))
 
@@ -159,12 +159,12 @@ def test_any_overrides_are_a_study_or_one_line(overrides):
 @pytest.mark.parametrize(
     "text", ["a." * 20_000 + "a = 1", "[" + "'a' . " * 20_000 + "a]", "{a." * 9]
 )
-def test_a_key_of_many_parts_is_refused_before_it_takes_minutes(text, tmp_path):
+def test_toml_key_of_many_parts_is_refused(text, tmp_path):
     (tmp_path / "x.toml").write_text(text)
     assert "TOML" in refusal(studies.load, tmp_path / "x.toml")
 
 
-def test_dots_that_are_in_no_key_do_not_matter(tmp_path):
+def test_dots_outside_keys_are_accepted(tmp_path):
     """Names, comments and numbers have them, too."""
     axis = ", ".join(f"0.{i:03}" for i in range(1, 200))
     text = (
@@ -187,13 +187,13 @@ def test_dots_that_are_in_no_key_do_not_matter(tmp_path):
         ("four million runs", "too many pieces"),
     ],
 )
-def test_a_bomb_of_pixels_or_pieces_is_refused(name, said, tmp_path):
+def test_picture_of_too_many_pixels_or_pieces_is_refused(name, said, tmp_path):
     content = next(content for n, content in bad_input.picture_attacks() if n.startswith(name))
     (tmp_path / "x").write_bytes(content)
     assert said in refusal(pictures.read, tmp_path / "x")
 
 
-def test_a_usual_progressive_picture_is_read(tmp_path):
+def test_ordinary_progressive_picture_is_read(tmp_path):
     Image.new("RGB", (4000, 3000), "white").save(tmp_path / "x.jpg", progressive=True)
     assert pictures.read(tmp_path / "x.jpg").inverted
 
@@ -210,21 +210,21 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_description_of_a_huge_network_takes_no_memory(run):
+def test_config_json_of_a_huge_network_is_refused(run):
     attack = next(content for name, content in bad_input.run_attacks() if "3 GB" in name)
     (run / "best" / "config.json").write_bytes(attack.removeprefix(b"best/config.json"))
     best = trained.best_model(run)
     assert "is not of the model" in refusal(models.load_model, best.path, best.model)
 
 
-def test_a_table_of_more_trials_than_the_study_has_is_refused(run):
+def test_results_csv_with_too_many_trials_is_refused(run):
     assert [trial.number for trial in trained.complete_models(run)] == [0, 1]
     with (run / "results.csv").open("a") as file:
         file.write("1,0.001,FAIL,\n")
     assert "more trials than the 2 of the study" in refusal(trained.complete_models, run)
 
 
-def test_large_files_of_a_run_are_not_read(run):
+def test_too_large_files_of_a_run_are_refused(run):
     for path, read in (
         (run / "best" / "config.json", trained.best_model),
         (run / "results.csv", trained.complete_models),
@@ -234,24 +234,24 @@ def test_large_files_of_a_run_are_not_read(run):
         assert "is too large" in refusal(read, run)
 
 
-def test_half_a_million_tensors_are_no_model(tmp_path):
+def test_parameters_with_too_long_a_header_are_refused(tmp_path):
     attack = next(c for name, c in bad_input.parameter_attacks() if "half a million" in name)
     (tmp_path / "x").write_bytes(attack)
     assert "its header is too long" in refusal(models.load_model, tmp_path / "x")
 
 
-def test_a_packed_file_of_a_million_parts_is_refused(tmp_path):
+def test_gzip_file_of_too_many_parts_is_refused(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(b"") * 1_000_000)
     assert "more than 10,000 parts" in refusal(fashion_mnist.load, tmp_path)
 
 
-def test_a_header_cut_short_is_told_even_when_the_checksum_is_right():
+def test_truncated_idx_header_is_refused():
     contents = {file.name: b"\0\0\x08" for file in fashion_mnist._FILES}
     assert "has the shape" in refusal(fashion_mnist._to_tensors, contents, "here")
 
 
-def test_names_of_files_cannot_move_the_cursor(tmp_path):
+def test_control_characters_in_file_names_are_escaped(tmp_path):
     odd = tmp_path / "a\x1b[2J\n\u202eb"
     odd.mkdir()
     for call in (
@@ -266,7 +266,7 @@ def test_names_of_files_cannot_move_the_cursor(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["null", "7", '"text"', "[]", "[" * 100_000, '{"check": 1}'])
-def test_a_snapshot_whose_description_is_another_thing_gives_way(text, tmp_path, caplog):
+def test_previous_snapshot_is_used_if_the_description_is_wrong(text, tmp_path, caplog):
     kept = Generations(tmp_path)
     kept.save(bad_input.SNAPSHOT, {"epoch": 0})
     (tmp_path / "00000001.json").write_text(text)

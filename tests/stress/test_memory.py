@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 MIB = 2**20
 
 
-def test_memory_is_flat():
+def test_memory_does_not_grow_over_80_trials():
     """The short form of memory.py."""
     done = subprocess.run(
         [sys.executable, str(HERE / "memory.py"), "--trials", "80", "--lanes", "2"],
@@ -45,7 +45,7 @@ def history(out):
         return list(csv.reader(file))
 
 
-def test_under_a_limit_the_lanes_are_halved_and_nothing_changes(tmp_path):
+def test_results_under_a_memory_limit_are_the_same(tmp_path):
     """``ulimit -v``: what the libraries take, and then less than four lanes need."""
     probe = [sys.executable, "-c", NEEDED]
     taken = int(subprocess.run(probe, capture_output=True, check=True).stdout)
@@ -76,7 +76,7 @@ def test_under_a_limit_the_lanes_are_halved_and_nothing_changes(tmp_path):
     assert history(tmp_path / "free") == history(tmp_path / "chosen")
 
 
-def test_a_limit_without_room_for_the_libraries_is_one_line(tmp_path):
+def test_limit_too_small_for_the_libraries_gives_one_line(tmp_path):
     script = (
         "import sys; from fmnist.study import command; sys.argv[1:] = []\n"
         "from fmnist.utils import command_line\n"
@@ -111,7 +111,7 @@ def test_a_limit_without_room_for_the_libraries_is_one_line(tmp_path):
         (OSError(28, "No space left on device"), False),
     ],
 )
-def test_what_counts_as_running_out(error, ran_out):
+def test_which_errors_mean_out_of_memory(error, ran_out):
     assert memory.ran_out(error) is ran_out
 
 
@@ -130,7 +130,7 @@ def machine(root, *, free, groups):
     return root
 
 
-def test_the_narrowest_bound_counts(tmp_path):
+def test_available_memory_is_the_smallest_bound(tmp_path):
     only = machine(tmp_path / "a", free=1000, groups={})
     assert memory.available(only) == 1000 * 1024
     groups = {"job": (900_000, 500_000, 100_000), "step": ("max", 400_000, 0)}
@@ -139,5 +139,5 @@ def test_the_narrowest_bound_counts(tmp_path):
     assert memory.available(machine(tmp_path / "c", free=1000, groups=full)) == 0
 
 
-def test_here_there_is_some():
+def test_available_memory_on_this_machine_is_plausible():
     assert 10 * MIB < memory.available() < 2**50

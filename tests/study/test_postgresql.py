@@ -110,7 +110,7 @@ def begun(child, out):
         time.sleep(0.02)
 
 
-def test_a_killed_study_goes_on_and_nobody_sees_the_password(server, tmp_path):
+def test_killed_study_continues_and_the_password_is_shown_nowhere(server, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     given = command(server, out, "killed", views=True)
@@ -137,7 +137,7 @@ def test_a_killed_study_goes_on_and_nobody_sees_the_password(server, tmp_path):
     assert [path for path in left if PASSWORD.encode() in path.read_bytes()] == []
 
 
-def test_a_server_that_dies_is_one_line_and_the_study_goes_on(server, tmp_path):
+def test_study_continues_after_the_server_dies(server, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command(server, out, "died"), **pipes) as child:
@@ -153,7 +153,7 @@ def test_a_server_that_dies_is_one_line_and_the_study_goes_on(server, tmp_path):
     assert states(server, "died") == ["COMPLETE"] * 4
 
 
-def test_connections_that_are_closed_between_epochs_are_made_again(server, tmp_path):
+def test_closed_connections_are_reopened(server, tmp_path):
     """As a firewall or a pooler does it with those that were silent."""
     import psycopg
 
@@ -178,7 +178,7 @@ def test_connections_that_are_closed_between_epochs_are_made_again(server, tmp_p
     assert states(server, "closed") == ["COMPLETE"] * 4
 
 
-def test_a_user_without_rights_is_one_line(server, tmp_path):
+def test_missing_rights_give_one_line_and_the_study_continues_later(server, tmp_path):
     """Midway: what was written before stays."""
     import psycopg
 
@@ -205,7 +205,7 @@ def test_a_user_without_rights_is_one_line(server, tmp_path):
     assert states(server, "guest") == ["COMPLETE"] * 4
 
 
-def test_a_wrong_password_is_one_line_without_it(server, tmp_path):
+def test_wrong_password_gives_one_line_without_the_password(server, tmp_path):
     given = command(server, tmp_path / "run", "wrong")
     wrong = [arg.replace(PASSWORD, "not-that-one") for arg in given]
     done = subprocess.run(wrong, capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""End to end on real images: the study, its files, its twin, a kill, and how it refuses."""
+"""End to end on real images: a study, its files, the reference model, a kill, and bad input."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_results_are_those_of_the_reference_lane_by_lane(run, real):
-    """Training's means are compared closely, validation's after the first epoch.
+def test_results_are_close_to_the_reference_model(run, real):
+    """Training losses are compared closely, validation losses after the first epoch only.
 
-    The twin computes in float64. Its own float32 strays further from that than the lanes' does:
-    training magnifies last bits to percents of a validation loss at a learning rate of 0.01.
+    The reference model computes in float64. In float32 it deviates from that more than the lanes
+    do: at a learning rate of 0.01, training magnifies rounding to percents of a validation loss.
     """
     out, _ = run
     training, validation = holdout_split(real.train, CONFIG.holdout)
@@ -76,7 +76,7 @@ def test_results_are_those_of_the_reference_lane_by_lane(run, real):
         assert float(opening["validation_accuracy"]) == pytest.approx(accuracy, abs=0.03)
 
 
-def test_every_file_is_there_and_says_the_same(run):
+def test_files_of_a_run_exist_and_agree(run):
     out, results = run
     history = rows(out / "history.csv")
     assert [(r["number"], r["epoch"]) for r in history] == [
@@ -102,7 +102,7 @@ def test_every_file_is_there_and_says_the_same(run):
     assert (out / "study.toml").read_text() == CONFIG.to_toml()
 
 
-def test_best_is_the_winner_and_classifies_as_it_said(run, real):
+def test_best_parameters_reproduce_the_accuracy_of_the_winner(run, real):
     out, results = run
     best = winner(results, CONFIG.metric)
     about = json.loads((out / "best" / "config.json").read_text())
@@ -116,7 +116,7 @@ def test_best_is_the_winner_and_classifies_as_it_said(run, real):
     assert accuracy == pytest.approx(best.test_accuracy, abs=2e-3)
 
 
-def test_optuna_has_the_study(run):
+def test_optuna_has_the_results(run):
     out, results = run
     loaded = optuna.load_study(study_name="slice", storage=f"sqlite:///{out}/study.db")
     assert [t.value for t in loaded.trials] == [r.last.validation_accuracy for r in results]
@@ -133,7 +133,7 @@ def test_a_complete_study_trains_nothing(run, real, monkeypatch):
     assert (out / "results.csv").stat().st_mtime_ns == before
 
 
-def test_another_study_is_refused_and_nothing_changes(run, real):
+def test_another_study_in_the_folder_is_refused_without_changes(run, real):
     from dataclasses import replace
 
     out, _ = run
@@ -143,7 +143,7 @@ def test_another_study_is_refused_and_nothing_changes(run, real):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != ".lock"} == before
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path):
+def test_locked_folder_is_refused(tmp_path):
     from fmnist.rundir import lock
 
     with lock.holding(tmp_path), pytest.raises(UserError, match="is working on it"):  # noqa: SIM117
@@ -153,7 +153,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
         pass
 
 
-def test_killed_between_trials_it_continues(run, tmp_path):
+def test_study_killed_between_trials_continues(run, tmp_path):
     """SIGKILL once the second trial's parameters lie there; then the same command again."""
     _, undisturbed = run
     out = tmp_path / "killed"
@@ -173,7 +173,7 @@ def test_killed_between_trials_it_continues(run, tmp_path):
         assert float(row["train_loss"]) == pytest.approx(result.last.train_loss, rel=2e-3)
 
 
-def test_without_a_holdout_the_test_set_is_marked_as_seen(tmp_path):
+def test_report_marks_a_study_without_holdout(tmp_path):
     from dataclasses import replace
 
     tiny = Dataset(random_split(60), random_split(30, 1), "noise")
@@ -201,7 +201,7 @@ def fmnist(*args, cwd=None):
         (["--storage", "nonsense://"], "nonsense"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(args, said, tmp_path):
+def test_bad_input_exits_with_status_2_and_one_line(args, said, tmp_path):
     done = call("study", *args, "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
@@ -232,13 +232,14 @@ def test_the_commands_run_on_the_whole_data(tmp_path):
     over = call("reference", *args, "--out", "ours", cwd=tmp_path)
     assert over.returncode == 2
     assert "--out ours holds a run of fmnist.study" in over.stderr
-    (ours,), (twin,) = rows(tmp_path / "ours/results.csv"), rows(tmp_path / "plain/results.csv")
-    assert list(ours) == list(twin)
-    assert float(ours["train_loss"]) == pytest.approx(float(twin["train_loss"]), rel=0.02)
+    (ours,) = rows(tmp_path / "ours/results.csv")
+    (theirs,) = rows(tmp_path / "plain/results.csv")
+    assert list(ours) == list(theirs)
+    assert float(ours["train_loss"]) == pytest.approx(float(theirs["train_loss"]), rel=0.02)
     assert 0.7 < float(ours["test_accuracy"]) < 0.95
 
 
-def test_find_device():
+def test_find_device_refuses_unknown_devices():
     assert device.find_device("cpu") == torch.device("cpu")
     for name in ("cuda:99", "cuda:x", "cuda:", "gpu", ""):
         with pytest.raises(UserError):

@@ -75,7 +75,7 @@ def equal(ours, theirs):
     )
 
 
-def test_the_newest_snapshot_counts_and_two_are_kept(tmp_path):
+def test_newest_snapshot_is_loaded_and_two_are_kept(tmp_path):
     kept = Generations(tmp_path / "it")
     assert kept.load() is None
     for epoch in range(4):
@@ -93,7 +93,7 @@ def test_the_newest_snapshot_counts_and_two_are_kept(tmp_path):
 
 @given(st.sampled_from(["json", "safetensors"]), st.integers(0), st.integers(0, 8))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path_factory, kind, place, bit):
+def test_previous_snapshot_is_used_if_the_newest_is_damaged(tmp_path_factory, kind, place, bit):
     """Any bit flipped, or cut off anywhere."""
     kept = Generations(tmp_path_factory.mktemp("kept"))
     for epoch in range(2):
@@ -109,7 +109,7 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path_factory, kind, 
     assert kept.load().about == {"epoch": 0}
 
 
-def test_damage_is_said(tmp_path, caplog):
+def test_damaged_snapshot_is_logged(tmp_path, caplog):
     kept = Generations(tmp_path)
     kept.save(TENSORS, {})
     (tmp_path / "00000000.safetensors").unlink()
@@ -118,7 +118,7 @@ def test_damage_is_said(tmp_path, caplog):
     assert "00000000.json: damaged" in caplog.text
 
 
-def test_a_snapshot_that_was_never_finished_does_not_count(tmp_path):
+def test_unfinished_snapshot_is_ignored(tmp_path):
     kept = Generations(tmp_path)
     kept.save(TENSORS, {"epoch": 0})
     (tmp_path / "00000001.safetensors").write_bytes(b"half")
@@ -128,8 +128,8 @@ def test_a_snapshot_that_was_never_finished_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("pauses", range(1, 11))
-def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pauses):
-    monkeypatch.setattr(trainer, "_stride", lambda *_: 2)
+def test_resuming_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pauses):
+    monkeypatch.setattr(trainer, "_steps_per_event", lambda *_: 2)
     trials = [t for t in grid.pending(study, CONFIG) if t.config.static.batch_size == 10]
     configs = [trial.config for trial in trials]
     group = Group(program_of(configs[0]), lanes_of(configs))
@@ -153,7 +153,7 @@ def test_going_on_from_any_step_changes_no_bit(study, tmp_path, monkeypatch, pau
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 7, 9])
-def test_a_killed_study_goes_on_bit_for_bit(study, tmp_path, expected, stop_after):
+def test_killed_study_resumes_to_the_same_bits(study, tmp_path, expected, stop_after):
     checkpointer = Checkpointer(tmp_path / "checkpoints", every=0.0)
     seen = []
     for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=2, checkpointer=checkpointer):
@@ -172,7 +172,7 @@ def test_a_killed_study_goes_on_bit_for_bit(study, tmp_path, expected, stop_afte
     assert not checkpointer.folder.exists()
 
 
-def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, expected):
+def test_resumed_group_has_only_the_trials_that_optuna_lacks(study, tmp_path, expected):
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     events = scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer)
     told = 0
@@ -187,7 +187,7 @@ def test_of_a_group_that_was_half_told_only_the_rest_is_told(study, tmp_path, ex
     assert same(grid.results(study, CONFIG), expected[0])
 
 
-def test_a_snapshot_of_something_else_is_not_used(study, tmp_path, caplog):
+def test_snapshot_of_another_shape_or_trial_is_not_used(study, tmp_path, caplog):
     trials = grid.pending(study, CONFIG)
     small = [t for t in trials if t.config.static.batch_size == 10][:1]
     lane = (0, small[0].config.hyperparams)
@@ -206,7 +206,7 @@ def test_a_snapshot_of_something_else_is_not_used(study, tmp_path, caplog):
     assert checkpointer.restore(trials, CPU) == []
 
 
-def test_when_to_keep():
+def test_intervals_between_snapshots():
     times = iter([0.0, 4.9, 5.0, 59.9, 60.0, 60.0, 64.9])
     checkpointer = Checkpointer(Path("nowhere"), clock=lambda: next(times))
     assert [checkpointer.due(), checkpointer.due()] == [False, True]
@@ -232,7 +232,7 @@ def asked(stop):
 
 
 @STOPS
-def test_signals_wait_while_somebody_asks(number, error):
+def test_signals_wait_for_the_end_of_a_step_that_checks_them(number, error):
     seen = []
 
     def sent(stop):
@@ -255,7 +255,7 @@ def test_signals_wait_while_somebody_asks(number, error):
 
 
 @STOPS
-def test_a_step_that_takes_long_is_not_waited_for(monkeypatch, number, error):
+def test_signal_interrupts_a_long_step(monkeypatch, number, error):
     monkeypatch.setattr(signals, "PATIENCE", 0.2)
     began = time.monotonic()
     with pytest.raises(error):
@@ -267,7 +267,7 @@ def test_a_step_that_takes_long_is_not_waited_for(monkeypatch, number, error):
 
 
 @STOPS
-def test_what_is_saved_at_a_stop_has_its_own_time(monkeypatch, number, error):
+def test_saving_after_a_signal_has_its_own_time_limit(monkeypatch, number, error):
     monkeypatch.setattr(signals, "PATIENCE", 0.4)
     saved = []
 
@@ -281,7 +281,7 @@ def test_what_is_saved_at_a_stop_has_its_own_time(monkeypatch, number, error):
 
 
 @STOPS
-def test_a_stop_is_not_lost_where_a_library_swallows_it(number, error, capsys, monkeypatch):
+def test_signal_swallowed_by_a_library_still_stops(number, error, capsys, monkeypatch):
     """As LLVM's callbacks from C do while kernels are compiled, which then miss what was not done.
 
     One without an act after it ends as all is done.
@@ -307,7 +307,7 @@ def test_a_stop_is_not_lost_where_a_library_swallows_it(number, error, capsys, m
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_command_ends_soon_and_goes_on_where_it_was(tmp_path, number, status):
+def test_stopped_command_exits_soon_and_resumes(tmp_path, number, status):
     command = [
         sys.executable, "-m", "fmnist.study", "--epochs", "2", "--set", "batch_size=1000",
         "--set", "learning_rate=0.01,0.001", "--out", str(tmp_path / "run"),

@@ -50,7 +50,7 @@ def same(ours, theirs):
         assert a.history == b.history
 
 
-def test_every_point_is_told_once(storage):
+def test_every_point_of_the_grid_is_one_complete_trial(storage):
     study = open_study(CONFIG, storage)
     events = finish(study)
     results = grid.results(study, CONFIG)
@@ -86,7 +86,7 @@ def test_a_finished_study_trains_nothing(storage):
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8])
-def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_after):
+def test_killed_study_continues_to_the_same_results(storage, tmp_path, stop_after):
     whole = open_study(CONFIG, f"sqlite:///{tmp_path}/whole.db")
     finish(whole)
     finish(open_study(CONFIG, storage), stop_after=stop_after)
@@ -98,7 +98,7 @@ def test_a_killed_study_ends_like_an_undisturbed_one(storage, tmp_path, stop_aft
     same(grid.results(study, CONFIG), grid.results(whole, CONFIG))
 
 
-def test_other_roundings_after_a_kill_are_not_taken_for_damage(storage):
+def test_intermediate_values_of_a_killed_trial_are_replaced(storage):
     """As on another number of threads: the curve in Optuna is then that of the result."""
     finish(open_study(CONFIG, storage), stop_after=2)
     study = open_study(CONFIG, storage)
@@ -117,7 +117,7 @@ def test_other_roundings_after_a_kill_are_not_taken_for_damage(storage):
     ]
 
 
-def test_results_do_not_depend_on_how_many_lanes_train_together(storage, tmp_path):
+def test_results_do_not_depend_on_the_number_of_lanes(storage, tmp_path):
     study = open_study(CONFIG, storage)
     finish(study, max_lanes=1)
     other = open_study(CONFIG, f"sqlite:///{tmp_path}/other.db")
@@ -125,7 +125,7 @@ def test_results_do_not_depend_on_how_many_lanes_train_together(storage, tmp_pat
     same(grid.results(study, CONFIG), grid.results(other, CONFIG))
 
 
-def test_a_point_that_something_else_failed_is_tried_again(storage):
+def test_point_with_a_failed_trial_from_elsewhere_is_run_again(storage):
     study = open_study(CONFIG, storage)
     lost = study.ask()
     grid.suggest(lost, CONFIG.grid)
@@ -137,7 +137,7 @@ def test_a_point_that_something_else_failed_is_tried_again(storage):
     assert all(r.state == "COMPLETE" for r in results)
 
 
-def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
+def test_diverging_lane_fails_only_its_trial(storage, tmp_path):
     config = replace(CONFIG, grid={"learning_rate": (0.01, 1e30, 0.001)})
     study = open_study(config, storage)
     finish(study, config)
@@ -159,7 +159,7 @@ def test_a_lane_that_diverges_fails_alone(storage, tmp_path):
             assert result.history == by_rate[result.point["learning_rate"]].history
 
 
-def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monkeypatch):
+def test_lanes_are_halved_when_memory_runs_out(storage, tmp_path, monkeypatch):
     """More than one lane in the second epoch is too much: no trial is lost, none is repeated."""
     config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
     whole = open_study(config, f"sqlite:///{tmp_path}/whole.db")
@@ -185,7 +185,7 @@ def test_when_memory_runs_out_the_lanes_go_on_in_halves(storage, tmp_path, monke
     assert sorted(seen) == [(n, e) for n in range(3) for e in (1, 2, 3)]
 
 
-def test_one_lane_too_many_is_the_users_to_mend(storage, monkeypatch):
+def test_too_little_memory_for_one_lane_is_a_user_error(storage, monkeypatch):
     def broke(*_, **__):
         raise MemoryError
         yield
@@ -195,7 +195,7 @@ def test_one_lane_too_many_is_the_users_to_mend(storage, monkeypatch):
         finish(open_study(CONFIG, storage))
 
 
-def test_a_study_of_another_configuration_is_refused(storage):
+def test_study_with_another_configuration_is_refused(storage):
     open_study(CONFIG, storage)
     with pytest.raises(StudyMismatchError, match="epochs"):
         open_study(replace(CONFIG, epochs=3), storage)
@@ -203,21 +203,21 @@ def test_a_study_of_another_configuration_is_refused(storage):
         open_study(replace(CONFIG, seed=1), storage)
 
 
-def test_a_study_that_is_not_ours_is_refused(storage):
+def test_study_of_another_program_is_refused(storage):
     study = optuna.create_study(study_name=CONFIG.name, storage=storage)
     study.tell(study.ask(), 1.0)
     with pytest.raises(StudyMismatchError, match="not one of fmnist's"):
         open_study(CONFIG, storage)
 
 
-def test_an_empty_grid_is_one_trial(storage):
+def test_empty_grid_has_one_trial(storage):
     config = replace(CONFIG, grid={})
     study = open_study(config, storage)
     finish(study, config)
     assert [r.label for r in grid.results(study, config)] == ["single"]
 
 
-def test_numbers_stay_numbers():
+def test_axes_of_numbers_have_numeric_distributions():
     assert grid.distribution((0.1, 0.001)).log
     assert not grid.distribution((0.1, 0.2)).log
     assert isinstance(grid.distribution((100, 500)), optuna.distributions.IntDistribution)

@@ -106,7 +106,7 @@ def all_end(processes, addresses, seconds=15):
     return not some()
 
 
-def test_both_answer_and_ctrl_c_ends_both(run):
+def test_both_servers_answer_until_ctrl_c(run):
     with viewing(run) as (viewer, addresses):
         board, dashboard = addresses
         assert len(json.loads(get(f"{board}data/plugin/scalars/tags"))) == 2
@@ -126,7 +126,7 @@ def test_both_answer_and_ctrl_c_ends_both(run):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )
-def test_every_signal_ends_both(run, number, status):
+def test_every_signal_ends_both_servers(run, number, status):
     with viewing(run) as (viewer, addresses):
         started = below(viewer.pid)
         viewer.send_signal(number)
@@ -135,7 +135,7 @@ def test_every_signal_ends_both(run, number, status):
         assert all_end(started, addresses)
 
 
-def test_when_one_dies_it_says_so_and_ends_the_other(run):
+def test_death_of_a_server_is_reported_and_ends_the_other(run):
     with viewing(run) as (viewer, addresses):
         started = below(viewer.pid)
         (victim,) = [p for p in started if parent_of(p) == viewer.pid and serves(p, addresses[1])]
@@ -169,7 +169,7 @@ def refused(*args, cwd="."):
     return done.stderr
 
 
-def test_a_folder_without_a_run_is_refused_and_nothing_is_made(tmp_path):
+def test_folder_without_a_run_is_refused_without_changes(tmp_path):
     assert "runs/baseline: there is no run" in refused(cwd=tmp_path)
     assert "there is no run" in refused(tmp_path)
     assert "nowhere: there is no run" in refused("nowhere", cwd=tmp_path)
@@ -178,7 +178,7 @@ def test_a_folder_without_a_run_is_refused_and_nothing_is_made(tmp_path):
     assert "--storage" in refused(tmp_path)
 
 
-def test_storages_and_ports_that_cannot_be_used_are_refused(run, tmp_path):
+def test_unusable_storages_and_ports_are_refused(run, tmp_path):
     missing = tmp_path / "none.db"
     assert "there is no file" in refused(run, "--storage", f"sqlite:///{missing}")
     assert not missing.exists()
@@ -218,7 +218,7 @@ def listening(processes):
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in mine]
 
 
-def test_servers_are_on_this_machine_alone(run):
+def test_servers_listen_on_127_0_0_1_only(run):
     with viewing(run) as (viewer, addresses):
         assert len(addresses) == 2
         found = listening(below(viewer.pid))  # TensorBoard has one for its data, too
@@ -227,7 +227,7 @@ def test_servers_are_on_this_machine_alone(run):
         viewer.terminate()
 
 
-def test_a_storage_elsewhere_is_shown_and_its_url_stands_in_no_command_line(run, tmp_path):
+def test_storage_elsewhere_is_shown_without_its_url_in_command_lines(run, tmp_path):
     elsewhere = tmp_path / "hush-hush.db"
     shutil.copy(run / "study.db", elsewhere)
     with viewing(run, "--storage", f"sqlite:///{elsewhere}") as (viewer, addresses):
@@ -238,7 +238,7 @@ def test_a_storage_elsewhere_is_shown_and_its_url_stands_in_no_command_line(run,
         viewer.terminate()
 
 
-def test_without_the_extra_it_says_what_to_install(run):
+def test_missing_optuna_dashboard_names_the_extra_to_install(run):
     script = (
         "import sys; sys.modules['optuna_dashboard'] = None; sys.argv[0] = 'view'\n"
         "from fmnist.utils import command_line; from fmnist.view import command\n"

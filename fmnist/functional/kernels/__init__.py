@@ -1,5 +1,5 @@
-"""Operations that have more than one way to be computed, chosen by device and measurement.
+"""Operations with several implementations, selected by device or by measurement.
 
-Each has a definition in plain torch, which is what it *means*: the fall-back for odd devices and
-precisions, and what the tests hold every back end to.
+Each operation has a definition in plain torch. The tests compare every implementation with it, and
+it is used on other devices and in other precisions.
 """

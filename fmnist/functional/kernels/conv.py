@@ -1,10 +1,10 @@
-"""conv2d with a vmap rule: lanes that share their images cost one wide convolution.
+"""conv2d with a vmap rule: lanes that share their images are computed by one wide convolution.
 
-torch's own rule would do as much, but moves lanes to the front between operations; on a CPU
-that copying costs more than the arithmetic. See fold.py for the layout that avoids it.
+torch's rule does the same but moves the axis of lanes to the front between operations. On a CPU
+these copies take longer than the arithmetic. The layout of fold.py avoids them.
 
-Lanes with images of their own can be computed in several ways (``BACKENDS``), each the fastest
-somewhere. functorch has been asked for such a choice since 2021 (pytorch/functorch#365).
+For lanes with different images there are several back ends (``BACKENDS``), each the fastest for
+some shapes and devices. pytorch/functorch#365 (2021) requests such a choice in functorch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from torch.autograd.function import once_differentiable
 from fmnist.functional.kernels.fold import fold, unfold
 
 BACKENDS = ("grouped", "lanes", "unfold")
-"""One grouped convolution; a convolution a lane; unfolded images and a batched matrix product."""
+"""How lanes with different images are computed under ``vmap``.
+
+``"grouped"`` is one grouped convolution, ``"lanes"`` one convolution for each lane, and
+``"unfold"`` a batched matrix product with unfolded images (im2col).
+"""
 
 
 def conv2d(
@@ -29,17 +33,23 @@ def conv2d(
     bias: Float[Tensor, " outputs"],
     backend: str = "grouped",
 ) -> Float[Tensor, "batch outputs height2 width2"]:
-    """Cross-correlation, stride 1, no padding; channels last in memory. Differentiable once.
+    """Compute the cross-correlation with stride 1 and no padding, channels last in memory.
 
-    What goes into batch norm gets the same for any bias, so its gradient is zero, and what would
-    be computed is rounding. Pass ``bias.detach()`` there and nothing is computed.
+    The function has a first derivative, but no second. Before batch norm, pass ``bias.detach()``:
+    the exact gradient for the bias is zero there, and a computed one would be rounding errors.
 
     Args:
-        x, weight, bias: as for ``torch.nn.functional.conv2d``.
-        backend: one of :data:`BACKENDS`: how lanes are computed under ``vmap``.
+        x: images.
+        weight: kernels.
+        bias: added to each output channel.
+        backend: one of :data:`BACKENDS`.
+
+    Returns:
+        ``[batch, outputs, height - k + 1, width - k + 1]``.
 
     Raises:
-        ValueError: There is no such back end.
+        ValueError: ``backend`` is unknown.
+        NotImplementedError: A second derivative is requested.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no convolution back end is called {backend!r}; there are {BACKENDS}")
@@ -47,22 +57,22 @@ def conv2d(
 
 
 class _Conv2d(torch.autograd.Function):
-    """``groups`` counts the lanes folded into the channels so far."""
+    """``groups`` is the number of lanes that are folded into the channels."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) -> Tensor:
-        return _convolve(_channels_last(x), _channels_last(weight), bias, groups, how)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, backend: str) -> Tensor:
+        return _convolve(_channels_last(x), _channels_last(weight), bias, groups, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.groups, ctx.how = inputs
+        x, weight, _, ctx.groups, ctx.backend = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[:3])
-        grads = iter(_Conv2dGrad.apply(grad, x, weight, ctx.groups, wanted, ctx.how))
+        grads = iter(_Conv2dGrad.apply(grad, x, weight, ctx.groups, wanted, ctx.backend))
         return (*(next(grads) if want else None for want in wanted), None, None)
 
     @staticmethod
@@ -73,25 +83,25 @@ class _Conv2d(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         groups: int,
-        how: str,
+        backend: str,
     ) -> tuple[Tensor, int]:
         lanes = info.batch_size
         if in_dims[0] is not None or groups > 1:
             x = fold(x, in_dims[0], lanes, 1)
             groups *= lanes
         weight, bias = fold(weight, in_dims[1], lanes, 0), fold(bias, in_dims[2], lanes, 0)
-        return unfold(_Conv2d.apply(x, weight, bias, groups, how), lanes, 1), 1
+        return unfold(_Conv2d.apply(x, weight, bias, groups, backend), lanes, 1), 1
 
 
 class _Conv2dGrad(torch.autograd.Function):
-    """Those gradients of ``_Conv2d`` that are ``wanted`` of input, weight and bias."""
+    """The gradients of ``_Conv2d`` for those of input, weight and bias that are ``wanted``."""
 
     @staticmethod
     def forward(
-        grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, how: str
+        grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, backend: str
     ) -> tuple[Tensor, ...]:
         tensors = (_channels_last(grad), _channels_last(x), _channels_last(weight))
-        grads = _gradients(*tensors, groups, wanted, how)
+        grads = _gradients(*tensors, groups, wanted, backend)
         return tuple(g for g, want in zip(grads, wanted, strict=True) if want and g is not None)
 
     @staticmethod
@@ -112,52 +122,52 @@ class _Conv2dGrad(torch.autograd.Function):
         weight: Tensor,
         groups: int,
         wanted: Wanted,
-        how: str,
+        backend: str,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         lanes = info.batch_size
         if in_dims[1] is not None or groups > 1 or wanted[0]:
             x = fold(x, in_dims[1], lanes, 1)
             groups *= lanes
         grad, weight = fold(grad, in_dims[0], lanes, 1), fold(weight, in_dims[2], lanes, 0)
-        grads = _Conv2dGrad.apply(grad, x, weight, groups, wanted, how)
+        grads = _Conv2dGrad.apply(grad, x, weight, groups, wanted, backend)
         dims = tuple(dim for dim, want in zip((1, 0, 0), wanted, strict=True) if want)
         return tuple(unfold(g, lanes, dim) for g, dim in zip(grads, dims, strict=True)), dims
 
 
-Wanted = tuple[bool, ...]  # of the gradients for input, weight and bias
+Wanted = tuple[bool, ...]  # whether gradients for input, weight and bias are needed
 
-_PLAIN: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
+_STRIDE_1_NO_PADDING: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, how: str) -> Tensor:
-    if groups == 1 or how == "grouped":
-        return torch.ops.aten.convolution(x, weight, bias, *_PLAIN, groups)
-    if how == "lanes":
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, backend: str) -> Tensor:
+    if groups == 1 or backend == "grouped":
+        return torch.ops.aten.convolution(x, weight, bias, *_STRIDE_1_NO_PADDING, groups)
+    if backend == "lanes":
         own = zip(x.chunk(groups, 1), weight.chunk(groups), bias.chunk(groups), strict=True)
-        return torch.cat([_convolve(*lane, 1, how) for lane in own], 1)
-    columns, kernels = _unfolded(x, weight, groups)
+        return torch.cat([_convolve(*lane, 1, backend) for lane in own], 1)
+    columns, kernels = _im2col(x, weight, groups)
     out = torch.einsum("gok,bgkp->bgop", kernels, columns).flatten(1, 2)
     side = weight.shape[-1] - 1
     return out.unflatten(2, (x.shape[2] - side, x.shape[3] - side)) + bias[:, None, None]
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, how: str
+    grad: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: Wanted, backend: str
 ) -> tuple[Tensor | None, ...]:
-    """For input, weight and bias; None, or anything, where it is not wanted."""
-    if groups == 1 or how == "grouped":
+    """Return gradients for input, weight and bias. Those not wanted are None or undefined."""
+    if groups == 1 or backend == "grouped":
         grads: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-            grad, x, weight, [weight.shape[0]], *_PLAIN, groups, list(wanted)
+            grad, x, weight, [weight.shape[0]], *_STRIDE_1_NO_PADDING, groups, list(wanted)
         )
         return grads
-    if how == "lanes":
+    if backend == "lanes":
         own = zip(grad.chunk(groups, 1), x.chunk(groups, 1), weight.chunk(groups), strict=True)
-        solo = zip(*(_gradients(*lane, 1, wanted, how) for lane in own), strict=True)
+        solo = zip(*(_gradients(*lane, 1, wanted, backend) for lane in own), strict=True)
         return tuple(
             torch.cat(parts, dim) if want else None
             for parts, dim, want in zip(solo, (1, 0, 0), wanted, strict=True)
         )
-    columns, kernels = _unfolded(x, weight, groups)
+    columns, kernels = _im2col(x, weight, groups)
     outer = grad.flatten(2).unflatten(1, (groups, -1))
     to_weight = torch.einsum("bgop,bgkp->gok", outer, columns).reshape(weight.shape)
     first = None
@@ -167,19 +177,19 @@ def _gradients(
     return first, to_weight, grad.sum((0, 2, 3))
 
 
-def _unfolded(
+def _im2col(
     x: Tensor, weight: Tensor, groups: int
 ) -> tuple[Float[Tensor, "batch groups k pixels"], Float[Tensor, "groups outputs k"]]:
-    """Every square that the kernel sees as a column, and the kernels as rows."""
+    """Return each patch under the kernel as a column, and each kernel as a row."""
     columns = F.unfold(x, weight.shape[-2:]).unflatten(1, (groups, -1))
     return columns, weight.flatten(1).unflatten(0, (groups, -1))
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """``x`` with channels last in memory, and with strides that say so.
+    """Return ``x`` with channels last in memory and in its strides.
 
-    With one channel both layouts are the same in memory and torch reads the strides to guess
-    which is meant; guessing wrong, it would make the output channels first.
+    With one channel, both layouts are the same in memory, and torch infers the layout from the
+    strides. Other strides would give an output with channels first.
     """
     if x.shape[1] == 1:
         return x.contiguous().squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)

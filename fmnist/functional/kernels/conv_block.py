@@ -1,9 +1,9 @@
-"""Convolution, batch norm, ReLU and 2x2 max pooling as one operation, for a CPU.
+"""Convolution, batch norm, ReLU and 2x2 max pooling as one operation on a CPU.
 
-There the convolutions are as fast as the processor multiplies only if the images lie as the
-kernels want them (see tiles.py): ``[blocks, channels, height, width, WIDTH]``, ``WIDTH`` examples
-side by side, the last block filled up with zeros. :func:`pack` and :func:`unpack` go there and
-back; between them a network of such operations stays in this layout.
+The kernels need images in *blocks* (see cpu/tiles.py): ``[blocks, channels, height, width,
+WIDTH]``. A block holds ``WIDTH`` examples, the fastest index in memory. The last block is padded
+with zeros. :func:`pack` and :func:`unpack` convert images to blocks and back; a network of such
+operations stays in this layout.
 """
 
 from __future__ import annotations
@@ -20,17 +20,25 @@ from fmnist.functional.kernels import norm_relu_pool as plain
 from fmnist.functional.kernels.norm_relu_pool import EPS, PerChannel
 
 Blocks = Float[Tensor, "blocks channels height width side_by_side"]
+"""Images in blocks; ``side_by_side`` is ``WIDTH``, 16 with AVX-512 and else 8."""
+
 Kernels = Float[Tensor, "outputs inputs k k"]
+"""Weights of a convolution."""
 
 
 def serves(images: Tensor, compute: torch.dtype | None) -> bool:
-    """Whether there are such operations for these images, in this precision."""
+    """Return whether the kernels support the images and the precision.
+
+    Args:
+        images: the input of the network.
+        compute: dtype of the convolutions; None for that of the images.
+    """
     exact = images.dtype == torch.float32 and compute in (None, torch.float32)
     return exact and images.device.type == "cpu"
 
 
 def pack(images: Float[Tensor, "examples channels height width"]) -> Blocks:
-    """The images in blocks."""
+    """Arrange images in blocks and pad the last block with zeros."""
     from fmnist.functional.kernels.cpu.simd import WIDTH
 
     missing = -len(images) % WIDTH
@@ -40,14 +48,14 @@ def pack(images: Float[Tensor, "examples channels height width"]) -> Blocks:
 
 
 def unpack(x: Blocks, examples: int) -> Float[Tensor, "examples channels height width"]:
-    """So many images out of blocks."""
+    """Return the first ``examples`` images of blocks. This is the inverse of :func:`pack`."""
     return x.movedim(-1, 1).flatten(0, 1)[:examples]
 
 
 def definition(
     x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel, examples: int
 ) -> tuple[Blocks, PerChannel, PerChannel]:
-    """What the operation means, in plain torch: see :func:`conv_block`."""
+    """Compute :func:`conv_block` in plain torch."""
     y = F.conv2d(unpack(x, examples), weight)
     pooled, mean, var = plain.definition(y, gamma, beta)
     return pack(pooled), mean, var
@@ -61,7 +69,7 @@ def definition_given(
     mean: PerChannel,
     var: PerChannel,
 ) -> Blocks:
-    """The same with a given mean and variance, as evaluation has them."""
+    """Compute :func:`conv_block_given` in plain torch."""
     y = F.conv2d(unpack(x, x.shape[0] * x.shape[-1]), weight)
     return pack(plain.definition_given(y, gamma, beta, mean, var))
 
@@ -69,19 +77,28 @@ def definition_given(
 def conv_block(
     x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel, examples: int
 ) -> tuple[Blocks, PerChannel, PerChannel]:
-    """Cross-correlation (stride 1, no padding), batch norm by the batch, ReLU, 2x2 max pooling.
+    """Apply convolution, batch norm by the statistics of the batch, ReLU and 2x2 max pooling.
 
-    There is no bias before the batch norm, which would take it away again.
+    The convolution is a cross-correlation with stride 1 and no padding. It has no bias, because
+    batch norm would subtract it.
 
     Args:
-        x: images; beyond the last example there must be finite numbers, as :func:`pack` has it.
-        weight: of the convolution.
-        gamma, beta: scale and shift of the batch norm.
-        examples: how many there are.
+        x: images in blocks. The padding after the last example must be finite; :func:`pack` sets
+            it to zero.
+        weight: weights of the convolution.
+        gamma: scale of the batch norm.
+        beta: shift of the batch norm.
+        examples: number of examples, without the padding.
 
     Returns:
-        The pooled activations, and the mean and the biased variance of each channel. The gradient
-        does not pass through these two; they are there for the running statistics.
+        ``(pooled, mean, var)``: the activations ``[blocks, outputs, (height - k + 1) // 2,
+        (width - k + 1) // 2, WIDTH]``, and the mean and biased variance of each output channel.
+        No gradient flows through the statistics; they are for the running statistics.
+
+    Raises:
+        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
+        TypeError: ``x`` or ``weight`` is not float32.
+        NotImplementedError: A second derivative is requested.
     """
     pooled, mean, var, *_ = _Block.apply(x, weight, gamma, beta, examples, 0)
     return pooled, mean, var
@@ -95,12 +112,23 @@ def conv_block_given(
     mean: PerChannel,
     var: PerChannel,
 ) -> Blocks:
-    """:func:`conv_block` with a given mean and variance."""
+    """Compute :func:`conv_block` with a given mean and variance, as in evaluation.
+
+    The mean and variance are those of the convolution without bias. All examples, including the
+    padding, are computed.
+
+    Returns:
+        The activations ``[blocks, outputs, (height - k + 1) // 2, (width - k + 1) // 2, WIDTH]``.
+
+    Raises:
+        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
+        TypeError: ``x`` or ``weight`` is not float32.
+    """
     pooled: Tensor = _Given.apply(x, weight, gamma, beta, mean, var, 0)
     return pooled
 
 
-# The operators have a leading axis of lanes everywhere; x may have 1 where all lanes share it.
+# All tensors of the operators have a leading axis of lanes. That of x is 1 if all lanes share it.
 
 
 @torch.library.custom_op("fmnist::conv_block", mutates_args=(), device_types="cpu")
@@ -170,7 +198,8 @@ def _pooled_like(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(lanes, x.shape[1], outputs, *small, x.shape[-1])
 
 
-# How autograd and vmap see them. `lanes` counts the axis that the tensors have already; 0 is none.
+# Their rules for autograd and vmap. `lanes` is the length of the axis of lanes that the tensors
+# already have, or 0 if they have none.
 
 
 class _Block(torch.autograd.Function):
@@ -178,7 +207,7 @@ class _Block(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, lanes: int
     ) -> tuple[Tensor, ...]:
-        return _with_lanes(_forward, lanes, x, weight, gamma, beta, examples)
+        return _call_with_lanes(_forward, lanes, x, weight, gamma, beta, examples)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -201,17 +230,17 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, examples, lanes = inputs
-        tensors, all_ = _more_lanes(info.batch_size, lanes, in_dims, tensors, shared=0)
-        return _fewer_lanes(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
+        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
+        return _split_vmap_axis(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
 
 
 class _BlockGrad(torch.autograd.Function):
-    """Gradients for the images, if they are wanted, the weights, gamma and beta."""
+    """Gradients for the images (if ``for_x``), the weights, gamma and beta."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         *operands, for_x, lanes = inputs
-        grads = _with_lanes(_backward, lanes, *operands, for_x)
+        grads = _call_with_lanes(_backward, lanes, *operands, for_x)
         return grads if for_x else grads[1:]
 
     @staticmethod
@@ -226,10 +255,10 @@ class _BlockGrad(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, examples, for_x, lanes = inputs
-        shared = None if for_x else 1  # a gradient for the images is each lane's own
-        tensors, all_ = _more_lanes(info.batch_size, lanes, in_dims, tensors, shared)
+        shared = None if for_x else 1  # each lane has its own gradient for the images
+        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared)
         grads = _BlockGrad.apply(*tensors, examples, for_x, all_)
-        return _fewer_lanes(info.batch_size, lanes, grads)
+        return _split_vmap_axis(info.batch_size, lanes, grads)
 
 
 class _Given(torch.autograd.Function):
@@ -247,7 +276,7 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Nobody trains in evaluation mode; a gradient is had all the same, from the definition.
+        # Training does not need this gradient, so it is that of the definition.
         def of_lanes(x: Tensor, *rest: Tensor) -> Tensor:
             x = x.expand(ctx.lanes, *x.shape[1:])
             pooled: Tensor = torch.func.vmap(definition_given)(x, *rest)
@@ -260,32 +289,37 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, lanes = inputs
-        tensors, all_ = _more_lanes(info.batch_size, lanes, in_dims, tensors, shared=0)
-        (pooled,), (dim,) = _fewer_lanes(info.batch_size, lanes, (_Given.apply(*tensors, all_),))
+        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
+        (pooled,), (dim,) = _split_vmap_axis(
+            info.batch_size, lanes, (_Given.apply(*tensors, all_),)
+        )
         return pooled, dim
 
 
-def _with_lanes(operator: Any, lanes: int, *inputs: Any) -> tuple[Tensor, ...]:
-    """Call an operator, which wants lanes, on tensors that may have none."""
+def _call_with_lanes(operator: Any, lanes: int, *inputs: Any) -> tuple[Tensor, ...]:
+    """Call an operator on tensors that have an axis of lanes, or none if ``lanes`` is 0."""
     if lanes:
         outputs: tuple[Tensor, ...] = operator(*inputs)
         return outputs
-    return tuple(out[0] for out in operator(*(t[None] if _tensor(t) else t for t in inputs)))
+    return tuple(out[0] for out in operator(*(t[None] if _is_tensor(t) else t for t in inputs)))
 
 
-def _tensor(x: object) -> bool:
+def _is_tensor(x: object) -> bool:
     return isinstance(x, Tensor)
 
 
-def _more_lanes(
+def _merge_vmap_axis(
     more: int, lanes: int, in_dims: tuple[Any, ...], tensors: list[Tensor], shared: int | None
 ) -> tuple[list[Tensor], int]:
-    """Merge an axis of vmap into the lanes; what is at ``shared`` may stay one for all lanes."""
+    """Merge the axis of vmap, of length ``more``, into the axis of lanes.
+
+    The tensor at the position ``shared`` keeps length 1 if all lanes share it.
+    """
     merged = []
     for i, (x, dim) in enumerate(zip(tensors, in_dims[: len(tensors)], strict=True)):
         if dim is not None:
             x = x.movedim(dim, 0)
-            if lanes:  # images that were one for all lanes are no longer
+            if lanes:  # shared images now differ between lanes
                 x = x.expand(more, lanes, *x.shape[2:])
         elif i == shared and (not lanes or x.shape[0] == 1):
             merged.append(x if lanes else x[None])
@@ -296,10 +330,10 @@ def _more_lanes(
     return merged, more * max(lanes, 1)
 
 
-def _fewer_lanes(
+def _split_vmap_axis(
     fewer: int, lanes: int, outputs: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Give vmap its axis back, leaving the ``lanes`` that were there before."""
+    """Split the axis of vmap, of length ``fewer``, from the ``lanes`` that were there before."""
     if lanes:
         outputs = tuple(out.unflatten(0, (fewer, lanes)) for out in outputs)
     return tuple(outputs), (0,) * len(outputs)

@@ -1,9 +1,9 @@
-"""Lanes as channels: how an operation on one image batch becomes one on many lanes'.
+"""Lanes as channels: the layout in which operations on images are vmapped.
 
-Images of many lanes are kept as ``[batch, lanes * channels, height, width]``, channels last in
-memory. An operation that treats each channel by itself needs no other vmap rule than this, and
-a convolution of many lanes is one grouped convolution, or, where the lanes share their input,
-one wide one. Nothing is transposed between operations.
+The images of many lanes are stored as ``[batch, lanes * channels, height, width]``, channels last
+in memory. This is a vmap rule for every operation that treats channels independently. A
+convolution of many lanes becomes one grouped convolution, or one wide convolution where the lanes
+share their input. Nothing is transposed between operations.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def fold(x: Tensor, lane_dim: int | None, lanes: int, channel_dim: int) -> Tensor:
-    """Merge the lanes of ``x`` into its channels, lane by lane.
+    """Merge the lanes of ``x`` into its channels; the lane is the slower index.
 
     Args:
-        x: a tensor with a lane axis, or without one.
-        lane_dim: where the lane axis is; None repeats the same ``x`` for each lane.
-        lanes: how many there are.
-        channel_dim: where the channel axis is, lanes not counted.
+        x: a tensor with or without an axis of lanes.
+        lane_dim: position of the axis of lanes; None if all lanes share ``x``.
+        lanes: number of lanes.
+        channel_dim: position of the channel axis in ``x`` without the axis of lanes.
 
     Returns:
-        ``x`` without its lane axis and ``lanes`` times the channels.
+        ``x`` without the axis of lanes, with ``lanes * channels`` channels.
     """
     if lane_dim is None:
         x = x.unsqueeze(channel_dim)
@@ -32,5 +32,14 @@ def fold(x: Tensor, lane_dim: int | None, lanes: int, channel_dim: int) -> Tenso
 
 
 def unfold(x: Tensor, lanes: int, channel_dim: int) -> Tensor:
-    """Undo :func:`fold`; the lane axis of the result is at ``channel_dim``."""
+    """Split the channels of ``x`` into lanes and channels. This is the inverse of :func:`fold`.
+
+    Args:
+        x: a tensor with ``lanes * channels`` entries along ``channel_dim``.
+        lanes: number of lanes.
+        channel_dim: position of the channel axis.
+
+    Returns:
+        ``x`` with the axis of lanes at ``channel_dim`` and the channels after it.
+    """
     return x.unflatten(channel_dim, (lanes, -1))

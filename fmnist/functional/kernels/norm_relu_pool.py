@@ -1,7 +1,7 @@
-"""Batch norm, ReLU and 2x2 max pooling of a training step as one operation.
+"""Batch norm, ReLU and 2x2 max pooling as one operation.
 
-Each of the three reads and writes the largest tensors of the network, forward and backward;
-together they need to be read twice forward and once backward.
+Separately, each of the three reads and writes the largest tensors of the network, forward and
+backward. The fused operation reads its input twice forward and once backward.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from fmnist.functional.kernels.fold import fold, unfold
 
 EPS = 1e-5
+"""Added to the variance in batch norm, as in torch.nn."""
 
-# Not an import: Triton costs a second, and is wanted only where there is a GPU.
-# A CPU is served by conv_block.py.
+# Triton is not imported here: that takes a second and is needed on a GPU only. The kernels for a
+# CPU are those of conv_block.py.
 _DEVICES = {"cuda"} if importlib.util.find_spec("triton") else set()
 
 Pooled = Float[Tensor, "batch channels height//2 width//2"]
@@ -30,11 +31,18 @@ PerChannel = Float[Tensor, " channels"]
 def definition(
     x: Float[Tensor, "batch channels height width"], weight: PerChannel, bias: PerChannel
 ) -> tuple[Pooled, PerChannel, PerChannel]:
-    """What the operation means.
+    """Compute the operation in plain torch, normalising by the statistics of the batch.
+
+    Source: Ioffe and Szegedy, Batch Normalization (2015), algorithm 1.
+
+    Args:
+        x: the input.
+        weight: scale of each channel.
+        bias: shift of each channel.
 
     Returns:
-        The pooled ``max(0, (x - mean) / sqrt(var + 1e-5) * weight + bias)`` with the batch's mean
-        and biased variance of each channel, and these two.
+        ``(pooled, mean, var)``: the 2x2 max pooling of ``max(0, (x - mean) / sqrt(var + EPS) *
+        weight + bias)``, and the mean and biased variance of each channel.
     """
     var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     return definition_given(x, weight, bias, mean, var), mean, var
@@ -47,7 +55,7 @@ def definition_given(
     mean: PerChannel,
     var: PerChannel,
 ) -> Pooled:
-    """The same with a given mean and variance, as evaluation has them."""
+    """Compute :func:`definition` with a given mean and variance, as in evaluation."""
     scale = weight * torch.rsqrt(var + EPS)
     normal = (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
     return F.max_pool2d(torch.relu(normal), 2)
@@ -56,10 +64,16 @@ def definition_given(
 def norm_relu_pool(
     x: Float[Tensor, "batch channels height width"], weight: PerChannel, bias: PerChannel
 ) -> tuple[Pooled, PerChannel, PerChannel]:
-    """:func:`definition` by the fastest way there is on the tensors' device.
+    """Compute :func:`definition`, by a fused kernel where there is one for the device and dtype.
 
-    The gradient does not pass through the returned mean and variance of the fast ways; they are
-    there for the running statistics.
+    With the fused kernel, no gradient flows through the returned mean and variance. They are for
+    the running statistics.
+
+    Returns:
+        ``(pooled, mean, var)`` as in :func:`definition`.
+
+    Raises:
+        NotImplementedError: A second derivative of the fused kernel is requested.
     """
     if _has_kernel(x):
         pooled, mean, var, *_ = _NormReluPool.apply(x, weight, bias)
@@ -74,7 +88,7 @@ def norm_relu_pool_given(
     mean: PerChannel,
     var: PerChannel,
 ) -> Pooled:
-    """:func:`definition_given` by the fastest way there is on the tensors' device."""
+    """Compute :func:`definition_given`, by a fused kernel where there is one."""
     function = _Given.apply if _has_kernel(x) else definition_given
     return function(x, weight, bias, mean, var)
 
@@ -137,7 +151,7 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *_: Tensor) -> tuple[Tensor, ...]
 
 
 class _NormReluPool(torch.autograd.Function):
-    """The operators with their gradient. Each channel stands alone, so lanes are channels."""
+    """The operators with a gradient. Channels are independent, so lanes are folded into them."""
 
     @staticmethod
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -155,7 +169,7 @@ class _NormReluPool(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
-        return _by_channel(_NormReluPool.apply, info.batch_size, in_dims, inputs)
+        return _vmap_as_channels(_NormReluPool.apply, info.batch_size, in_dims, inputs)
 
 
 class _NormReluPoolGrad(torch.autograd.Function):
@@ -174,7 +188,7 @@ class _NormReluPoolGrad(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
-        return _by_channel(_NormReluPoolGrad.apply, info.batch_size, in_dims, inputs)
+        return _vmap_as_channels(_NormReluPoolGrad.apply, info.batch_size, in_dims, inputs)
 
 
 class _Given(torch.autograd.Function):
@@ -188,7 +202,7 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        # Nobody trains in evaluation mode; a gradient is had all the same, from the definition.
+        # Training does not need this gradient, so it is that of the definition.
         pull = torch.func.vjp(definition_given, *ctx.saved_tensors)[1]
         gradients: tuple[Tensor, ...] = pull(grad)
         return gradients
@@ -198,14 +212,14 @@ class _Given(torch.autograd.Function):
         def function(*folded: Tensor) -> tuple[Tensor]:
             return (_Given.apply(*folded),)
 
-        (pooled,), (dim,) = _by_channel(function, info.batch_size, in_dims, inputs)
+        (pooled,), (dim,) = _vmap_as_channels(function, info.batch_size, in_dims, inputs)
         return pooled, dim
 
 
-def _by_channel(
+def _vmap_as_channels(
     function: Any, lanes: int, in_dims: tuple[int | None, ...], inputs: tuple[Tensor, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Apply a function that treats each channel by itself to lanes folded into channels."""
+    """Apply a function that treats channels independently to lanes folded into channels."""
     folded = []
     for x, lane_dim in zip(inputs, in_dims, strict=True):
         own_dims = x.dim() - (lane_dim is not None)

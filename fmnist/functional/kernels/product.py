@@ -1,8 +1,8 @@
-"""The product of two matrices in every lane, the same to the last bit whoever the mates are.
+"""Matrix products whose bits in one lane do not depend on the other lanes.
 
-torch multiplies the matrices of two lanes or more by a routine that treats each like the others
-(if MKL is told to, see fmnist/utils/runtime.py). One lane alone takes another routine, which may
-sum in another order; so one lane is multiplied as two. That costs a lone lane a few percent of its
+For two or more lanes, torch calls a batched routine that treats all matrices alike (with the
+setting of MKL in fmnist/utils/runtime.py). For one lane, it calls another routine, which may sum
+in another order. One lane is therefore computed as two equal ones, which takes a few percent more
 time.
 """
 
@@ -18,13 +18,13 @@ from torch import Tensor
 def linear(
     x: Float[Tensor, "batch inputs"], weight: Float[Tensor, "outputs inputs"]
 ) -> Float[Tensor, "batch outputs"]:
-    """``x @ weight.T``"""
+    """Return ``x @ weight.T``. It has all derivatives and a vmap rule."""
     out: Tensor = _Linear.apply(x, weight)
     return out
 
 
 class _Linear(torch.autograd.Function):
-    """Has its own gradient only so that the one for ``weight`` is laid out like ``weight``."""
+    """Defines a gradient so that the one for ``weight`` has the memory layout of ``weight``."""
 
     generate_vmap_rule = True
 

@@ -1,1 +1,1 @@
-"""The kernels of a CPU, compiled by Numba."""
+"""The CPU kernels, compiled by Numba."""

@@ -1,4 +1,8 @@
-"""One pass over parameters, gradients and moments, by Numba: what adam_update.py calls."""
+"""Adam's update in one pass over gradients, parameters and moments, by Numba.
+
+It is called by kernels/adam_update.py. Source: Kingma and Ba (2015), algorithm 1; Loshchilov and
+Hutter (2019), algorithm 2.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from numba import carray, njit, prange
 
 from fmnist.functional.kernels.cpu.simd import WIDTH, load, pointer, root, splat, store
 
-PIECE = 8192  # parameters that a thread takes at a time
+PIECE = 8192  # parameters in one parallel task
 
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 _parallel: Any = njit(parallel=True, cache=True, nogil=True)
@@ -17,7 +21,26 @@ _parallel: Any = njit(parallel=True, cache=True, nogil=True)
 
 @_compiled
 def weights(steps, rates, beta1, beta2, eps, decay, decoupled):
-    """What an update multiplies and divides with, reckoned in float64: ``[lanes, 9]``."""
+    """Compute the coefficients of an update in float64.
+
+    Args:
+        steps: number of updates, including this one; int64 ``[lanes]``.
+        rates, beta1, beta2, eps, decay: the numbers of Adam, float64 ``[lanes]``.
+        decoupled: true for AdamW's weight decay, false for Adam's.
+
+    Returns:
+        float32 ``[lanes, 9]``. With ``t`` for the number of steps, the columns are
+
+        * 0: ``decay``, or 0 if decoupled; times the parameter, added to the gradient
+        * 1: ``1 - beta1``
+        * 2: ``beta2``
+        * 3: ``1 - beta2``
+        * 4: ``sqrt(1 - beta2 ** t)``
+        * 5: ``eps``
+        * 6: ``-rate / (1 - beta1 ** t)``
+        * 7: ``-rate * decay`` if decoupled, or 0; times the parameter, added to the update
+        * 8: 1 if decoupled, or 0
+    """
     factors = np.zeros((len(steps), 9), np.float32)
     for lane in range(len(steps)):
         correction = 1 - beta1[lane] ** np.float64(steps[lane])
@@ -33,7 +56,17 @@ def weights(steps, rates, beta1, beta2, eps, decay, decoupled):
 
 @_parallel
 def update(addresses, sizes, mean, square, updates, means, squares, factors):
-    """Fill the last three but one; the gradients, then the parameters lie at ``addresses``."""
+    """Compute the updates and new moments of all leaves and write them to the output arrays.
+
+    Args:
+        addresses: int64 ``[2 * leaves]``: addresses of the gradients, then of the parameters. Each
+            is contiguous float32 ``[lanes, size of the leaf]``.
+        sizes: int64 ``[leaves]``: number of elements of each leaf in one lane.
+        mean, square: moments before the step, float32 ``[lanes, all]``, where ``all`` is the sum
+            of ``sizes`` and the leaves are one after another.
+        updates, means, squares: outputs, float32 ``[lanes, all]``.
+        factors: the result of :func:`weights`.
+    """
     lanes, leaves = len(mean), len(sizes)
     starts = np.zeros(leaves + 1, np.int64)
     pieces = np.zeros(leaves + 1, np.int64)
@@ -53,25 +86,25 @@ def update(addresses, sizes, mean, square, updates, means, squares, factors):
         to_u, to_m, to_s = updates[lane, here], means[lane, here], squares[lane, here]
         rest = (last - first) % WIDTH
         for at in range(0, last - first - rest, WIDTH):
-            _advance(g, p, m, s, to_u, to_m, to_s, at, factors[lane])
+            _update_vector(g, p, m, s, to_u, to_m, to_s, at, factors[lane])
         if rest:
-            g, p, m, s = _filled(g, rest), _filled(p, rest), _filled(m, rest), _filled(s, rest)
+            g, p, m, s = _padded(g, rest), _padded(p, rest), _padded(m, rest), _padded(s, rest)
             u = np.empty(WIDTH, np.float32)
-            _advance(g, p, m, s, u, m, s, 0, factors[lane])
+            _update_vector(g, p, m, s, u, m, s, 0, factors[lane])
             to_u[-rest:], to_m[-rest:], to_s[-rest:] = u[:rest], m[:rest], s[:rest]
 
 
 @_compiled
-def _filled(part, rest):
-    """So many numbers from the end, filled up to a whole vector."""
+def _padded(part, rest):
+    """Return the last ``rest`` numbers, padded with zeros to ``WIDTH``."""
     whole = np.zeros(WIDTH, np.float32)
     whole[:rest] = part[-rest:]
     return whole
 
 
 @_compiled
-def _advance(grad, param, mean, square, to_update, to_mean, to_square, at, factors):
-    """``WIDTH`` parameters; no operation is joined with another, so it rounds as torch does."""
+def _update_vector(grad, param, mean, square, to_update, to_mean, to_square, at, factors):
+    """Update ``WIDTH`` parameters from index ``at``, without fma, to round as torch does."""
     p = load(param, at)
     g = load(grad, at)
     if factors[8] == 0:

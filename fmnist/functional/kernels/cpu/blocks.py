@@ -1,9 +1,19 @@
-"""Convolution, batch norm, ReLU and 2x2 max pooling on a CPU, compiled by Numba.
+"""Convolution, batch norm, ReLU and 2x2 max pooling on a CPU: allocation and checks.
 
-No compiler is needed where it runs. Images come in blocks (see tiles.py): ``x`` is ``[lanes,
-blocks, channels, height, width, WIDTH]``, with one lane where all lanes share it. Beyond the last
-example a block holds finite numbers on the way in (``pack`` puts zeros) and gradients of zero on
-the way back; between, what is there is kept out of every sum.
+The loops are in loops.py, compiled by Numba, so no C compiler is needed. All tensors are float32
+unless stated otherwise and have these shapes:
+
+* ``x [lanes or 1, blocks, inputs, height, width, WIDTH]``: images in blocks of ``WIDTH`` examples
+  (see tiles.py); the axis of lanes has length 1 if all lanes share the images
+* ``weight [lanes, outputs, inputs, k, k]``
+* ``gamma``, ``beta``, ``mean``, ``var`` ``[lanes, outputs]``
+* ``y [lanes, blocks, outputs, rows, columns, WIDTH]``: the output of the convolution, with
+  ``rows = height - k + 1`` and ``columns = width - k + 1``
+* ``pooled``, ``centred``, ``which`` and ``grad`` ``[lanes, blocks, outputs, rows // 2,
+  columns // 2, WIDTH]``
+
+The padding after the last example must be finite in ``x`` (``pack`` sets it to zero) and zero in
+``grad``. It is excluded from every sum.
 """
 
 from __future__ import annotations
@@ -16,14 +26,33 @@ from torch import Tensor
 from fmnist.functional.kernels.cpu import loops as cpu_loops
 from fmnist.functional.kernels.cpu.simd import WIDTH
 
-CHUNKS = 16  # parts that the gradient for the weights is summed in, at most: work for 16 cores
+CHUNKS = 16  # most partial sums of the weight gradient in a lane, so most parallel tasks
 
 
 def forward(
     x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pooled output, mean, biased variance; and for :func:`backward` the convolution's output, and
-    of the pixel that was the largest of its square its distance from the mean and its place.
+    """Compute the operation, normalising by the statistics of the batch.
+
+    Source: Ioffe and Szegedy, Batch Normalization (2015), algorithm 1.
+
+    Args:
+        x: images in blocks.
+        weight: weights of the convolution.
+        gamma: scale of the batch norm.
+        beta: shift of the batch norm.
+        examples: number of examples, without the padding.
+        eps: added to the variance.
+
+    Returns:
+        ``(pooled, mean, var, y, centred, which)``. ``var`` is the biased variance. The last three
+        are for :func:`backward`. ``centred`` is ``y - mean`` at the pixel of each 2x2 square that
+        is the largest after batch norm. ``which`` (uint8) is the position of this pixel in the
+        square in row-major order, or 4 where the ReLU outputs zero.
+
+    Raises:
+        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
+        TypeError: ``x`` or ``weight`` is not float32.
     """
     _check(x, weight)
     lanes, outputs, _, k, _ = weight.shape
@@ -42,7 +71,10 @@ def forward(
 def forward_given(
     x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
-    """Pooled output with a mean and a variance that are known."""
+    """Compute ``pooled`` with a given mean and variance, as in evaluation.
+
+    Arguments and errors are those of :func:`forward`.
+    """
     _check(x, weight)
     lanes, outputs, _, k, _ = weight.shape
     small = ((x.shape[3] - k + 1) // 2, (x.shape[4] - k + 1) // 2)
@@ -66,15 +98,32 @@ def backward(
     eps: float,
     for_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for ``x`` (nothing where it is not wanted), ``weight``, ``gamma`` and ``beta``.
+    """Compute the gradients for ``x`` (if ``for_x``), ``weight``, ``gamma`` and ``beta``.
 
-    With n values a channel, d the gradient after the ReLU and the pooling and h the normalised
-    output: ``scale * (d - mean(d) - h * mean(d * h))`` (Ioffe and Szegedy 2015, section 3) is
-    the gradient for the convolution's output.
+    The gradient for the output of the convolution is ``scale * (d - mean(d) - h * mean(d * h))``
+    (Ioffe and Szegedy 2015, section 3). Here ``d`` is ``grad`` propagated back through pooling
+    and ReLU, ``h`` the normalised output of the convolution, ``scale = gamma / sqrt(var + eps)``,
+    and the means are over the values of a channel.
+
+    Args:
+        grad: gradient for ``pooled``.
+        x, weight, gamma: inputs of :func:`forward`.
+        mean, var, y, centred, which: results of :func:`forward`.
+        examples: number of examples, without the padding.
+        eps: added to the variance.
+        for_x: whether the gradient for ``x`` is needed; ``x`` then has all lanes.
+
+    Returns:
+        ``(dx, dweight, dgamma, dbeta)`` with the shapes of ``x``, ``weight``, ``gamma`` and
+        ``beta``. If not ``for_x``, ``dx`` is a placeholder ``[1, 1, 1, 1, 1, 1]``.
+
+    Raises:
+        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
+        TypeError: ``x`` or ``weight`` is not float32.
     """
     _check(x, weight, for_x)
     dx = torch.empty(x.shape) if for_x else torch.zeros((1,) * 6)
-    chunks = min(CHUNKS, -(-x.shape[1] // 2))  # of two blocks or more: each part costs a sum
+    chunks = min(CHUNKS, -(-x.shape[1] // 2))  # of two blocks or more, to limit the sums
     parts = torch.empty(weight.shape[0], chunks, *weight.shape[1:])
     dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
     arrays = _arrays(grad, x, weight, gamma, mean, var, y, centred, which)
@@ -82,9 +131,9 @@ def backward(
     return dx, parts.sum(1), dgamma, dbeta
 
 
-def _check(x: Tensor, weight: Tensor, own: bool = False) -> None:
-    """What compiled code does not look at, and would read beyond the end for."""
-    fits = len(x) == len(weight) or (len(x) == 1 and not own)
+def _check(x: Tensor, weight: Tensor, all_lanes: bool = False) -> None:
+    """Check shapes and dtypes, as the compiled loops have no checks of array bounds."""
+    fits = len(x) == len(weight) or (len(x) == 1 and not all_lanes)
     if not fits or x.shape[2] != weight.shape[2]:
         raise ValueError(f"images {tuple(x.shape)} do not go with weights {tuple(weight.shape)}")
     if x.dtype != torch.float32 or weight.dtype != torch.float32:

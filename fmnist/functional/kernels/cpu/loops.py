@@ -1,8 +1,8 @@
-"""The CPU's operation on all lanes and blocks of images, by Numba: what cpu.py hands its arrays to.
+"""Parallel loops over lanes and blocks of images, by Numba, called by blocks.py.
 
-Work is cut by lane and block, whatever the number of threads, and sums are taken in the order
-of the blocks. So a result depends neither on the threads nor on the other lanes, not in the
-last bit.
+The shapes of the arrays are in the docstring of blocks.py. Work is divided by lane and block,
+independently of the number of threads, and sums run over the blocks in order. The bits of a result
+therefore depend neither on the number of threads nor on the other lanes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,23 @@ from fmnist.functional.kernels.cpu.tiles import (
     whole_tiles,
 )
 
-NEAR = 6144  # floats of a tile's gradient, so that they stay in the nearest cache: 24 KB
+NEAR = 6144  # floats of a strip of a tile's gradient: 24 KB, which fit in the L1 cache
 
 _parallel: Any = njit(parallel=True, cache=True, nogil=True)
 
 
 @_parallel
 def forward(x, weight, gamma, beta, y, pooled, centred, which, mean, var, examples, eps):
-    """Fill ``y`` and all that comes after ``beta``; two rounds, as statistics want every block."""
+    """Compute the operation with the statistics of the batch.
+
+    It takes two passes over the blocks, because pooling needs the statistics of all blocks.
+
+    Args:
+        x, weight, gamma, beta: inputs.
+        y, pooled, centred, which, mean, var: outputs, which are overwritten.
+        examples: number of examples, without the padding.
+        eps: added to the variance.
+    """
     lanes, blocks, outputs, rows, columns, _ = y.shape
     inputs, height, width = x.shape[2:5]
     k = weight.shape[3]
@@ -69,7 +78,13 @@ def forward(x, weight, gamma, beta, y, pooled, centred, which, mean, var, exampl
 
 @_parallel
 def forward_given(x, weight, mean, scale, beta, pooled):
-    """Fill ``pooled``; nothing else is kept."""
+    """Compute the operation with a given mean and variance.
+
+    Args:
+        x, weight, mean, beta: inputs.
+        scale: ``gamma / sqrt(var + eps)``, ``[lanes, outputs]``.
+        pooled: output, which is overwritten.
+    """
     lanes, blocks, outputs = pooled.shape[:3]
     inputs, height, width = x.shape[2:5]
     k = weight.shape[3]
@@ -90,7 +105,18 @@ def backward(
     grad, x, weight, gamma, mean, var, y, centred, which,
     dx, parts, dgamma, dbeta, examples, eps, for_x,
 ):  # fmt: skip
-    """Fill ``dx`` if it is wanted, ``parts`` (each of some blocks), ``dgamma`` and ``dbeta``."""
+    """Compute the gradients.
+
+    Args:
+        grad, x, weight, gamma, mean, var, y, centred, which: inputs.
+        dx: output with the shape of ``x``; not written unless ``for_x``.
+        parts: output ``[lanes, chunks, outputs, inputs, k, k]``. Its sum over the chunks, each a
+            range of blocks, is the gradient for ``weight``.
+        dgamma, dbeta: outputs ``[lanes, outputs]``.
+        examples: number of examples, without the padding.
+        eps: added to the variance.
+        for_x: whether to compute ``dx``.
+    """
     lanes, blocks, outputs, rows, columns, _ = y.shape
     inputs, height, width = x.shape[2:5]
     k = weight.shape[3]
@@ -101,7 +127,7 @@ def backward(
             grad[lane, block].reshape(-1), centred[lane, block].reshape(-1),
             which[lane, block].reshape(-1), passed[lane, block],
         )  # fmt: skip
-    # The gradient for y is scale * d + slope * (y - mean) + constant.
+    # The gradient for y is scale * d + slope * (y - mean) + constant, with d as in blocks.py.
     scale, slope, constant = np.empty((3, lanes, outputs), np.float32)
     count = examples * rows * columns
     for lane in range(lanes):

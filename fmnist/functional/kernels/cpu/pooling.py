@@ -1,6 +1,8 @@
 """Batch norm, ReLU and 2x2 max pooling of one block of images, and their gradients, by Numba.
 
-Blocks are as in tiles.py: ``[channels, height, width, WIDTH]``, flat.
+The arrays of a block are flat, with the axes ``[channels, rows, columns, WIDTH]`` in C order as in
+tiles.py. Those of the pooled size have the axes ``[channels, rows // 2, columns // 2, WIDTH]``.
+They are float32, except for ``which`` (uint8).
 """
 
 from __future__ import annotations
@@ -22,14 +24,22 @@ from fmnist.functional.kernels.cpu.simd import (
     where,
 )
 
-DEAD = 4  # in `which`: the ReLU let nothing through; 0-3 is the place in the square
+DEAD = 4  # in `which`: the ReLU outputs zero; 0-3 are the pixels of a square, row-major
 
 _compiled: Any = njit(cache=True, nogil=True)
 
 
 @_compiled
 def valid_examples(block, examples):
-    """One for each example in this block, zero beyond the last."""
+    """Return which entries of a block are examples and not padding.
+
+    Args:
+        block: index of the block.
+        examples: number of examples in all blocks, without the padding.
+
+    Returns:
+        float32 ``[WIDTH]``: 1 for an example, 0 for padding.
+    """
     valid = np.zeros(WIDTH, np.float32)
     valid[: min(WIDTH, examples - block * WIDTH)] = 1
     return valid
@@ -37,10 +47,15 @@ def valid_examples(block, examples):
 
 @_compiled
 def measure(y, means, squares, valid):
-    """Mean and summed squared distance from it, of each channel of a block.
+    """Compute the mean and the sum of squared deviations of each channel of a block.
 
-    In two passes, the second of which mends the first: nothing cancels, however far the mean is
-    from zero.
+    The second pass uses deviations from the mean of the first and corrects both results. There is
+    no cancellation when the mean is far from zero.
+
+    Args:
+        y: flat ``[channels, rows, columns, WIDTH]``.
+        means, squares: outputs, float64 ``[channels]``.
+        valid: the result of :func:`valid_examples`.
     """
     channels = len(means)
     plane = y.size // channels
@@ -59,12 +74,24 @@ def measure(y, means, squares, valid):
         rest = total(sums * load(valid, 0)) / count
         means[c] = np.float64(np.float32(mean)) + rest
         square = total(squared * load(valid, 0)) - rest * rest * count
-        squares[c] = 0.0 if square < 0 else square  # rounding; a NaN stays
+        squares[c] = 0.0 if square < 0 else square  # rounding can make it negative; a NaN is kept
 
 
 @_compiled
 def merge(means, squares, examples, pixels):
-    """Mean and biased variance of all blocks (Chan, Golub and LeVeque 1979)."""
+    """Combine the statistics of the blocks of one channel.
+
+    Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing
+    Sample Variances (1979).
+
+    Args:
+        means, squares: mean and sum of squared deviations of each block, float64 ``[blocks]``.
+        examples: number of examples in all blocks, without the padding.
+        pixels: number of pixels of an example.
+
+    Returns:
+        The mean and the biased variance, float64.
+    """
     mean, square, seen = 0.0, 0.0, 0
     for block in range(len(means)):
         more = min(WIDTH, examples - block * WIDTH) * pixels
@@ -77,7 +104,16 @@ def merge(means, squares, examples, pixels):
 
 @_compiled
 def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
-    """Normalise, and keep the largest of each square if it is above zero."""
+    """Apply batch norm, ReLU and 2x2 max pooling to a block.
+
+    Args:
+        y: output of the convolution, flat ``[channels, rows, columns, WIDTH]``.
+        means, scales, biases: of each channel, float32 ``[channels]``.
+        rows, columns: size of the images in ``y``.
+        pooled: output of the pooled size.
+        centred: output of the pooled size: ``y - mean`` at the largest pixel of each square.
+        which: output of the pooled size, uint8: the position of that pixel, or ``DEAD``.
+    """
     below = columns * WIDTH
     to = 0
     for c in range(len(means)):
@@ -87,7 +123,7 @@ def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
             for _ in range(columns // 2):
                 best_distance = load(y, at) - mean
                 best, place = fma(best_distance, scale, bias), splat(np.float32(0))
-                for corner in range(1, 4):  # the first largest, or the last NaN, as torch has it
+                for corner in range(1, 4):  # the first largest, or the last NaN, as in torch
                     distance = load(y, at + (corner // 2) * below + (corner % 2) * WIDTH) - mean
                     value = fma(distance, scale, bias)
                     better = (value > best) | (value != value)
@@ -104,7 +140,13 @@ def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
 
 @_compiled
 def sums_of_passed(grad, centred, which, passed):
-    """Of each channel: the sum of the gradients that passed, and of them times ``centred``."""
+    """Sum, for each channel, the gradients that pass the ReLU.
+
+    Args:
+        grad, centred, which: flat arrays of the pooled size.
+        passed: output, float32 ``[2, channels]``: the sum of the gradients, and the sum of the
+            gradients times ``centred``.
+    """
     channels = passed.shape[1]
     plane = grad.size // channels
     for c in range(channels):
@@ -121,9 +163,21 @@ def spread_gradient(
     grad, y, which, channels, top, bottom, mean, scale, slope, constant, examples, dy,
     rows, columns,
 ):  # fmt: skip
-    """Rows ``top`` to ``bottom`` (even, or the last) of the gradient for some channels of ``y``.
+    """Compute some rows of the gradient for some channels of ``y``.
 
-    It is ``scale * d + slope * (y - mean) + constant``, zero beyond the last example.
+    The gradient is ``scale * d + slope * (y - mean) + constant``, where ``d`` is ``grad``
+    propagated back through pooling and ReLU. It is zero in the padding.
+
+    Args:
+        grad, which: flat arrays of the pooled size.
+        y: output of the convolution, flat ``[channels, rows, columns, WIDTH]``.
+        channels: the first channel and the end of the range.
+        top, bottom: the first row, which is even, and the end of the range, which is even or
+            ``rows``.
+        mean, scale, slope, constant: of each channel, float32 ``[channels]``.
+        examples: the result of :func:`valid_examples`.
+        dy: output, flat ``[channels, rows, columns, WIDTH]``.
+        rows, columns: size of the images in ``y``.
     """
     below, small = columns * WIDTH, columns // 2 * WIDTH
     valid, paired = load(examples, 0), min(bottom, rows // 2 * 2)

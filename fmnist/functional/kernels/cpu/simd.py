@@ -1,7 +1,10 @@
-"""A vector of numbers as a type of Numba's, so that a kernel says what is done side by side.
+"""A Numba type for a SIMD vector of floats, with loads, stores and arithmetic.
 
-LLVM vectorises loops by itself only where it can prove that nothing overlaps, and gives up on a
-convolution. A value of this type *is* a vector register (or a few), on whatever processor.
+LLVM vectorises a loop only where it can prove that no arrays overlap; for a convolution it fails.
+A value of this type is held in one vector register, or in a few on processors with narrower ones.
+
+Arrays are contiguous and one-dimensional; ``at`` is an index of elements and needs no alignment.
+Nothing checks bounds.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
 WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
-"""Floats in a vector."""
+"""Number of floats in a vector: 16 with AVX-512, else 8."""
 
 _INT = ir.IntType(32)
 _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
@@ -52,13 +55,13 @@ class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, _BITS)
 
 
-def _pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
-    """Where element ``args[1]`` of the one-dimensional array ``args[0]`` lies."""
+def _element_pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
+    """Return a pointer of type ``to`` to the element ``args[1]`` of the array ``args[0]``."""
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.bitcast(builder.gep(array.data, [args[1]]), to.as_pointer())
 
 
-def _spread(builder: Any, number: Any) -> Any:
+def _broadcast(builder: Any, number: Any) -> Any:
     nothing = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(_INT, 0))
     return builder.shuffle_vector(
@@ -66,14 +69,14 @@ def _spread(builder: Any, number: Any) -> Any:
     )
 
 
-def _function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def _declared_function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     kind = ir.FunctionType(result, arguments)
     return cgutils.get_or_insert_function(builder.module, kind, name)
 
 
 @intrinsic
 def pointer(typing, address):
-    """The address of floats as a pointer, for ``carray``."""
+    """Convert an address (int64) to a pointer to float32, for ``carray``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.FloatType().as_pointer())
@@ -83,20 +86,22 @@ def pointer(typing, address):
 
 @intrinsic
 def load(typing, array, at):
-    """``array[at : at + WIDTH]`` of floats."""
+    """Return ``array[at : at + WIDTH]`` of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_pointer(context, builder, signature, args, _FLOATS), align=4)
+        return builder.load(_element_pointer(context, builder, signature, args, _FLOATS), align=4)
 
     return _vector(array, types.intp), generate
 
 
 @intrinsic
 def store(typing, array, at, value):
-    """``array[at : at + WIDTH] = value``"""
+    """Set ``array[at : at + WIDTH] = value`` in a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], _pointer(context, builder, signature, args, _FLOATS), align=4)
+        builder.store(
+            args[2], _element_pointer(context, builder, signature, args, _FLOATS), align=4
+        )
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _vector), generate
@@ -104,10 +109,10 @@ def store(typing, array, at, value):
 
 @intrinsic
 def load_bytes(typing, array, at):
-    """``array[at : at + WIDTH]`` of bytes, as floats."""
+    """Return ``array[at : at + WIDTH]`` of a uint8 array, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature, args, _BYTES)
+        pointer = _element_pointer(context, builder, signature, args, _BYTES)
         return builder.uitofp(builder.load(pointer, align=1), _FLOATS)
 
     return _vector(array, types.intp), generate
@@ -115,10 +120,10 @@ def load_bytes(typing, array, at):
 
 @intrinsic
 def store_bytes(typing, array, at, value):
-    """``array[at : at + WIDTH] = value`` as bytes; the value is whole, 0-255."""
+    """Set ``array[at : at + WIDTH] = value`` in a uint8 array; the values are integers 0-255."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature, args, _BYTES)
+        pointer = _element_pointer(context, builder, signature, args, _BYTES)
         builder.store(builder.fptoui(args[2], _BYTES), pointer, align=1)
         return context.get_dummy_value()
 
@@ -127,53 +132,55 @@ def store_bytes(typing, array, at, value):
 
 @intrinsic
 def splat(typing, number):
-    """The number in every place."""
+    """Return a vector whose elements are all ``number``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _spread(builder, args[0])
+        return _broadcast(builder, args[0])
 
     return _vector(types.float32), generate
 
 
 @intrinsic
 def spread(typing, array, at):
-    """``array[at]`` in every place."""
+    """Return a vector whose elements are all ``array[at]``, of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature, args, ir.FloatType())
-        return _spread(builder, builder.load(pointer))
+        pointer = _element_pointer(context, builder, signature, args, ir.FloatType())
+        return _broadcast(builder, builder.load(pointer))
 
     return _vector(array, types.intp), generate
 
 
 @intrinsic
 def fma(typing, a, b, c):
-    """``a * b + c``, in one rounding where the processor can."""
+    """Return ``a * b + c``, with one rounding if the processor has such an instruction."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name = f"llvm.fmuladd.v{WIDTH}f32"
-        return builder.call(_function(builder, name, *[_FLOATS] * 4), args)
+        return builder.call(_declared_function(builder, name, *[_FLOATS] * 4), args)
 
     return _vector(_vector, _vector, _vector), generate
 
 
 @intrinsic
 def root(typing, value):
-    """The square root of each place."""
+    """Return the square root of each element."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(_function(builder, f"llvm.sqrt.v{WIDTH}f32", _FLOATS, _FLOATS), args)
+        return builder.call(
+            _declared_function(builder, f"llvm.sqrt.v{WIDTH}f32", _FLOATS, _FLOATS), args
+        )
 
     return _vector(_vector), generate
 
 
 @intrinsic
 def total(typing, value):
-    """The sum of the places, always in the same order."""
+    """Return the sum of the elements, always in the same order."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name, number = f"llvm.vector.reduce.fadd.v{WIDTH}f32", ir.FloatType()
-        reduce = _function(builder, name, number, number, _FLOATS)
+        reduce = _declared_function(builder, name, number, number, _FLOATS)
         zero = ir.Constant(number, 0.0)
         return builder.call(reduce, [zero, args[0]], fastmath=("reassoc",))
 
@@ -182,7 +189,7 @@ def total(typing, value):
 
 @intrinsic
 def where(typing, mask, a, b):
-    """``a`` where the mask is set, else ``b``."""
+    """Return the elements of ``a`` where the mask is true, else those of ``b``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(*args)
@@ -190,8 +197,10 @@ def where(typing, mask, a, b):
     return _vector(_mask, _vector, _vector), generate
 
 
-def _operator(symbol: Any, arguments: types.Type, result: types.Type, instruction: Any) -> None:
-    """Teach Numba an infix operator."""
+def _define_operator(
+    symbol: Any, arguments: types.Type, result: types.Type, instruction: Any
+) -> None:
+    """Define an infix operator for Numba."""
     kind = type(arguments)
 
     @intrinsic
@@ -208,19 +217,19 @@ def _operator(symbol: Any, arguments: types.Type, result: types.Type, instructio
         return None
 
 
-def _compare(how: str) -> Any:
-    """False where a number is NaN, but for "!="."""
+def _comparison(how: str) -> Any:
+    """Return an instruction that is false where an element is NaN, except for ``"!="``."""
     if how == "!=":
         return lambda builder, a, b: builder.fcmp_unordered(how, a, b)
     return lambda builder, a, b: builder.fcmp_ordered(how, a, b)
 
 
-_operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
-_operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
-_operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
-_operator(operator.truediv, _vector, _vector, lambda builder, a, b: builder.fdiv(a, b))
-_operator(operator.gt, _vector, _mask, _compare(">"))
-_operator(operator.le, _vector, _mask, _compare("<="))
-_operator(operator.eq, _vector, _mask, _compare("=="))
-_operator(operator.ne, _vector, _mask, _compare("!="))
-_operator(operator.__or__, _mask, _mask, lambda builder, a, b: builder.select(a, a, b))
+_define_operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
+_define_operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
+_define_operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
+_define_operator(operator.truediv, _vector, _vector, lambda builder, a, b: builder.fdiv(a, b))
+_define_operator(operator.gt, _vector, _mask, _comparison(">"))
+_define_operator(operator.le, _vector, _mask, _comparison("<="))
+_define_operator(operator.eq, _vector, _mask, _comparison("=="))
+_define_operator(operator.ne, _vector, _mask, _comparison("!="))
+_define_operator(operator.__or__, _mask, _mask, lambda builder, a, b: builder.select(a, a, b))

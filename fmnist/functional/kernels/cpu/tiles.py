@@ -1,13 +1,22 @@
 """Convolution of one block of images on a CPU, and its gradients, by Numba.
 
-A block is ``WIDTH`` images side by side: ``[channels, height, width, WIDTH]``, flat. Every number
-of the network is then a vector over images, and a convolution is nothing but multiply-adds of a
-vector by a weight: no shuffles, no waste at edges, the same for all kernel sizes. Sums are kept
-in registers for ``TILE`` channels at a time, written out one by one, as loops over registers
-cannot be. This reaches 65-90 % of the processor's multiply-add rate on the shapes of this
-network, where oneDNN reaches 45-65 % (benchmarks/README.md).
+A block holds ``WIDTH`` images. It is a flat float32 array with the axes ``[channels, height, width,
+WIDTH]`` in C order, so the images are the fastest index. A vector then holds one pixel of ``WIDTH``
+images, and a convolution consists of multiply-adds of a vector and a weight, without shuffles or
+special cases at edges, for all kernel sizes. The sums of ``TILE`` channels are kept in registers.
+They are separate variables, because a loop cannot index registers. This reaches 65-90 % of the
+processor's multiply-add rate on the shapes of this network, where oneDNN reaches 45-65 %
+(benchmarks/README.md).
 
-Weights come in tiles, see :func:`tiled`; scratch is padded to whole tiles, results are not.
+The arrays of a convolution are
+
+* ``x [inputs, height, width, WIDTH]``: the input
+* ``y [outputs, rows, columns, WIDTH]``: the output, with ``rows = height - k + 1`` and
+  ``columns = width - k + 1``
+* ``tiles [outputs / TILE rounded up, inputs, k, k, TILE]``: the weights, see :func:`tiled`
+
+``dx`` and ``dy`` are the gradients for ``x`` and ``y``. Temporary arrays are padded to whole tiles
+of channels, results are not. A *tap* is an input channel and a position in the kernel.
 """
 
 from __future__ import annotations
@@ -19,22 +28,27 @@ from numba import njit
 
 from fmnist.functional.kernels.cpu.simd import WIDTH, fma, load, splat, spread, store
 
-TILE = 6  # times two pixels or taps: twelve sums, and room for operands in 16 or 32 registers
+TILE = 6  # channels; times 2 pixels or taps: 12 sums, which leaves 4 of 16 registers for operands
 
 _compiled: Any = njit(cache=True, nogil=True)
 
 
 @_compiled
 def whole_tiles(channels):
-    """The number of channels when the last tile is filled up."""
+    """Round a number of channels up to a multiple of ``TILE``."""
     return -(-channels // TILE) * TILE
 
 
 @_compiled
 def tiled(weight):
-    """``[lanes, outputs, inputs, k, k]`` as ``[lanes, tiles * inputs * k * k * TILE]``.
+    """Arrange weights in tiles of ``TILE`` output channels.
 
-    The channels beyond the last are zeros.
+    Args:
+        weight: float32 ``[lanes, outputs, inputs, k, k]``.
+
+    Returns:
+        float32 ``[lanes, -1]``, flat ``[tiles, inputs, k, k, TILE]`` in each lane. The last tile
+        is padded with zeros.
     """
     lanes, outputs, inputs, k, _ = weight.shape
     tiles = np.zeros((lanes, whole_tiles(outputs) // TILE, inputs, k, k, TILE), np.float32)
@@ -46,7 +60,14 @@ def tiled(weight):
 
 @_compiled
 def turned(weight):
-    """:func:`tiled` with inputs and outputs exchanged."""
+    """Arrange weights in tiles of ``TILE`` input channels: :func:`tiled` of the transpose.
+
+    Args:
+        weight: float32 ``[lanes, outputs, inputs, k, k]``.
+
+    Returns:
+        float32 ``[lanes, -1]``, flat ``[tiles, outputs, k, k, TILE]`` in each lane.
+    """
     lanes, outputs, inputs, k, _ = weight.shape
     exchanged = np.empty((lanes, inputs, outputs, k, k), np.float32)
     for i in range(inputs):
@@ -56,13 +77,20 @@ def turned(weight):
 
 @_compiled
 def convolve(x, tiles, y, inputs, outputs, height, width, k):
-    """``y`` becomes the cross-correlation of ``x`` with the weights; two pixels at a time."""
+    """Compute the cross-correlation of ``x`` with the weights, two pixels at a time.
+
+    Args:
+        x: flat ``[inputs, height, width, WIDTH]``.
+        tiles: a lane of the result of :func:`tiled`.
+        y: output, flat ``[outputs, rows, columns, WIDTH]``.
+        inputs, outputs, height, width, k: sizes.
+    """
     rows, columns = height - k + 1, width - k + 1
     plane = rows * columns * WIDTH
     for o in range(0, outputs, TILE):
         for h in range(rows):
             for left in range(0, columns, 2):
-                step = WIDTH if left + 1 < columns else 0  # an odd last pixel is done twice
+                step = WIDTH if left + 1 < columns else 0  # an odd last pixel is computed twice
                 a0 = a1 = a2 = a3 = a4 = a5 = splat(np.float32(0))
                 b0 = b1 = b2 = b3 = b4 = b5 = splat(np.float32(0))
                 tap = o * inputs * k * k
@@ -86,15 +114,19 @@ def convolve(x, tiles, y, inputs, outputs, height, width, k):
                             at += WIDTH
                             tap += TILE
                 to, present = o * plane + (h * columns + left) * WIDTH, outputs - o
-                _put(y, to, plane, present, a0, a1, a2, a3, a4, a5)
-                _put(y, to + step, plane, present, b0, b1, b2, b3, b4, b5)
+                _store_tile(y, to, plane, present, a0, a1, a2, a3, a4, a5)
+                _store_tile(y, to + step, plane, present, b0, b1, b2, b3, b4, b5)
 
 
 @_compiled
 def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k):
-    """``dx`` becomes the gradient for the input.
+    """Compute the gradient for the input.
 
-    ``tiles`` are those of the weights with outputs and inputs exchanged.
+    Args:
+        dy: flat ``[outputs, rows, columns, WIDTH]``; it may be padded to whole tiles.
+        tiles: a lane of the result of :func:`turned`.
+        dx: output, flat ``[inputs, height, width, WIDTH]``.
+        inputs, outputs, height, width, k: sizes.
     """
     rows, columns = height - k + 1, width - k + 1
     plane = rows * columns * WIDTH
@@ -120,32 +152,31 @@ def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k):
                             at += WIDTH
                             tap -= TILE
                 to = ((i * height + r) * width + c) * WIDTH
-                _put(dx, to, height * width * WIDTH, inputs - i, a0, a1, a2, a3, a4, a5)
+                _store_tile(dx, to, height * width * WIDTH, inputs - i, a0, a1, a2, a3, a4, a5)
 
 
 @_compiled
 def weight_gradient(dy, x, sums, o, top, bottom, inputs, height, width, k):
-    """Add some rows' share of the gradient for a tile of the weights to ``sums``.
+    """Add the contribution of some rows to the gradient for a tile of weights, two taps at a time.
 
     Args:
-        dy: scratch ``[whole tiles, rows, columns, WIDTH]``.
-        x: the input.
-        sums: ``[whole tiles, inputs, k, k, WIDTH]``; the images' shares stay apart, side by side.
-        o: first channel of the tile.
-        top, bottom: the rows of ``dy``; so few that they stay in the nearest cache.
-        inputs, height, width, k: of the input and the kernel.
-
-    Two taps (an input channel and a place in the kernel) are done at a time.
+        dy: flat ``[outputs padded to whole tiles, rows, columns, WIDTH]``.
+        x: flat ``[inputs, height, width, WIDTH]``.
+        sums: updated; flat ``[outputs padded to whole tiles, inputs, k, k, WIDTH]``. The gradient
+            is the sum over the last axis.
+        o: the first output channel of the tile.
+        top, bottom: the range of rows of ``dy``, which should fit in the L1 cache.
+        inputs, height, width, k: sizes.
     """
     rows, columns = height - k + 1, width - k + 1
     plane, taps = rows * columns * WIDTH, inputs * k * k
     row = taps * WIDTH
     for first in range(0, taps, 2):
-        second = min(first + 1, taps - 1)  # an odd last tap is done twice
-        from_a, from_b = _tap(first, height, width, k), _tap(second, height, width, k)
+        second = min(first + 1, taps - 1)  # an odd last tap is computed twice
+        from_a, from_b = _tap_offset(first, height, width, k), _tap_offset(second, height, width, k)
         to_a, to_b = (o * taps + first) * WIDTH, (o * taps + second) * WIDTH
-        a0, a1, a2, a3, a4, a5 = _get(sums, to_a, row)
-        b0, b1, b2, b3, b4, b5 = _get(sums, to_b, row)
+        a0, a1, a2, a3, a4, a5 = _load_tile(sums, to_a, row)
+        b0, b1, b2, b3, b4, b5 = _load_tile(sums, to_b, row)
         from_dy = o * plane + top * columns * WIDTH
         for h in range(top, bottom):
             at = h * width * WIDTH
@@ -165,19 +196,20 @@ def weight_gradient(dy, x, sums, o, top, bottom, inputs, height, width, k):
                 a5, b5 = fma(d, a, a5), fma(d, b, b5)
                 at += WIDTH
                 from_dy += WIDTH
-        _put(sums, to_a, row, TILE, a0, a1, a2, a3, a4, a5)
-        _put(sums, to_b, row, TILE, b0, b1, b2, b3, b4, b5)
+        _store_tile(sums, to_a, row, TILE, a0, a1, a2, a3, a4, a5)
+        _store_tile(sums, to_b, row, TILE, b0, b1, b2, b3, b4, b5)
 
 
 @_compiled
-def _tap(tap, height, width, k):
-    """Where in the input the first pixel under this tap lies."""
+def _tap_offset(tap, height, width, k):
+    """Return the index in ``x`` of the first pixel that is multiplied by a tap."""
     i, r, s = tap // (k * k), tap // k % k, tap % k
     return ((i * height + r) * width + s) * WIDTH
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _get(array, at, step):
+def _load_tile(array, at, step):
+    """Load the sums of a tile, ``step`` elements apart."""
     return (
         load(array, at), load(array, at + step), load(array, at + 2 * step),
         load(array, at + 3 * step), load(array, at + 4 * step), load(array, at + 5 * step),
@@ -185,8 +217,8 @@ def _get(array, at, step):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _put(array, at, step, present, v0, v1, v2, v3, v4, v5):
-    """Store a tile's sums, ``step`` apart, as far as there are channels."""
+def _store_tile(array, at, step, present, v0, v1, v2, v3, v4, v5):
+    """Store the sums of a tile, ``step`` elements apart, for at most ``present`` channels."""
     store(array, at, v0)
     if present > 1:
         store(array, at + step, v1)

@@ -1,1 +1,1 @@
-"""The kernels of an NVIDIA GPU, compiled by Triton."""
+"""The kernels for NVIDIA GPUs, compiled by Triton."""

@@ -1,19 +1,25 @@
 """norm_relu_pool on a GPU, compiled by Triton: three launches forward, three backward.
 
-A program takes a tile of rows and channels; a row is one pixel of the batch, and its channels
-lie side by side in memory. How rows are cut, and in which order they are summed, follows from
-their number alone, so lanes cannot disturb each other, not in the last bit. That is why sums
-run slot by slot and slots are added in a fixed tree of pairs (the order of a longer ``tl.sum``
-depends on how the tile is laid out), why nothing is atomic, and why the compiler, which sees
-other code for other numbers of channels, may not choose where to contract a product and a sum.
+Tensors are channels last in memory, so a kernel sees a matrix ``[rows, channels]``. A row is one
+pixel of the batch; rows run over batch, height and width, in this order. Lanes are folded into the
+channels. A program computes a tile of rows and channels.
 
-Nothing waits for the device or looks at a value, so a step can be captured in a CUDA graph, once
-it has run and is compiled. Sizes are compiled in, so that index arithmetic is cheap and loads of
-four channels are seen to be aligned; the price is that another number of lanes, or another size,
-compiles anew.
+How rows are partitioned and in which order they are summed depends on the number of rows only. The
+bits of one lane therefore do not depend on the other lanes. For this reason
+
+* each program sums rows in slots and adds the slots in a fixed binary tree (the order of a longer
+  ``tl.sum`` depends on the layout of the tile)
+* no operation is atomic
+* fusion of multiply and add is off, because the compiler would decide it differently for different
+  numbers of channels
+
+No function synchronises with the device or reads a value from it, so a step can be captured in a
+CUDA graph after a first run, which compiles. Sizes are compile-time constants, which makes index
+arithmetic cheap and proves the alignment of loads of four channels. A new number of lanes or a new
+size is therefore compiled again.
 """
 
-# ruff: noqa: ANN001  what a kernel takes are Triton's pointers and numbers
+# ruff: noqa: ANN001  the arguments of a kernel are pointers and numbers of Triton
 
 from typing import Any
 
@@ -23,14 +29,15 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 from triton.language import constexpr  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-# Simple rules, NOT measured on any GPU yet. No autotuning: it would time candidates while a CUDA
-# graph is captured. LEVELS, STEPS and PARTS order the sums, so they are part of the result and
-# may depend on the number of rows alone; the others may follow the number of channels.
-LEVELS = 5  # log2 of the slots, the rows that a program sums side by side
-STEPS = 4  # rows that each slot sums, at least
-PARTS = 512  # programs that share the rows of a channel, at most
-BLOCK = 64  # channels of a tile, at most
-TILE = 2048  # elements of a tile where nothing is summed
+# Simple rules, NOT tuned on any GPU yet. There is no autotuning, because it would time candidates
+# while a CUDA graph is captured. LEVELS, STEPS and PARTS determine the order of sums and so the
+# bits of the result; they may depend on the number of rows only. The others may depend on the
+# number of channels.
+LEVELS = 5  # log2 of the number of slots, which a program sums in parallel
+STEPS = 4  # least number of rows in a slot
+PARTS = 512  # most programs for the rows of a channel
+BLOCK = 64  # most channels in a tile
+TILE = 2048  # elements of a tile in kernels without sums
 
 _compiled: Any = triton.jit
 
@@ -38,17 +45,30 @@ _compiled: Any = triton.jit
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pooled output, mean, biased variance; and for :func:`backward`, of the pixel that was the
-    largest of its square: its distance from the mean, and which of the four it was.
+    """Apply batch norm by the statistics of the batch, ReLU and 2x2 max pooling.
 
-    ``x`` may also be bfloat16; its statistics and the distances are float32.
+    Source: Ioffe and Szegedy, Batch Normalization (2015), algorithm 1.
+
+    Args:
+        x: ``[batch, channels, height, width]``, float32 or bfloat16.
+        weight: scale ``[channels]``.
+        bias: shift ``[channels]``.
+        eps: added to the variance.
+
+    Returns:
+        ``(pooled, mean, var, centred, which)``. ``pooled [batch, channels, height // 2,
+        width // 2]`` has the dtype of ``x``. ``mean`` and the biased variance ``var`` are float32
+        ``[channels]``. ``centred`` (float32) and ``which`` (uint8) have the shape of ``pooled``
+        and are for :func:`backward`: ``x - mean`` at the pixel of each square that is the largest
+        after batch norm, and the position of this pixel in the square in row-major order, or 4
+        where the ReLU outputs zero.
     """
     x = _channels_last(x)
     rows, channels = x.numel() // x.shape[3], x.shape[3]
-    size, parts, partial = _cut(x, rows, channels)
+    size, parts, partial = _partition_rows(x, rows, channels)
     mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    _run(_statistics, parts, channels, BLOCK, x, partial, rows, parts, size=size)
-    _run(_merge, 1, channels, 8, partial, mean, var, rows, size, parts, levels=_levels(parts))
+    _launch(_statistics, parts, channels, BLOCK, x, partial, rows, parts, size=size)
+    _launch(_merge, 1, channels, 8, partial, mean, var, rows, size, parts, levels=_log2_ceil(parts))
     pooled, centred, which = forward_given(x.permute(0, 3, 1, 2), weight, bias, mean, var, eps)
     return pooled, mean, var, centred, which
 
@@ -56,13 +76,19 @@ def forward(
 def forward_given(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`forward` with a mean and a variance that are known; without returning them."""
+    """Compute :func:`forward` with a given mean and variance.
+
+    Returns:
+        ``(pooled, centred, which)`` as in :func:`forward`.
+    """
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
-    pooled, centred, which = (_empty(x, shape, t) for t in (x.dtype, torch.float32, torch.uint8))
-    rows, tile = batch * shape[2] * shape[3], _tile(channels)
+    pooled, centred, which = (
+        _empty_channels_last(x, shape, t) for t in (x.dtype, torch.float32, torch.uint8)
+    )
+    rows, tile = batch * shape[2] * shape[3], _rows_per_tile(channels)
     numbers = (t.contiguous() for t in (weight, bias, mean, var))
-    _run(_apply, -(-rows // tile), channels, BLOCK, _channels_last(x), *numbers, pooled, centred,
+    _launch(_apply, -(-rows // tile), channels, BLOCK, _channels_last(x), *numbers, pooled, centred,
          which, rows, eps=eps, height=height, width=width, tile=tile)  # fmt: skip
     return pooled, centred, which
 
@@ -71,56 +97,73 @@ def backward(
     grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, centred: Tensor,
     which: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients for ``x``, ``weight`` and ``bias``.
+    """Compute the gradients for ``x``, ``weight`` and ``bias``.
 
-    With n values a channel, d the gradient after the ReLU and the pooling and h the normalised
-    input: ``scale * (d - mean(d) - h * mean(d * h))`` (Ioffe and Szegedy 2015, section 3).
+    The gradient for ``x`` is ``scale * (d - mean(d) - h * mean(d * h))`` (Ioffe and Szegedy 2015,
+    section 3). Here ``d`` is ``grad`` propagated back through pooling and ReLU, ``h`` the
+    normalised input, ``scale = weight / sqrt(var + eps)``, and the means are over the values of a
+    channel.
+
+    Args:
+        grad: gradient for ``pooled``.
+        x, weight: inputs of :func:`forward`.
+        mean, var, centred, which: results of :func:`forward`.
+        eps: added to the variance.
+
+    Returns:
+        ``(dx, dweight, dbias)`` with the shapes and dtypes of ``x``, ``weight`` and ``weight``.
     """
     batch, channels, height, width = x.shape
     grad, x, centred, which = (_channels_last(t) for t in (grad, x, centred, which))
     mean, var, weight = (t.contiguous() for t in (mean, var, weight))
-    rows, n, tile = grad.numel() // channels, x.numel() // channels, _tile(channels)
-    size, parts, partial = _cut(x, rows, channels)
+    rows, n, tile = grad.numel() // channels, x.numel() // channels, _rows_per_tile(channels)
+    size, parts, partial = _partition_rows(x, rows, channels)
     line = x.new_empty((3, channels), dtype=torch.float32)
-    dx = _empty(x, (batch, channels, height, width), x.dtype)
+    dx = _empty_channels_last(x, (batch, channels, height, width), x.dtype)
     dweight, dbias = (torch.empty_like(weight) for _ in range(2))
-    _run(_sums, parts, channels, BLOCK, grad, centred, which, partial, rows, parts, size=size)
-    _run(_coefficients, 1, channels, 8, partial, weight, var, line, dweight, dbias, n, parts,
-         eps=eps, levels=_levels(parts))  # fmt: skip
-    _run(_gradient, -(-n // tile), channels, BLOCK, x, grad, which, mean, line, dx, n,
+    _launch(_sums, parts, channels, BLOCK, grad, centred, which, partial, rows, parts, size=size)
+    _launch(_coefficients, 1, channels, 8, partial, weight, var, line, dweight, dbias, n, parts,
+         eps=eps, levels=_log2_ceil(parts))  # fmt: skip
+    _launch(_gradient, -(-n // tile), channels, BLOCK, x, grad, which, mean, line, dx, n,
          height=height, width=width, tile=tile)  # fmt: skip
     return dx, dweight, dbias
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """``[batch, channels, height, width]`` as a contiguous ``[batch, height, width, channels]``."""
+    """Return a tensor ``[batch, channels, height, width]`` as contiguous, channels last."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _empty_channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     last = torch.channels_last
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=last)
 
 
-def _levels(count: int) -> int:
-    """The log2 of the power of two that holds ``count``."""
+def _log2_ceil(count: int) -> int:
+    """Return the log2 of the smallest power of two that is at least ``count``."""
     return (count - 1).bit_length()
 
 
-def _cut(x: Tensor, rows: int, channels: int) -> tuple[int, int, Tensor]:
-    """How many rows a program sums, how many programs that takes, and where their sums go."""
+def _partition_rows(x: Tensor, rows: int, channels: int) -> tuple[int, int, Tensor]:
+    """Partition rows among programs that sum them.
+
+    Returns:
+        The number of rows of a program, the number of programs, and an empty float64 tensor
+        ``[2, programs, channels]`` for their sums.
+    """
     size = 2**LEVELS * max(STEPS, -(-rows // (2**LEVELS * PARTS)))
     parts = -(-rows // size)
     return size, parts, x.new_empty((2, parts, channels), dtype=torch.float64)
 
 
-def _tile(channels: int) -> int:
-    return TILE // min(BLOCK, 2 ** _levels(channels))
+def _rows_per_tile(channels: int) -> int:
+    """Return the number of rows in a tile of a kernel without sums."""
+    return TILE // min(BLOCK, 2 ** _log2_ceil(channels))
 
 
-def _run(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **sizes: Any) -> None:
-    """Launch a kernel on the parts of the rows times the blocks of channels."""
-    block = min(block, 2 ** _levels(channels))
+def _launch(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **sizes: Any) -> None:
+    """Launch a kernel with one program for each part of the rows and block of channels."""
+    block = min(block, 2 ** _log2_ceil(channels))
     sizes |= {"channels": channels, "block": block}
     with torch.cuda.device_of(inputs[0]):  # Triton launches on the current device
         grid = (parts * -(-channels // block),)
@@ -129,16 +172,20 @@ def _run(kernel: Any, parts: int, channels: int, block: int, *inputs: Any, **siz
 
 
 @_compiled
-def _place(channels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
-    """This program's part of the rows and its channels; all channels of a part run together."""
+def _program_position(channels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+    """Return the part of the rows and the channels of this program. Channels vary fastest."""
     blocks = tl.cdiv(channels, block)
     return tl.program_id(0) // blocks, tl.program_id(0) % blocks * block + tl.arange(0, block)
 
 
 @_compiled
-def _pixels(part, height, width, tile: constexpr):  # type: ignore[no-untyped-def]
-    """The pixels of a part: their numbers, the image of the first; counted from there (so that
-    only one offset can be too large for 32 bits) their images; their lines and columns.
+def _pixel_indices(part, height, width, tile: constexpr):  # type: ignore[no-untyped-def]
+    """Return the indices of the pixels of a part.
+
+    Returns:
+        ``(row, first, image, line, column)``: the row, the image of the first pixel (int64), and
+        for each pixel the image relative to ``first``, its line and its column. Only offsets of
+        ``first`` may need 64 bits.
     """
     row = part * tile + tl.arange(0, tile)
     image = part * tile // (height * width)
@@ -147,8 +194,8 @@ def _pixels(part, height, width, tile: constexpr):  # type: ignore[no-untyped-de
 
 
 @_compiled
-def _total(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
-    """The sum of ``[2 ** levels, block]`` over its rows, always in the same order."""
+def _tree_sum(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+    """Return the sum of ``[2 ** levels, block]`` over its rows in float64, as a binary tree."""
     x = x.to(tl.float64)
     for k in tl.static_range(levels):
         x = tl.sum(tl.reshape(x, (2, 2 ** (levels - 1 - k), block)), 0)
@@ -156,15 +203,15 @@ def _total(x, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def _union(n, mean, square, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
-    """Mean and sum of squared distances from it, of sets of rows of which these are known.
+def _combined_statistics(n, mean, square, levels: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+    """Combine the means and sums of squared deviations of ``2 ** levels`` sets of rows.
 
-    In two passes and float64: nothing cancels, however far the mean is from zero.
+    It takes two passes in float64, so there is no cancellation when the mean is far from zero.
     """
     n, mean = n.to(tl.float64), mean.to(tl.float64)
-    centre = _total(n[:, None] * mean, levels, block) / tl.sum(n)
+    centre = _tree_sum(n[:, None] * mean, levels, block) / tl.sum(n)
     mean -= centre[None, :]
-    return centre, _total(square + n[:, None] * mean * mean, levels, block)
+    return centre, _tree_sum(square + n[:, None] * mean * mean, levels, block)
 
 
 @_compiled
@@ -172,8 +219,12 @@ def _statistics(  # type: ignore[no-untyped-def]
     x, partial, rows, parts, channels: constexpr, block: constexpr, size: constexpr,
     levels: constexpr = LEVELS,
 ):  # fmt: skip
-    """Mean and sum of squared distances of a part; each slot by Welford (1962) in float32."""
-    part, channel = _place(channels, block)
+    """Compute the mean and the sum of squared deviations of a part of the rows.
+
+    Each slot uses the recurrence of Welford (1962) in float32. ``partial`` is float64
+    ``[2, parts, channels]``.
+    """
+    part, channel = _program_position(channels, block)
     slot = tl.arange(0, 2**levels)
     n = tl.minimum(rows - part * size, size)
     x += (part * size).to(tl.int64) * channels
@@ -186,11 +237,11 @@ def _statistics(  # type: ignore[no-untyped-def]
         value = tl.load(x + row[:, None] * channels + channel[None, :], inside, 0.0).to(tl.float32)
         distance = tl.where(inside, value - mean, 0.0)
         count += 1.0
-        # Correctly rounded: a plain quotient is so only where the compiler unrolls the loop.
+        # div_rn rounds correctly; `/` does only where the compiler unrolls the loop.
         mean += distance * tl.div_rn(one, count)
         square += distance * (value - mean)
     counts = (n - slot + 2**levels - 1) // 2**levels
-    centre, spread = _union(counts, mean, square, levels, block)
+    centre, spread = _combined_statistics(counts, mean, square, levels, block)
     partial += part * channels + channel
     tl.store(partial, centre, channel < channels)
     tl.store(partial + parts * channels, spread, channel < channels)
@@ -200,15 +251,15 @@ def _statistics(  # type: ignore[no-untyped-def]
 def _merge(  # type: ignore[no-untyped-def]
     partial, mean, var, rows, size, parts, channels: constexpr, block: constexpr, levels: constexpr,
 ):  # fmt: skip
-    """Mean and biased variance of all rows from those of the parts."""
-    _, channel = _place(channels, block)
+    """Compute the mean and biased variance of all rows from the statistics of the parts."""
+    _, channel = _program_position(channels, block)
     part = tl.arange(0, 2**levels)
     inside = (part < parts)[:, None] & (channel < channels)[None, :]
     partial += part[:, None] * channels + channel[None, :]
     means = tl.load(partial, inside, 0.0)
     squares = tl.load(partial + parts * channels, inside, 0.0)
     counts = tl.minimum(tl.maximum(rows - part * size, 0), size)
-    centre, spread = _union(counts, means, squares, levels, block)
+    centre, spread = _combined_statistics(counts, means, squares, levels, block)
     tl.store(mean + channel, centre, channel < channels)
     tl.store(var + channel, spread / rows, channel < channels)
 
@@ -218,22 +269,22 @@ def _apply(  # type: ignore[no-untyped-def]
     x, weight, bias, mean, var, pooled, centred, which, rows, channels: constexpr, block: constexpr,
     eps: constexpr, height: constexpr, width: constexpr, tile: constexpr,
 ):  # fmt: skip
-    """The output, whose pixels are the rows here, from the input, mean and variance."""
-    part, channel = _place(channels, block)
+    """Normalise, apply ReLU and pool. The rows of this kernel are the pixels of the output."""
+    part, channel = _program_position(channels, block)
     there = channel < channels
     middle = tl.load(mean + channel, there, 0.0)[None, :]
     deviation = tl.sqrt_rn(tl.load(var + channel, there, 1.0) + eps)
     scale = tl.load(weight + channel, there, 0.0).to(tl.float32)
     scale = tl.div_rn(scale, deviation)[None, :]
     shift = tl.load(bias + channel, there, 0.0).to(tl.float32)[None, :]
-    row, first, image, i, j = _pixels(part, height // 2, width // 2, tile)
+    row, first, image, i, j = _pixel_indices(part, height // 2, width // 2, tile)
     inside = (row < rows)[:, None] & there[None, :]
     x += first * (height * width * channels)
     at = ((image * height + 2 * i) * width + 2 * j)[:, None] * channels + channel[None, :]
     best = tl.zeros((tile, block), tl.float32)
     distance = tl.zeros((tile, block), tl.float32)
     place = tl.zeros((tile, block), tl.int32)
-    for corner in tl.static_range(4):  # the first largest, or the last NaN, as torch has it
+    for corner in tl.static_range(4):  # the first largest, or the last NaN, as in torch
         pixel = x + at + (corner // 2 * width + corner % 2) * channels
         here = tl.load(pixel, inside, 0.0).to(tl.float32) - middle
         normal = here * scale + shift
@@ -241,7 +292,7 @@ def _apply(  # type: ignore[no-untyped-def]
         best = tl.where(take, normal, best)
         distance = tl.where(take, here, distance)
         place = tl.where(take, corner, place)
-    out = tl.where(best <= 0, 0.0, best)  # a NaN stays
+    out = tl.where(best <= 0, 0.0, best)  # keeps a NaN
     base = (part * tile).to(tl.int64) * channels
     at = tl.arange(0, tile)[:, None] * channels + channel[None, :]
     tl.store(pooled + base + at, out, inside)
@@ -254,8 +305,11 @@ def _sums(  # type: ignore[no-untyped-def]
     grad, centred, which, partial, rows, parts, channels: constexpr, block: constexpr,
     size: constexpr, levels: constexpr = LEVELS,
 ):  # fmt: skip
-    """Of a part of the output: the sums of gradients that passed, and of them times centred."""
-    part, channel = _place(channels, block)
+    """Sum the gradients that pass the ReLU, and these times ``centred``, of a part of the rows.
+
+    The rows are the pixels of the output. ``partial`` is float64 ``[2, parts, channels]``.
+    """
+    part, channel = _program_position(channels, block)
     base = (part * size).to(tl.int64) * channels
     total = tl.zeros((2**levels, block), tl.float32)
     dot = tl.zeros((2**levels, block), tl.float32)
@@ -268,8 +322,8 @@ def _sums(  # type: ignore[no-untyped-def]
         total += passed
         dot += passed * tl.load(centred + at, inside, 0.0)
     partial += part * channels + channel
-    tl.store(partial, _total(total, levels, block), channel < channels)
-    tl.store(partial + parts * channels, _total(dot, levels, block), channel < channels)
+    tl.store(partial, _tree_sum(total, levels, block), channel < channels)
+    tl.store(partial + parts * channels, _tree_sum(dot, levels, block), channel < channels)
 
 
 @_compiled
@@ -277,14 +331,17 @@ def _coefficients(  # type: ignore[no-untyped-def]
     partial, weight, var, line, dweight, dbias, n, parts, channels: constexpr, block: constexpr,
     levels: constexpr, eps: constexpr,
 ):  # fmt: skip
-    """Gradients of weight and bias; and scale, constant and slope of each channel's ``dx``."""
-    _, channel = _place(channels, block)
+    """Compute the gradients for weight and bias, and the coefficients of :func:`_gradient`.
+
+    ``line`` is float32 ``[3, channels]``: scale, constant and slope.
+    """
+    _, channel = _program_position(channels, block)
     there = channel < channels
     part = tl.arange(0, 2**levels)
     inside = (part < parts)[:, None] & there[None, :]
     partial += part[:, None] * channels + channel[None, :]
-    total = _total(tl.load(partial, inside, 0.0), levels, block)
-    dot = _total(tl.load(partial + parts * channels, inside, 0.0), levels, block)
+    total = _tree_sum(tl.load(partial, inside, 0.0), levels, block)
+    dot = _tree_sum(tl.load(partial + parts * channels, inside, 0.0), levels, block)
     deviation = tl.sqrt(tl.load(var + channel, there, 1.0).to(tl.float64) + eps)
     scale = tl.load(weight + channel, there, 0.0) / deviation
     tl.store(line + channel, scale, there)
@@ -299,10 +356,13 @@ def _gradient(  # type: ignore[no-untyped-def]
     x, grad, which, mean, line, dx, rows, channels: constexpr, block: constexpr, height: constexpr,
     width: constexpr, tile: constexpr,
 ):  # fmt: skip
-    """``dx``. Four pixels read the same of grad, which then comes from a cache."""
-    part, channel = _place(channels, block)
+    """Compute ``dx = scale * d + slope * (x - mean) + constant``; ``d`` is as in ``backward``.
+
+    Four pixels read the same element of ``grad``, so three of these loads hit a cache.
+    """
+    part, channel = _program_position(channels, block)
     there = channel < channels
-    row, first, image, i, j = _pixels(part, height, width, tile)
+    row, first, image, i, j = _pixel_indices(part, height, width, tile)
     inside = (row < rows)[:, None] & there[None, :]
     base = (part * tile).to(tl.int64) * channels
     at = tl.arange(0, tile)[:, None] * channels + channel[None, :]
@@ -310,7 +370,7 @@ def _gradient(  # type: ignore[no-untyped-def]
     distance -= tl.load(mean + channel, there, 0.0)[None, :]
     slope = tl.load(line + 2 * channels + channel, there, 0.0)[None, :]
     out = distance * slope + tl.load(line + channels + channel, there, 0.0)[None, :]
-    # An odd last line or column is in no square.
+    # An odd last line or column belongs to no square.
     inner = inside & ((i < height // 2 * 2) & (j < width // 2 * 2))[:, None]
     small = ((image * (height // 2) + i // 2) * (width // 2) + j // 2)[:, None] * channels
     small += first * (height // 2 * (width // 2) * channels) + channel[None, :]
