@@ -13,6 +13,8 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO, cast
@@ -99,7 +101,12 @@ def command(prog: str, argv: Iterable[str]) -> str:
     return shlex.join(["python", "-m", prog, *argv])
 
 
-def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> None:
+def run(
+    main: Callable[[Sequence[str]], int],
+    *,
+    stopped: str = "stopped",
+    patience: float | None = None,
+) -> None:
     """Run a command with this process's arguments, and exit with its status.
 
     A :class:`UserError` is one line on stderr and status 2. Ctrl-C is status 130, SIGTERM 143.
@@ -108,8 +115,12 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     Args:
         main: takes the arguments and returns the exit status.
         stopped: the line to print after Ctrl-C or SIGTERM.
+        patience: seconds after such a signal until ``main`` is interrupted, and the same again
+            until the process is ended; by default only ``main`` decides.
     """
     passwords.cover_arguments()
+    if patience is not None:
+        _end_in_time(patience, stopped)
     said = ""
     if sys.stdout is not None:  # None when it is closed
         if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a letter of a path
@@ -122,9 +133,7 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     unwritten = _flush_stdout()
     if unwritten is not None and not said:
         status, said = _status_and_text(unwritten, stopped)
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # such as a full disk
-            print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
+    _print_error(said)
     if status in (INTERRUPTED, TERMINATED):
         # Tearing down the interpreter and its libraries would take a second or two.
         for number in SIGNALS:
@@ -132,6 +141,37 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
         atexit._run_exitfuncs()
         os._exit(status)
     sys.exit(status)
+
+
+def _print_error(text: str) -> None:
+    """Print a text on stderr, without the passwords of the command line."""
+    if sys.stderr is not None:  # None when it is closed
+        with contextlib.suppress(OSError):  # such as a full disk
+            print(passwords.hide_arguments(text, sys.argv), end="", file=sys.stderr, flush=True)
+
+
+def _end_in_time(patience: float, stopped: str) -> None:
+    """Make a signal interrupt what runs after some seconds, and end the process after as many more.
+
+    A thread of its own waits for the signal. Python calls a signal's handler between two
+    operations only, and one may take long.
+    """
+    arrivals, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+
+    def wait() -> None:
+        number = 0
+        while number not in SIGNALS:
+            number = os.read(arrivals, 1)[0]
+        time.sleep(patience)
+        sys.unraisablehook = lambda _: None  # a callback from C would print the error, and go on
+        os.kill(os.getpid(), number)
+        time.sleep(patience)
+        _print_error(f"\n{stopped}\n")
+        os._exit(128 + number)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Output:
