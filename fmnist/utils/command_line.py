@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO, cast
 
 from fmnist.utils import passwords
-from fmnist.utils.errors import UserError, of_the_system
+from fmnist.utils.errors import UserError, system_error
 from fmnist.utils.signals import SIGNALS, Terminated
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -212,7 +212,7 @@ def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
             return status, f"\n{stopped}\n"
         case BrokenPipeError():  # the reader has gone, as in "| head"
             return 128 + signal.SIGPIPE, ""
-        case OSError() if reason := of_the_system(error):
+        case OSError() if reason := system_error(error):
             return 2, f"error: {reason}\n"
     if _memory_ran_out(error):
         return 2, "error: there is not enough memory\n"

@@ -2,7 +2,7 @@
 
 import errno
 
-_OF_THE_SYSTEM = {
+_SYSTEM_ERRNOS = {
     getattr(errno, name)
     for name in (
         "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE",
@@ -23,7 +23,7 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
-def of_the_system(error: OSError, place: object = "") -> str:
+def system_error(error: OSError, place: object = "") -> str:
     """Describe an error of the machine or its file system, such as a full disk.
 
     Args:
@@ -35,7 +35,7 @@ def of_the_system(error: OSError, place: object = "") -> str:
     """
     if (error.strerror or "").startswith("No usable temporary directory"):
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
-    if error.errno not in _OF_THE_SYSTEM or not error.strerror:
+    if error.errno not in _SYSTEM_ERRNOS or not error.strerror:
         return ""
     where = error.filename2 or error.filename or place  # filename2 is the target of a rename
     return f"{where}: {error.strerror}" if where else error.strerror
