@@ -8,6 +8,7 @@ Source: Xiao, Rasul and Vollgraf, Fashion-MNIST (2017), section 2.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import warnings
@@ -111,8 +112,7 @@ def _decode(content: bytes) -> Image.Image:
             with Image.open(_Bytes(content), formats=FORMATS) as image:
                 _check_cost(image, content)
                 image.load()
-                grey = _flatten(*_grey_and_alpha(image))
-                return _turn_upright(grey, _orientation(image))
+                return _turn_upright(_flatten(*_grey_and_alpha(image)), image)
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -198,19 +198,12 @@ def _flatten(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
     return composed
 
 
-def _orientation(image: Image.Image) -> int:
-    """The orientation in the EXIF data; 1, which is upright, when it cannot be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged metadata is no reason to refuse a picture
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _turn_upright(grey: Image.Image, orientation: int) -> Image.Image:
-    """Turn and mirror the picture by its EXIF orientation."""
+def _turn_upright(grey: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn and mirror the picture by the orientation in the EXIF data, where that can be read."""
     grey.info = {}  # exif_transpose writes metadata again, and may fail on damaged metadata
-    grey.getexif()[ExifTags.Base.Orientation] = orientation
+    with contextlib.suppress(Exception):  # nor is damaged metadata a reason to refuse a picture
+        orientation = ExifTags.Base.Orientation
+        grey.getexif()[orientation] = image.getexif().get(orientation)
     return ImageOps.exif_transpose(grey)
 
 

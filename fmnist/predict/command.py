@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,16 +118,9 @@ def split_paths(paths: Sequence[str]) -> tuple[Path, list[Path]]:
     The first path is the run when it is a folder; otherwise the run is :data:`DEFAULT_RUN`.
     """
     found = [Path(path) for path in paths]
-    if found and _is_folder(found[0]):
+    if found and os.path.isdir(found[0]):  # noqa: PTH112  # Path.is_dir refuses long names
         return found[0], found[1:]
     return DEFAULT_RUN, found
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # such as a name that is too long, or a folder that may not be read
-        return False
 
 
 def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iterable[Item]:

@@ -1,4 +1,4 @@
-"""What a full disk, a lost folder or a storage that went away raises, described in one clear line."""
+"""Describes in one clear line what a full disk, a lost folder or a lost storage raises."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO, cast
 
-from fmnist.utils import passwords
+from fmnist.utils import memory, passwords
 from fmnist.utils.errors import UserError, system_error
 from fmnist.utils.signals import SIGNALS, Terminated
 
@@ -214,7 +214,7 @@ def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
             return 128 + signal.SIGPIPE, ""
         case OSError() if reason := system_error(error):
             return 2, f"error: {reason}\n"
-    if _memory_ran_out(error):
+    if memory.ran_out(error):
         return 2, "error: there is not enough memory\n"
     lines = "".join(traceback.format_exception(error))
     return 70, f"{lines}{BUG}\n"
@@ -230,13 +230,3 @@ def _flush_stdout() -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the flush at exit fails, too
         return error
     return None
-
-
-def _memory_ran_out(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    if "torch" not in sys.modules:
-        return False
-    from fmnist.utils import memory
-
-    return memory.ran_out(error)

@@ -10,12 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from fmnist.tuning import storage_url
 from fmnist.utils import command_line
@@ -23,15 +20,7 @@ from fmnist.utils.errors import UserError
 
 PROG = "fmnist.view"
 ENDING_SECONDS = 5.0
-ANSWER_SECONDS = 60.0
-
-
-class Stopped(BaseException):
-    """A signal asked this process to end; ``number`` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,9 +30,10 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments of the command line.
 
     Returns:
-        The exit status: 128 and the signal's number, or 1 when a server ends by itself.
+        The exit status: 1 when a server ends by itself.
 
     Raises:
+        SystemExit: A signal came; the status is 128 and its number.
         UserError: The folder holds no run, optuna-dashboard is not installed, or a server does
             not start.
     """
@@ -84,24 +74,21 @@ def main(argv: Sequence[str]) -> int:
             "port": args.port_dashboard,
         },
     }
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-    try:
-        with contextlib.ExitStack() as stack:
-            servers = [stack.enter_context(serving(name, what)) for name, what in orders.items()]
-            print(f"starting TensorBoard and optuna-dashboard for {folder}", flush=True)
-            addresses = [server.address() for server in servers]
-            for server, address in zip(servers, addresses, strict=True):
-                print(f"{server.name:<16}  {address}", flush=True)
-            print("Ctrl-C ends both.", flush=True)
-            while True:
-                for server in servers:
-                    if (how := server.death()) is not None:
-                        print(f"error: {how}; the other one is ended, too", file=sys.stderr)
-                        return 1
-                time.sleep(0.2)
-    except Stopped as stopped:
-        return 128 + stopped.number
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(serving(name, what)) for name, what in orders.items()]
+        print(f"starting TensorBoard and optuna-dashboard for {folder}", flush=True)
+        addresses = [server.address() for server in servers]
+        for server, address in zip(servers, addresses, strict=True):
+            print(f"{server.name:<16}  {address}", flush=True)
+        print("Ctrl-C ends both.", flush=True)
+        while True:
+            for server in servers:
+                if (how := server.death()) is not None:
+                    print(f"error: {how}; the other one is ended, too", file=sys.stderr)
+                    return 1
+            time.sleep(0.2)
 
 
 def port(text: str) -> int:
@@ -146,27 +133,17 @@ class Server:
         self.name, self._process, self._said = name, process, said
 
     def address(self) -> str:
-        """Wait until the server answers, and return its address.
+        """Wait until the server listens, and return its address.
 
         Raises:
-            UserError: The process ended, or did not answer in :data:`ANSWER_SECONDS`.
+            UserError: The process ended.
         """
         assert self._process.stdout is not None
         address = self._process.stdout.readline().decode().strip()
         if not address:
             self._process.wait()
             raise UserError(self.death() or f"{self.name} ended")
-        # Without a proxy, even when the environment names one.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            try:
-                with opener.open(address, timeout=ANSWER_SECONDS):
-                    return address
-            except OSError as error:
-                if self.death() is not None or time.monotonic() > deadline:
-                    raise UserError(self.death() or f"{self.name}: {error}") from error
-                time.sleep(0.1)
+        return address
 
     def death(self) -> str | None:
         """A line that says how the process ended; None while it runs."""
@@ -205,17 +182,11 @@ def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
                     process.stdin.flush()
                 yield Server(name, process, said)
             finally:
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(
-                        number, signal.SIG_IGN
-                    )  # a second signal must not interrupt the ending
+                for number in SIGNALS:  # a second signal must not interrupt the ending
+                    signal.signal(number, signal.SIG_IGN)
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
                 try:
                     process.wait(ENDING_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)

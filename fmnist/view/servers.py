@@ -104,21 +104,17 @@ def open_storage(url: str) -> BaseStorage:
         ServerError: The storage cannot be read. The text holds no password.
     """
     from optuna.exceptions import StorageInternalError
-    from optuna.storages import RDBStorage, get_storage
+    from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    storage: BaseStorage
     try:
-        if url.startswith("redis"):
-            storage = get_storage(url)
-        else:
-            parsed = make_url(url)
-            file = parsed.database or ""
-            is_file = parsed.get_backend_name() == "sqlite" and not file.startswith("file:")
-            if is_file and not Path(file).is_file():  # SQLite would create it
-                raise ServerError(f"the storage cannot be used: there is no file {file!r}")
-            storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
+        parsed = make_url(url)
+        file = parsed.database or ""
+        is_file = parsed.get_backend_name() == "sqlite" and not file.startswith("file:")
+        if is_file and not Path(file).is_file():  # SQLite would create it
+            raise ServerError(f"the storage cannot be used: there is no file {file!r}")
+        storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
         storage.get_all_studies()
     except LookupError as error:  # Optuna formats the URL and looks up what is between braces
         reason = "in its URL, { and } are written as %7B and %7D"
