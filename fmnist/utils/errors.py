@@ -3,13 +3,10 @@
 import errno
 
 _SYSTEM_ERRNOS = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE",
-        "ENOTCONN", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
-        "EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ELOOP", "ENAMETOOLONG", "ETXTBSY",
-    )
-    if hasattr(errno, name)
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ENXIO, errno.ENODEV, errno.ESTALE,
+    errno.EREMOTEIO, errno.ETIMEDOUT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.ETXTBSY,
 }  # fmt: skip
 
 

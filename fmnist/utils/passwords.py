@@ -87,21 +87,12 @@ def _secrets(url: str) -> set[str]:
         # With an @ in it, a driver takes the end of the password for the host's name.
         found |= {secret, *secret.split("@")}
         if _KEY.search(plain := unquote_plus(secret)):
-            pairs = [pair[1] for pair in _PAIR.finditer(plain)]
-            found |= {part for pair in pairs for part in (pair, pair.strip("'"), _unbrace(pair))}
-    found |= {read(secret) for secret in found for read in (unquote, unquote_plus)}
-    found |= {write(secret) for secret in found for write in (_quoted, quote_plus)}
+            for pair in _PAIR.findall(plain):
+                inner = pair.removeprefix("{").removesuffix("}").replace("}}", "}")  # as ODBC does
+                found |= {pair, pair.strip("'"), inner}
+    found |= {*map(unquote, found), *map(unquote_plus, found)}
+    found |= {*(quote(secret, safe="") for secret in found), *map(quote_plus, found)}
     return found - {""}
-
-
-def _unbrace(pair: str) -> str:
-    """The value between the braces of ODBC, which writes } as }}."""
-    inner = pair[1:-1] if pair.startswith("{") and pair.endswith("}") else pair
-    return inner.replace("}}", "}")
-
-
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
 
 
 def cover_arguments() -> None:
