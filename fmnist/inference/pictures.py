@@ -85,11 +85,8 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
 def _read_bytes(path: Path) -> bytes:
     """The bytes of a regular file. A pipe might never have an end, and a device has none."""
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise PictureError("is a folder, not a picture")
-        if not stat.S_ISREG(mode):
-            raise PictureError("is not a regular file")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PictureError("is not a regular file, but a folder, a pipe or a device")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -193,9 +190,7 @@ def _flatten(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
     else:
         mean = 255 * ImageStat.Stat(ImageChops.multiply(grey, alpha)).mean[0] / seen
         ground = 0 if mean > _LIGHT else 255
-    composed = Image.new("L", grey.size, ground)
-    composed.paste(grey, mask=alpha)
-    return composed
+    return Image.composite(grey, Image.new("L", grey.size, ground), alpha)
 
 
 def _turn_upright(grey: Image.Image, image: Image.Image) -> Image.Image:

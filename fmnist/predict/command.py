@@ -79,7 +79,9 @@ def main(argv: Sequence[str]) -> int:
         UserError: No input is named, or the run has no model that can be used.
     """
     args = _parser().parse_intermixed_args(argv)
-    run, files = split_paths(args.paths)
+    run, files = DEFAULT_RUN, [Path(path) for path in args.paths]
+    if files and os.path.isdir(files[0]):  # noqa: PTH112  # Path.is_dir refuses long names
+        run = files.pop(0)
     numbers = [word.strip() for text in args.test for word in text.split(",")]
     if not files and not numbers:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
@@ -110,17 +112,6 @@ def main(argv: Sequence[str]) -> int:
         who = f"mean of {len(trials)} complete trials" if args.ensemble else name
         print("\n".join([_line(f"{run}: {who}"), *_table(items, found)]))
     return 2 if failures else 0
-
-
-def split_paths(paths: Sequence[str]) -> tuple[Path, list[Path]]:
-    """Split the arguments into the run's folder and the image files.
-
-    The first path is the run when it is a folder; otherwise the run is :data:`DEFAULT_RUN`.
-    """
-    found = [Path(path) for path in paths]
-    if found and os.path.isdir(found[0]):  # noqa: PTH112  # Path.is_dir refuses long names
-        return found[0], found[1:]
-    return DEFAULT_RUN, found
 
 
 def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iterable[Item]:

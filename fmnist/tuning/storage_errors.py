@@ -43,7 +43,7 @@ def as_user_errors(out: Path, storage: str = "") -> Iterator[None]:
             raise
         raise UserError(f"the study was deleted from the storage; {_GO_ON}") from error
     except (SQLAlchemyError, StorageInternalError) as error:
-        cause = _cause(error)
+        cause = error.__cause__ or error
         if not isinstance(cause, DBAPIError) or isinstance(cause, DataError | IntegrityError):
             raise
         raise UserError(f"{describe(error, storage)}; {_GO_ON}") from error
@@ -51,11 +51,7 @@ def as_user_errors(out: Path, storage: str = "") -> Iterator[None]:
 
 def describe(error: Exception, storage: str) -> str:
     """Describe the error of a storage in a line without passwords."""
-    reason = " ".join(str(_cause(error)).split())
+    cause = error.__cause__ or error  # Optuna's says no more than that something went wrong
+    reason = " ".join(str(cause).split())
     reason = re.split(r" \[SQL| \(Background on", reason)[0]
     return f"storage {starred(storage)} cannot be used: {hide(reason, storage)[:300]}"
-
-
-def _cause(error: Exception) -> BaseException:
-    # Optuna says no more than that something went wrong.
-    return error.__cause__ or error

@@ -42,15 +42,6 @@ def positive(text: str) -> int:
     return int(text[:12])
 
 
-def positive_or_auto(text: str) -> int | None:
-    """Parse a whole number above 0, or ``auto`` as None, for argparse.
-
-    Raises:
-        ArgumentTypeError: The text is neither.
-    """
-    return None if text == "auto" else positive(text)
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose error messages hide passwords."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+_URL = re.compile(r"[\w+.-]{0,40}://.*", re.DOTALL)
 _LOGIN = re.compile(r"://[^:/]*:")
 _FIELD = re.compile(r"[?&]([^=&?]{1,200})=([^&]*)")
 _KEY = re.compile(r"pass(?:word|wd|phrase|code)|pwd|(?:^|[^a-z])pass(?:$|[^a-z])", re.IGNORECASE)
@@ -49,13 +50,8 @@ def hide_arguments(text: str, arguments: Iterable[str]) -> str:
 
 def of_arguments(arguments: Iterable[str]) -> list[str]:
     """The URLs with passwords among the arguments of a command line."""
-    found = []
-    for argument in arguments:
-        before, separator, after = argument.partition("://")
-        scheme = re.search(r"[\w+.-]*$", before[-40:])
-        if separator and scheme:
-            found.append(f"{scheme[0]}://{after}")
-    return [url for url in found if _password_spans(url)]
+    urls = filter(None, map(_URL.search, arguments))
+    return [url[0] for url in urls if _password_spans(url[0])]
 
 
 def _password_spans(url: str) -> list[tuple[int, int]]:

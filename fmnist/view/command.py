@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import signal
@@ -13,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from fmnist.tuning import storage_url
 from fmnist.utils import command_line
@@ -53,7 +53,11 @@ def main(argv: Sequence[str]) -> int:
     )
     for name in ("tensorboard", "dashboard"):
         parser.add_argument(
-            f"--port-{name}", type=port, default=0, metavar="N", help="default: a free one"
+            f"--port-{name}",
+            type=command_line.positive,
+            default=0,
+            metavar="N",
+            help="default: a free one",
         )
     args = parser.parse_args(argv)
     folder = Path(args.run)
@@ -61,23 +65,19 @@ def main(argv: Sequence[str]) -> int:
     if find_spec("optuna_dashboard") is None:
         raise UserError("optuna-dashboard is not installed: pip install 'fmnist[dashboard]'")
     (folder / "artifacts").mkdir(exist_ok=True)  # the dashboard writes uploads there
-    orders = {
-        "TensorBoard": {
-            "server": "tensorboard",
-            "logdir": str(folder / "tensorboard"),
-            "port": args.port_tensorboard,
-        },
-        "optuna-dashboard": {
-            "server": "dashboard",
-            "storage": storage,
-            "artifacts": str(folder / "artifacts"),
-            "port": args.port_dashboard,
-        },
+    board = {"logdir": str(folder / "tensorboard"), "port": args.port_tensorboard}
+    dashboard = {
+        "storage": storage,
+        "artifacts": str(folder / "artifacts"),
+        "port": args.port_dashboard,
     }
     for number in SIGNALS:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(serving(name, what)) for name, what in orders.items()]
+        servers = [
+            stack.enter_context(serving("TensorBoard", board)),
+            stack.enter_context(serving("optuna-dashboard", dashboard)),
+        ]
         print(f"starting TensorBoard and optuna-dashboard for {folder}", flush=True)
         addresses = [server.address() for server in servers]
         for server, address in zip(servers, addresses, strict=True):
@@ -89,17 +89,6 @@ def main(argv: Sequence[str]) -> int:
                     print(f"error: {how}; the other one is ended, too", file=sys.stderr)
                     return 1
             time.sleep(0.2)
-
-
-def port(text: str) -> int:
-    """Parse the number of a port, for argparse.
-
-    Raises:
-        ArgumentTypeError: The text is no whole number from 1 to 65535.
-    """
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
-    return int(text)
 
 
 def storage_of(folder: Path, storage: str | None) -> str:
@@ -126,11 +115,11 @@ class Server:
     Args:
         name: the server's name, for messages.
         process: the process.
-        said: the file of its stderr.
+        stderr: the file of its stderr.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], said: Path) -> None:
-        self.name, self._process, self._said = name, process, said
+    def __init__(self, name: str, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+        self.name, self._process, self._stderr = name, process, stderr
 
     def address(self) -> str:
         """Wait until the server listens, and return its address.
@@ -152,7 +141,8 @@ class Server:
             return None
         if status < 0:
             return f"{self.name} was ended by signal {-status}"
-        lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return f"{self.name}: {lines[-1]}" if lines else f"{self.name} ended with status {status}"
 
 
@@ -164,29 +154,28 @@ def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
         name: the server's name, for messages.
         orders: what to serve, as :mod:`fmnist.view.servers` reads it.
     """
-    with tempfile.TemporaryDirectory(prefix="fmnist-view-") as folder:
-        said = Path(folder) / "stderr"
-        with said.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fmnist.view.servers"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # the terminal's Ctrl-C must reach this process alone
-            )
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", "fmnist.view.servers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,  # the terminal's Ctrl-C must reach this process alone
+        ) as process,
+    ):
         assert process.stdin is not None
-        with process:
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(orders).encode() + b"\n")
+                process.stdin.flush()
+            yield Server(name, process, stderr)
+        finally:
+            for number in SIGNALS:  # a second signal must not interrupt the ending
+                signal.signal(number, signal.SIG_IGN)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             try:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(orders).encode() + b"\n")
-                    process.stdin.flush()
-                yield Server(name, process, said)
-            finally:
-                for number in SIGNALS:  # a second signal must not interrupt the ending
-                    signal.signal(number, signal.SIG_IGN)
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
-                try:
-                    process.wait(ENDING_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()

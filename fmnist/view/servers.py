@@ -31,12 +31,9 @@ class ServerError(Exception):
 def main() -> int:
     """Serve until standard input ends; 0, or 2 and a line on stderr when no server can start."""
     orders = json.loads(sys.stdin.readline())
-    starts: dict[str, Callable[..., str]] = {
-        "tensorboard": start_tensorboard,
-        "dashboard": start_dashboard,
-    }
+    start: Callable[..., str] = start_tensorboard if "logdir" in orders else start_dashboard
     try:
-        address = starts[orders.pop("server")](**orders)
+        address = start(**orders)
     except ServerError as error:
         print(error, file=sys.stderr)
         return 2
@@ -88,8 +85,8 @@ def start_dashboard(storage: str, artifacts: str, port: int) -> str:
     app = wsgi(open_storage(storage), artifact_store=FileSystemArtifactStore(artifacts))
     try:
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Handler)
-    except OSError as error:
-        raise ServerError(f"port {port} cannot be used ({error.strerror})") from error
+    except (OSError, OverflowError) as error:  # OverflowError: it is above 65535
+        raise ServerError(f"port {port} cannot be used ({error})") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://{HOST}:{server.server_port}/"
 
