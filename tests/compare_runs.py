@@ -40,7 +40,7 @@ def outcome(out: Path) -> dict[str, object]:
     shown += (out / "tensorboard" / "_winner").rglob("*.*")
     return {
         "files": sorted(n for n in names if "tfevents" not in n and not n.startswith("artifacts/")),
-        "damaged": manifest.wrong(out),
+        "damaged": manifest.damaged_files(out),
         "results": [
             {k: v for k, v in row.items() if k not in TIMES}
             for row in csv.DictReader((out / "results.csv").open(encoding="utf-8"))
@@ -55,7 +55,7 @@ def outcome(out: Path) -> dict[str, object]:
             for path in sorted(out.rglob("*.safetensors"))
         },
         "pictures": {
-            str(path.relative_to(out)): manifest.of(path)
+            str(path.relative_to(out)): manifest.sha256_of(path)
             for path in sorted(shown)
             if "tfevents" not in path.name
         },
@@ -149,7 +149,7 @@ def dashboard(study: optuna.Study, out: Path) -> dict[str, object]:
             about = json.loads(attrs[key])
             name = f"{number} {about['filename']}"
             assert name not in shown, f"{name} is there twice"
-            shown[name] = manifest.of(out / "artifacts" / about["artifact_id"])
+            shown[name] = manifest.sha256_of(out / "artifacts" / about["artifact_id"])
         for kind in ("note_str", "plot_data"):  # a note's version counts how often it was written
             parts = (str(attrs[key]) for key in in_order(attrs) if f":{kind}:" in key)
             text = re.sub(r'"x": \[.*?\]', "", "".join(parts))  # the plot is over seconds

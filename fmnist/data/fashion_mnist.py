@@ -159,9 +159,8 @@ def _read(folder: Path, file: _File) -> bytes:
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         for other in candidates:
-            if (
-                other.exists() and not other.is_file()
-            ):  # another process may have written it just now
+            # Another process may have written it just now.
+            if other.exists() and not other.is_file():
                 raise DataError(f"{other} is not a regular file")
         lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
         raise AbsentError(f"{folder} {lack}")

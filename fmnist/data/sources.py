@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
+import http.client
 import os
-import socket
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -19,7 +19,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
 
 from fmnist.utils import runtime
 from fmnist.utils.errors import UserError, printable
@@ -88,23 +87,20 @@ def _filled_folder(bring: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _from_mirror(scratch: Path) -> None:
-    """Download the .gz files with torchvision, without unpacking them."""
+    """Download the .gz files from the mirror that torchvision names, without unpacking them."""
     from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.utils import download_url
 
-    urls = [f"{FashionMNIST.mirrors[0]}{name}.gz" for name in PACKED_SHA256]
-    if not _answers(urls[0]):
-        raise AbsentError(f"no answer from {urls[0]}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torchvision sets no timeout
+    urls = {f"{name}.gz": f"{FashionMNIST.mirrors[0]}{name}.gz" for name in PACKED_SHA256}
+    first = next(iter(urls.values()))
+    if not _answers(first):
+        raise AbsentError(f"no answer from {first}")
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-            for url in urls:
-                download_url(url, str(scratch))
-    except Exception as error:  # the errors of a download are no closed list
+        for name, url in urls.items():
+            reply = urllib.request.urlopen(url, timeout=_CONNECT_SECONDS)
+            with reply, (scratch / name).open("wb") as file:
+                shutil.copyfileobj(reply, file)
+    except (OSError, http.client.HTTPException) as error:
         raise AbsentError(f"download failed: {error}") from error
-    finally:
-        socket.setdefaulttimeout(before)
     for name, sha256 in PACKED_SHA256.items():
         _check_download(scratch / f"{name}.gz", sha256)
 
@@ -148,16 +144,17 @@ def _from_archive(scratch: Path) -> None:
         "-oAcquire::Retries=1",
         f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # https takes the same value
     ]
-    updated = _run([*apt, "update"], scratch)  # may fail for one of several repositories
-    downloaded = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
+    _, of_update = _run([*apt, "update"], scratch)  # may fail for one of several repositories
+    _, of_download = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
     package = next(scratch.glob("*.deb"), None)
     if package is None:
-        said = filter(None, (downloaded.message, updated.message))
+        said = filter(None, (of_download, of_update))
         raise AbsentError("; ".join(said) or "apt-get downloaded nothing")
     _check_download(package, PACKAGE_SHA256)
-    unpacked = _run(["dpkg-deb", "--fsys-tarfile", package.name], scratch, scratch / "files.tar")
-    if not unpacked.succeeded:
-        raise DataError(f"cannot unpack {package.name}: {unpacked.message}")
+    unpack = ["dpkg-deb", "--fsys-tarfile", package.name]
+    unpacked, reason = _run(unpack, scratch, scratch / "files.tar")
+    if not unpacked:
+        raise DataError(f"cannot unpack {package.name}: {reason}")
     wanted = {f"{name}.gz" for name in PACKED_SHA256}
     with tarfile.open(scratch / "files.tar") as archive:
         for member in archive:
@@ -166,17 +163,14 @@ def _from_archive(scratch: Path) -> None:
                 (scratch / name).write_bytes(stream.read())
 
 
-class _CommandResult(NamedTuple):
-    """Whether a command succeeded, and the first line of its stderr, which may be a warning."""
+def _run(command: list[str], folder: Path, output: Path = Path(os.devnull)) -> tuple[bool, str]:
+    """Run a command in a folder, with its standard output in a file or nowhere.
 
-    succeeded: bool
-    message: str
-
-
-def _run(command: list[str], folder: Path, output: Path | None = None) -> _CommandResult:
-    """Run a command in a folder, with its standard output in a file or nowhere."""
+    Returns:
+        Whether it succeeded, and the first line of its stderr, which may be a warning.
+    """
     try:
-        with (output or Path(os.devnull)).open("wb") as stdout:
+        with output.open("wb") as stdout:
             result = subprocess.run(
                 command,
                 cwd=folder,
@@ -186,8 +180,8 @@ def _run(command: list[str], folder: Path, output: Path | None = None) -> _Comma
                 timeout=_APT_SECONDS,
             )
     except FileNotFoundError:
-        return _CommandResult(False, f"this machine has no {command[0]}")
+        return False, f"this machine has no {command[0]}"
     except subprocess.TimeoutExpired:
-        return _CommandResult(False, f"{command[0]} took more than {_APT_SECONDS:g} s")
+        return False, f"{command[0]} took more than {_APT_SECONDS:g} s"
     said = result.stderr.decode(errors="replace").strip().partition("\n")[0]
-    return _CommandResult(result.returncode == 0, said)
+    return result.returncode == 0, said

@@ -8,6 +8,7 @@ Source: Xiao, Rasul and Vollgraf, Fashion-MNIST (2017), section 2.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import warnings
@@ -84,11 +85,8 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
 def _read_bytes(path: Path) -> bytes:
     """The bytes of a regular file. A pipe might never have an end, and a device has none."""
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise PictureError("is a folder, not a picture")
-        if not stat.S_ISREG(mode):
-            raise PictureError("is not a regular file")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PictureError("is not a regular file, but a folder, a pipe or a device")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -111,8 +109,7 @@ def _decode(content: bytes) -> Image.Image:
             with Image.open(_Bytes(content), formats=FORMATS) as image:
                 _check_cost(image, content)
                 image.load()
-                grey = _flatten(*_grey_and_alpha(image))
-                return _turn_upright(grey, _orientation(image))
+                return _turn_upright(_flatten(*_grey_and_alpha(image)), image)
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -193,24 +190,15 @@ def _flatten(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
     else:
         mean = 255 * ImageStat.Stat(ImageChops.multiply(grey, alpha)).mean[0] / seen
         ground = 0 if mean > _LIGHT else 255
-    composed = Image.new("L", grey.size, ground)
-    composed.paste(grey, mask=alpha)
-    return composed
+    return Image.composite(grey, Image.new("L", grey.size, ground), alpha)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The orientation in the EXIF data; 1, which is upright, when it cannot be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged metadata is no reason to refuse a picture
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _turn_upright(grey: Image.Image, orientation: int) -> Image.Image:
-    """Turn and mirror the picture by its EXIF orientation."""
+def _turn_upright(grey: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn and mirror the picture by the orientation in the EXIF data, where that can be read."""
     grey.info = {}  # exif_transpose writes metadata again, and may fail on damaged metadata
-    grey.getexif()[ExifTags.Base.Orientation] = orientation
+    with contextlib.suppress(Exception):  # nor is damaged metadata a reason to refuse a picture
+        orientation = ExifTags.Base.Orientation
+        grey.getexif()[orientation] = image.getexif().get(orientation)
     return ImageOps.exif_transpose(grey)
 
 

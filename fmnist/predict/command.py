@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,7 +79,9 @@ def main(argv: Sequence[str]) -> int:
         UserError: No input is named, or the run has no model that can be used.
     """
     args = _parser().parse_intermixed_args(argv)
-    run, files = split_paths(args.paths)
+    run, files = DEFAULT_RUN, [Path(path) for path in args.paths]
+    if files and os.path.isdir(files[0]):  # noqa: PTH112  # Path.is_dir refuses long names
+        run = files.pop(0)
     numbers = [word.strip() for text in args.test for word in text.split(",")]
     if not files and not numbers:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
@@ -109,24 +112,6 @@ def main(argv: Sequence[str]) -> int:
         who = f"mean of {len(trials)} complete trials" if args.ensemble else name
         print("\n".join([_line(f"{run}: {who}"), *_table(items, found)]))
     return 2 if failures else 0
-
-
-def split_paths(paths: Sequence[str]) -> tuple[Path, list[Path]]:
-    """Split the arguments into the run's folder and the image files.
-
-    The first path is the run when it is a folder; otherwise the run is :data:`DEFAULT_RUN`.
-    """
-    found = [Path(path) for path in paths]
-    if found and _is_folder(found[0]):
-        return found[0], found[1:]
-    return DEFAULT_RUN, found
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # such as a name that is too long, or a folder that may not be read
-        return False
 
 
 def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iterable[Item]:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         raise configs.ConfigError(reason, "factory", config.model.factory)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
-    with lock.holding(out), storage_errors.told(out):
+    with lock.holding(out), storage_errors.as_user_errors(out):
         ownership.take_for_reference(out, config)
         files.sweep(out)
         dataset = sources.load(args.data)

@@ -80,7 +80,7 @@ def publish(
         CheckpointError: The winner's parameter file cannot be read as a model.
     """
     began = time.perf_counter()
-    damaged = manifest.wrong(out)  # before anything is written
+    damaged = manifest.damaged_files(out)  # before anything is written
     made = _write_tables(out, findings)
     shown = _draw_study(out, findings)
     if (best := findings.winner) is not None:

@@ -19,23 +19,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The bytes are synced to the disk before the rename, so that a reader, or a machine after a
     power failure, finds the old file or the new one. When the block raises, the temporary file
-    is removed.
+    is removed. One process at a time may replace a file; the lock of a run's folder sees to it.
 
     Args:
         path: the file to replace. Its folder is made where needed, but not the folder above: on
             a disk that was unmounted the write must fail.
     """
     path.parent.mkdir(exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
-    temporary = Path(name)
-    os.close(descriptor)
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,19 +63,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8 atomically: when that fails, the old file stays."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
-def _umask() -> int:
-    # Setting it is the only portable way to read it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -14,7 +14,7 @@ _log = logging.getLogger("fmnist")
 
 
 def lost_parameters(
-    out: Path, sums: Mapping[int, str], told: Collection[int] = frozenset()
+    out: Path, sums: Mapping[int, str], warned: Collection[int] = frozenset()
 ) -> set[int]:
     """Find the trials whose parameter file is missing or damaged, and log a warning for each.
 
@@ -23,7 +23,7 @@ def lost_parameters(
     Args:
         out: the run's folder.
         sums: the SHA-256 of each trial's parameter file, by trial number.
-        told: the numbers of the trials that have had their warning.
+        warned: the numbers of the trials that have had their warning.
 
     Returns:
         The numbers of the trials whose parameters are lost.
@@ -32,14 +32,14 @@ def lost_parameters(
     spare = models.best_path(out)
     for number, expected in sums.items():
         path = models.model_path(out, number)
-        if manifest.of(path) == expected:
+        if manifest.sha256_of(path) == expected:
             continue
-        if manifest.of(spare) == expected:
+        if manifest.sha256_of(spare) == expected:
             files.write_bytes(path, spare.read_bytes())
             _log.warning("%s was missing or damaged, and is restored from %s", path, spare)
             continue
         lost.add(number)
-        if number not in told:
+        if number not in warned:
             _log.warning("%s is missing or damaged; only training in another --out makes it", path)
     return lost
 
@@ -73,5 +73,5 @@ def damaged(out: Path) -> list[str] | None:
         Their names, relative to ``out``; None when there is no readable manifest.
     """
     parameters = str(models.model_path(out, 0).parent.relative_to(out))
-    wrong = manifest.wrong(out)
-    return wrong and [name for name in wrong if Path(name).parts[0] != parameters]
+    names = manifest.damaged_files(out)
+    return names and [name for name in names if Path(name).parts[0] != parameters]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from fmnist.utils.errors import UserError
 
@@ -30,24 +31,25 @@ def holding(folder: Path) -> Iterator[None]:
         str(folder).encode()  # neither SQLite nor a report could name it
     except UnicodeEncodeError as error:
         raise UserError(f"--out {folder}: its name is not UTF-8") from error
+    path = folder / NAME
+    lock = filelock.FileLock(path, timeout=0, preserve_lock_file=True, on_acquired=_note_holder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        held = lock.acquire()
+    except filelock.Timeout as error:
+        holder = path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+        raise UserError(f"--out {folder}: process {holder} is working on it") from error
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be used ({error.strerror})") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise UserError(f"--out {folder}: process {holder} is working on it") from error
-        except OSError as error:  # such as a file system without locks
-            raise UserError(
-                f"--out {folder}: cannot be locked ({error.strerror}); choose another --out"
-            ) from error
-        with contextlib.suppress(OSError):  # the number is a help for people, no more
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        done = "locked" if folder.is_dir() else "made"  # some file systems have no locks
+        raise UserError(
+            f"--out {folder}: cannot be {done} ({error.strerror}); choose another --out"
+        ) from error
+    with held:
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _note_holder(descriptor: int) -> None:
+    """Write the number of this process into the file, as a help for people."""
+    with contextlib.suppress(OSError):  # such as a full disk
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

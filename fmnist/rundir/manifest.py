@@ -13,7 +13,7 @@ NAME = "checksums.sha256"
 _HEAD = "# fmnist, files: "  # sha256sum skips it; the count shows when lines are missing
 
 
-def of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal; empty when the file cannot be read."""
     try:
         return _digest(path)
@@ -40,7 +40,7 @@ def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
     files.write_text(out / NAME, "".join([f"{_HEAD}{len(lines)}\n", *lines]))
 
 
-def wrong(out: Path) -> list[str] | None:
+def damaged_files(out: Path) -> list[str] | None:
     """Find the files of the manifest that are missing or changed.
 
     Returns:
@@ -53,4 +53,4 @@ def wrong(out: Path) -> list[str] | None:
     noted = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines]
     if head != f"{_HEAD}{len(lines)}" or end or not all(noted):
         return None
-    return [found[2] for found in noted if found and of(out / found[2]) != found[1]]
+    return [found[2] for found in noted if found and sha256_of(out / found[2]) != found[1]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,9 @@ class Generations:
         files.write_text(self._path(number, "json"), text)
         for old in self._numbers():
             if old <= number - KEPT:
-                self._remove(old)
+                # The JSON first: tensors without it are an unfinished snapshot.
+                for kind in ("json", "safetensors"):
+                    self._path(old, kind).unlink(missing_ok=True)
 
     def load(self) -> Snapshot | None:
         """Read the newest whole snapshot; None when there is none.
@@ -80,10 +83,8 @@ class Generations:
 
     def delete(self) -> None:
         """Remove all snapshots and the folder."""
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
         if self.folder.is_dir():
-            self.folder.rmdir()
+            shutil.rmtree(self.folder)
 
     def _read(self, number: int) -> Snapshot:
         content = json.loads(self._path(number, "json").read_bytes())
@@ -98,11 +99,6 @@ class Generations:
 
     def _numbers(self) -> set[int]:
         return {int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()}
-
-    def _remove(self, number: int) -> None:
-        # The JSON first: tensors without it are an unfinished snapshot.
-        for kind in ("json", "safetensors"):
-            self._path(number, kind).unlink(missing_ok=True)
 
     def _path(self, number: int, kind: str) -> Path:
         return self.folder / f"{number:08}.{kind}"

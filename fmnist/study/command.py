@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-lanes",
-        type=command_line.positive_or_auto,
+        type=lambda text: None if text == "auto" else command_line.positive(text),
         metavar="N|auto",
         help="train at most this many configurations at once (default: as memory allows)",
     )

@@ -79,7 +79,12 @@ def run_study(
     url = storage or storage_url.of_run(out)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with lock.holding(out), _LogTo(progress), Stop() as stop, storage_errors.told(out, url):
+    with (
+        lock.holding(out),
+        _LogTo(progress),
+        Stop() as stop,
+        storage_errors.as_user_errors(out, url),
+    ):
         begun = ownership.check(out, config)
         files.sweep(out)  # not before it is known to be ours
         study = open_study(config, url, begun=begun)
@@ -117,7 +122,7 @@ def run_study(
         results = grid.results(study, config)
         grid.check_whole(results, config)
         sums = grid.parameter_sums(study, results)
-        lost = integrity.lost_parameters(out, sums, told=lost)
+        lost = integrity.lost_parameters(out, sums, warned=lost)
         integrity.check_winner(out, results, config.metric, lost)
         wall = f"{phases.seconds.get(TRAINING, 0.0):.0f} s"
         with phases("drawing the views"):

@@ -77,7 +77,7 @@ def run(
         study, config, splits: what to train, and on what.
         max_lanes: at once, at most; by default as many as memory allows.
         checkpointer: keeps where the groups are, and knows where they were.
-        stop: asked often; when it is requested, that is kept, and it raises what it raises.
+        stop: looked at after every step; once requested, the step is kept and its error raised.
         retry_failed: try again the points whose trial diverged.
 
     Yields:
@@ -140,8 +140,7 @@ def _train(
         When memory runs out, the lanes in two halves, each where it was; else nothing is left.
     """
     try:
-        with stop.released():
-            yield from _epochs(config, progress, splits, checkpointer, stop)
+        yield from _epochs(config, progress, splits, checkpointer, stop)
         results = _finish(progress, splits.test)
     except (RuntimeError, MemoryError, OSError) as error:
         if not memory.ran_out(error):
@@ -188,7 +187,7 @@ def _epochs(
         resume=progress.at,
     ):
         inside = isinstance(event, trainer.TrainerState)
-        if inside and not (stop.asked() or (checkpointer and checkpointer.overdue())):
+        if inside and not (stop.requested or (checkpointer and checkpointer.overdue())):
             continue
         progress.seconds = before + time.perf_counter() - began
         if isinstance(event, trainer.TrainerState):

@@ -73,7 +73,7 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
             stored = study.user_attrs.get(CONFIG)
     # RuntimeError: tables of another version of Optuna.
     except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
-        raise UserError(storage_errors.words(error, storage)) from error
+        raise UserError(storage_errors.describe(error, storage)) from error
     if stored is None:
         if known or directions != [config.direction]:
             raise StudyMismatchError(f"study {config.name!r} in the storage is not one of fmnist's")

@@ -1,4 +1,4 @@
-"""What a full disk, a lost folder or a storage that went away raises, told in one clear line."""
+"""Describes in one clear line what a full disk, a lost folder or a lost storage raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from fmnist.rundir import lock
-from fmnist.utils.errors import UserError, of_the_system
+from fmnist.utils.errors import UserError, system_error
 from fmnist.utils.passwords import hide, starred
 
 _LOST = {errno.ENOENT, errno.ENOTDIR}
@@ -21,8 +21,8 @@ _GO_ON = "when that is mended, give the same command again"
 
 
 @contextlib.contextmanager
-def told(out: Path, storage: str = "") -> Iterator[None]:
-    """Tell of what goes wrong outside of the program while the block works in ``out``.
+def as_user_errors(out: Path, storage: str = "") -> Iterator[None]:
+    """Turn what goes wrong outside of the program, while the block works in ``out``, into a line.
 
     Raises:
         UserError: A disk, folder or storage failed. Every other error is raised as it is.
@@ -30,10 +30,10 @@ def told(out: Path, storage: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _LOST and not (Path(out) / lock.NAME).exists():
+        if error.errno in _LOST and not (out / lock.NAME).exists():
             raise UserError(f"--out {out} is gone; {_GO_ON}") from error
-        reason = of_the_system(error, out)
-        if error.errno == errno.ENOENT and Path(out) in Path(str(error.filename)).parents:
+        reason = system_error(error, out)
+        if error.errno == errno.ENOENT and out in Path(str(error.filename)).parents:
             reason = f"{error.filename}: is gone"
         if reason:
             raise UserError(f"{reason}; {_GO_ON}") from error
@@ -43,20 +43,15 @@ def told(out: Path, storage: str = "") -> Iterator[None]:
             raise
         raise UserError(f"the study was deleted from the storage; {_GO_ON}") from error
     except (SQLAlchemyError, StorageInternalError) as error:
-        if not isinstance(_cause(error), DBAPIError) or isinstance(
-            _cause(error), DataError | IntegrityError
-        ):
+        cause = error.__cause__ or error
+        if not isinstance(cause, DBAPIError) or isinstance(cause, DataError | IntegrityError):
             raise
-        raise UserError(f"{words(error, storage)}; {_GO_ON}") from error
+        raise UserError(f"{describe(error, storage)}; {_GO_ON}") from error
 
 
-def words(error: Exception, storage: str) -> str:
-    """What a storage says, without what is secret."""
-    reason = " ".join(str(_cause(error)).split())
+def describe(error: Exception, storage: str) -> str:
+    """Describe the error of a storage in a line without passwords."""
+    cause = error.__cause__ or error  # Optuna's says no more than that something went wrong
+    reason = " ".join(str(cause).split())
     reason = re.split(r" \[SQL| \(Background on", reason)[0]
     return f"storage {starred(storage)} cannot be used: {hide(reason, storage)[:300]}"
-
-
-def _cause(error: Exception) -> BaseException:
-    # Optuna says no more than that something went wrong.
-    return error.__cause__ or error

@@ -13,12 +13,14 @@ import os
 import shlex
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO, cast
 
-from fmnist.utils import passwords
-from fmnist.utils.errors import UserError, of_the_system
+from fmnist.utils import memory, passwords
+from fmnist.utils.errors import UserError, system_error
 from fmnist.utils.signals import SIGNALS, Terminated
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -38,15 +40,6 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text[:12]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text[:12])
-
-
-def positive_or_auto(text: str) -> int | None:
-    """Parse a whole number above 0, or ``auto`` as None, for argparse.
-
-    Raises:
-        ArgumentTypeError: The text is neither.
-    """
-    return None if text == "auto" else positive(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +92,12 @@ def command(prog: str, argv: Iterable[str]) -> str:
     return shlex.join(["python", "-m", prog, *argv])
 
 
-def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> None:
+def run(
+    main: Callable[[Sequence[str]], int],
+    *,
+    stopped: str = "stopped",
+    patience: float | None = None,
+) -> None:
     """Run a command with this process's arguments, and exit with its status.
 
     A :class:`UserError` is one line on stderr and status 2. Ctrl-C is status 130, SIGTERM 143.
@@ -108,8 +106,12 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     Args:
         main: takes the arguments and returns the exit status.
         stopped: the line to print after Ctrl-C or SIGTERM.
+        patience: seconds after such a signal until ``main`` is interrupted, and the same again
+            until the process is ended; by default only ``main`` decides.
     """
     passwords.cover_arguments()
+    if patience is not None:
+        _end_in_time(patience, stopped)
     said = ""
     if sys.stdout is not None:  # None when it is closed
         if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a letter of a path
@@ -122,9 +124,7 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
     unwritten = _flush_stdout()
     if unwritten is not None and not said:
         status, said = _status_and_text(unwritten, stopped)
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # such as a full disk
-            print(passwords.hide_arguments(said, sys.argv), end="", file=sys.stderr, flush=True)
+    _print_error(said)
     if status in (INTERRUPTED, TERMINATED):
         # Tearing down the interpreter and its libraries would take a second or two.
         for number in SIGNALS:
@@ -132,6 +132,37 @@ def run(main: Callable[[Sequence[str]], int], *, stopped: str = "stopped") -> No
         atexit._run_exitfuncs()
         os._exit(status)
     sys.exit(status)
+
+
+def _print_error(text: str) -> None:
+    """Print a text on stderr, without the passwords of the command line."""
+    if sys.stderr is not None:  # None when it is closed
+        with contextlib.suppress(OSError):  # such as a full disk
+            print(passwords.hide_arguments(text, sys.argv), end="", file=sys.stderr, flush=True)
+
+
+def _end_in_time(patience: float, stopped: str) -> None:
+    """Make a signal interrupt what runs after some seconds, and end the process after as many more.
+
+    A thread of its own waits for the signal. Python calls a signal's handler between two
+    operations only, and one may take long.
+    """
+    arrivals, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end)
+
+    def wait() -> None:
+        number = 0
+        while number not in SIGNALS:
+            number = os.read(arrivals, 1)[0]
+        time.sleep(patience)
+        sys.unraisablehook = lambda _: None  # a callback from C would print the error, and go on
+        os.kill(os.getpid(), number)
+        time.sleep(patience)
+        _print_error(f"\n{stopped}\n")
+        os._exit(128 + number)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Output:
@@ -172,9 +203,9 @@ def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
             return status, f"\n{stopped}\n"
         case BrokenPipeError():  # the reader has gone, as in "| head"
             return 128 + signal.SIGPIPE, ""
-        case OSError() if reason := of_the_system(error):
+        case OSError() if reason := system_error(error):
             return 2, f"error: {reason}\n"
-    if _memory_ran_out(error):
+    if memory.ran_out(error):
         return 2, "error: there is not enough memory\n"
     lines = "".join(traceback.format_exception(error))
     return 70, f"{lines}{BUG}\n"
@@ -190,13 +221,3 @@ def _flush_stdout() -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the flush at exit fails, too
         return error
     return None
-
-
-def _memory_ran_out(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    if "torch" not in sys.modules:
-        return False
-    from fmnist.utils import memory
-
-    return memory.ran_out(error)

@@ -54,11 +54,8 @@ def cuda_arithmetic(*, tf32: bool) -> Iterator[None]:
         (torch.backends.cudnn, "allow_tf32", tf32),
         (torch.backends.cudnn, "deterministic", True),
     )
-    before = [getattr(module, name) for module, name, _ in wanted]
-    try:
+    with contextlib.ExitStack() as stack:
         for module, name, value in wanted:
+            stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
         yield
-    finally:
-        for (module, name, _), value in zip(wanted, before, strict=True):
-            setattr(module, name, value)

@@ -2,14 +2,11 @@
 
 import errno
 
-_OF_THE_SYSTEM = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENFILE",
-        "ENOTCONN", "ENXIO", "ENODEV", "ESTALE", "EREMOTEIO", "ETIMEDOUT",
-        "EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ELOOP", "ENAMETOOLONG", "ETXTBSY",
-    )
-    if hasattr(errno, name)
+_SYSTEM_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ENXIO, errno.ENODEV, errno.ESTALE,
+    errno.EREMOTEIO, errno.ETIMEDOUT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.ETXTBSY,
 }  # fmt: skip
 
 
@@ -23,7 +20,7 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
-def of_the_system(error: OSError, place: object = "") -> str:
+def system_error(error: OSError, place: object = "") -> str:
     """Describe an error of the machine or its file system, such as a full disk.
 
     Args:
@@ -35,7 +32,7 @@ def of_the_system(error: OSError, place: object = "") -> str:
     """
     if (error.strerror or "").startswith("No usable temporary directory"):
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
-    if error.errno not in _OF_THE_SYSTEM or not error.strerror:
+    if error.errno not in _SYSTEM_ERRNOS or not error.strerror:
         return ""
     where = error.filename2 or error.filename or place  # filename2 is the target of a rename
     return f"{where}: {error.strerror}" if where else error.strerror

@@ -12,8 +12,6 @@ import os
 import resource
 from pathlib import Path
 
-import torch
-
 _OUT_OF_MEMORY = (
     "not enough memory",  # torch's allocator on a CPU
     "can't allocate memory",
@@ -28,10 +26,9 @@ _OUT_OF_MEMORY = (
 
 def ran_out(error: BaseException) -> bool:
     """Whether the error says that memory ran out: of a GPU, of the host, or of the loader."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    expected = isinstance(error, RuntimeError | OSError | ImportError)
-    return expected and any(words in str(error) for words in _OUT_OF_MEMORY)
+    if isinstance(error, RuntimeError | OSError | ImportError):  # torch's are RuntimeErrors
+        return any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def release() -> None:
@@ -40,6 +37,8 @@ def release() -> None:
     Another program on the GPU needs it, or, under a limit of the address space, a library that
     this process is about to load.
     """
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+_URL = re.compile(r"[\w+.-]{0,40}://.*", re.DOTALL)
 _LOGIN = re.compile(r"://[^:/]*:")
 _FIELD = re.compile(r"[?&]([^=&?]{1,200})=([^&]*)")
 _KEY = re.compile(r"pass(?:word|wd|phrase|code)|pwd|(?:^|[^a-z])pass(?:$|[^a-z])", re.IGNORECASE)
@@ -49,13 +50,8 @@ def hide_arguments(text: str, arguments: Iterable[str]) -> str:
 
 def of_arguments(arguments: Iterable[str]) -> list[str]:
     """The URLs with passwords among the arguments of a command line."""
-    found = []
-    for argument in arguments:
-        before, separator, after = argument.partition("://")
-        scheme = re.search(r"[\w+.-]*$", before[-40:])
-        if separator and scheme:
-            found.append(f"{scheme[0]}://{after}")
-    return [url for url in found if _password_spans(url)]
+    urls = filter(None, map(_URL.search, arguments))
+    return [url[0] for url in urls if _password_spans(url[0])]
 
 
 def _password_spans(url: str) -> list[tuple[int, int]]:
@@ -87,21 +83,12 @@ def _secrets(url: str) -> set[str]:
         # With an @ in it, a driver takes the end of the password for the host's name.
         found |= {secret, *secret.split("@")}
         if _KEY.search(plain := unquote_plus(secret)):
-            pairs = [pair[1] for pair in _PAIR.finditer(plain)]
-            found |= {part for pair in pairs for part in (pair, pair.strip("'"), _unbrace(pair))}
-    found |= {read(secret) for secret in found for read in (unquote, unquote_plus)}
-    found |= {write(secret) for secret in found for write in (_quoted, quote_plus)}
+            for pair in _PAIR.findall(plain):
+                inner = pair.removeprefix("{").removesuffix("}").replace("}}", "}")  # as ODBC does
+                found |= {pair, pair.strip("'"), inner}
+    found |= {*map(unquote, found), *map(unquote_plus, found)}
+    found |= {*(quote(secret, safe="") for secret in found), *map(quote_plus, found)}
     return found - {""}
-
-
-def _unbrace(pair: str) -> str:
-    """The value between the braces of ODBC, which writes } as }}."""
-    inner = pair[1:-1] if pair.startswith("{") and pair.endswith("}") else pair
-    return inner.replace("}}", "}")
-
-
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
 
 
 def cover_arguments() -> None:

@@ -43,26 +43,21 @@ def same_products_everywhere() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
-def keep_freed_buffers() -> bool:
+def keep_freed_buffers() -> None:
     """Stop glibc from returning large freed buffers to the system.
 
     Every training step frees and allocates the same tens of megabytes. glibc serves such blocks
     by mmap and unmaps them when freed, so that each step pays for page faults. With this setting
     the process keeps its peak memory. Under a limit of the address space (``ulimit -v``) buffers
     are returned at once instead: gaps between kept buffers would use the space up.
-
-    Returns:
-        Whether buffers are kept.
     """
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    if address_space_is_limited():
-        mallopt(_M_MMAP_THRESHOLD, _SMALL)
-        mallopt(_M_ARENA_MAX, 1)  # every further arena reserves 64 MiB
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _LARGE))
+        if address_space_is_limited():
+            mallopt(_M_MMAP_THRESHOLD, _SMALL)
+            mallopt(_M_ARENA_MAX, 1)  # every further arena reserves 64 MiB
+        elif mallopt(_M_MMAP_THRESHOLD, _LARGE):
+            mallopt(_M_TRIM_THRESHOLD, _LARGE)
 
 
 def address_space_is_limited() -> bool:

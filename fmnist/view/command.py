@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import signal
@@ -10,12 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import IO
 
 from fmnist.tuning import storage_url
 from fmnist.utils import command_line
@@ -23,15 +20,7 @@ from fmnist.utils.errors import UserError
 
 PROG = "fmnist.view"
 ENDING_SECONDS = 5.0
-ANSWER_SECONDS = 60.0
-
-
-class Stopped(BaseException):
-    """A signal asked this process to end; ``number`` is the signal's."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,9 +30,10 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments of the command line.
 
     Returns:
-        The exit status: 128 and the signal's number, or 1 when a server ends by itself.
+        The exit status: 1 when a server ends by itself.
 
     Raises:
+        SystemExit: A signal came; the status is 128 and its number.
         UserError: The folder holds no run, optuna-dashboard is not installed, or a server does
             not start.
     """
@@ -63,7 +53,11 @@ def main(argv: Sequence[str]) -> int:
     )
     for name in ("tensorboard", "dashboard"):
         parser.add_argument(
-            f"--port-{name}", type=port, default=0, metavar="N", help="default: a free one"
+            f"--port-{name}",
+            type=command_line.positive,
+            default=0,
+            metavar="N",
+            help="default: a free one",
         )
     args = parser.parse_args(argv)
     folder = Path(args.run)
@@ -71,48 +65,30 @@ def main(argv: Sequence[str]) -> int:
     if find_spec("optuna_dashboard") is None:
         raise UserError("optuna-dashboard is not installed: pip install 'fmnist[dashboard]'")
     (folder / "artifacts").mkdir(exist_ok=True)  # the dashboard writes uploads there
-    orders = {
-        "TensorBoard": {
-            "server": "tensorboard",
-            "logdir": str(folder / "tensorboard"),
-            "port": args.port_tensorboard,
-        },
-        "optuna-dashboard": {
-            "server": "dashboard",
-            "storage": storage,
-            "artifacts": str(folder / "artifacts"),
-            "port": args.port_dashboard,
-        },
+    board = {"logdir": str(folder / "tensorboard"), "port": args.port_tensorboard}
+    dashboard = {
+        "storage": storage,
+        "artifacts": str(folder / "artifacts"),
+        "port": args.port_dashboard,
     }
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-    try:
-        with contextlib.ExitStack() as stack:
-            servers = [stack.enter_context(serving(name, what)) for name, what in orders.items()]
-            print(f"starting TensorBoard and optuna-dashboard for {folder}", flush=True)
-            addresses = [server.address() for server in servers]
-            for server, address in zip(servers, addresses, strict=True):
-                print(f"{server.name:<16}  {address}", flush=True)
-            print("Ctrl-C ends both.", flush=True)
-            while True:
-                for server in servers:
-                    if (how := server.death()) is not None:
-                        print(f"error: {how}; the other one is ended, too", file=sys.stderr)
-                        return 1
-                time.sleep(0.2)
-    except Stopped as stopped:
-        return 128 + stopped.number
-
-
-def port(text: str) -> int:
-    """Parse the number of a port, for argparse.
-
-    Raises:
-        ArgumentTypeError: The text is no whole number from 1 to 65535.
-    """
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
-    return int(text)
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(serving("TensorBoard", board)),
+            stack.enter_context(serving("optuna-dashboard", dashboard)),
+        ]
+        print(f"starting TensorBoard and optuna-dashboard for {folder}", flush=True)
+        addresses = [server.address() for server in servers]
+        for server, address in zip(servers, addresses, strict=True):
+            print(f"{server.name:<16}  {address}", flush=True)
+        print("Ctrl-C ends both.", flush=True)
+        while True:
+            for server in servers:
+                if (how := server.death()) is not None:
+                    print(f"error: {how}; the other one is ended, too", file=sys.stderr)
+                    return 1
+            time.sleep(0.2)
 
 
 def storage_of(folder: Path, storage: str | None) -> str:
@@ -139,34 +115,24 @@ class Server:
     Args:
         name: the server's name, for messages.
         process: the process.
-        said: the file of its stderr.
+        stderr: the file of its stderr.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], said: Path) -> None:
-        self.name, self._process, self._said = name, process, said
+    def __init__(self, name: str, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
+        self.name, self._process, self._stderr = name, process, stderr
 
     def address(self) -> str:
-        """Wait until the server answers, and return its address.
+        """Wait until the server listens, and return its address.
 
         Raises:
-            UserError: The process ended, or did not answer in :data:`ANSWER_SECONDS`.
+            UserError: The process ended.
         """
         assert self._process.stdout is not None
         address = self._process.stdout.readline().decode().strip()
         if not address:
             self._process.wait()
             raise UserError(self.death() or f"{self.name} ended")
-        # Without a proxy, even when the environment names one.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            try:
-                with opener.open(address, timeout=ANSWER_SECONDS):
-                    return address
-            except OSError as error:
-                if self.death() is not None or time.monotonic() > deadline:
-                    raise UserError(self.death() or f"{self.name}: {error}") from error
-                time.sleep(0.1)
+        return address
 
     def death(self) -> str | None:
         """A line that says how the process ended; None while it runs."""
@@ -175,7 +141,8 @@ class Server:
             return None
         if status < 0:
             return f"{self.name} was ended by signal {-status}"
-        lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return f"{self.name}: {lines[-1]}" if lines else f"{self.name} ended with status {status}"
 
 
@@ -187,35 +154,28 @@ def serving(name: str, orders: dict[str, object]) -> Iterator[Server]:
         name: the server's name, for messages.
         orders: what to serve, as :mod:`fmnist.view.servers` reads it.
     """
-    with tempfile.TemporaryDirectory(prefix="fmnist-view-") as folder:
-        said = Path(folder) / "stderr"
-        with said.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fmnist.view.servers"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,  # the terminal's Ctrl-C must reach this process alone
-            )
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", "fmnist.view.servers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,  # the terminal's Ctrl-C must reach this process alone
+        ) as process,
+    ):
         assert process.stdin is not None
-        with process:
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(orders).encode() + b"\n")
+                process.stdin.flush()
+            yield Server(name, process, stderr)
+        finally:
+            for number in SIGNALS:  # a second signal must not interrupt the ending
+                signal.signal(number, signal.SIG_IGN)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             try:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(json.dumps(orders).encode() + b"\n")
-                    process.stdin.flush()
-                yield Server(name, process, said)
-            finally:
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(
-                        number, signal.SIG_IGN
-                    )  # a second signal must not interrupt the ending
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.close()
-                try:
-                    process.wait(ENDING_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
+                process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -31,12 +31,9 @@ class ServerError(Exception):
 def main() -> int:
     """Serve until standard input ends; 0, or 2 and a line on stderr when no server can start."""
     orders = json.loads(sys.stdin.readline())
-    starts: dict[str, Callable[..., str]] = {
-        "tensorboard": start_tensorboard,
-        "dashboard": start_dashboard,
-    }
+    start: Callable[..., str] = start_tensorboard if "logdir" in orders else start_dashboard
     try:
-        address = starts[orders.pop("server")](**orders)
+        address = start(**orders)
     except ServerError as error:
         print(error, file=sys.stderr)
         return 2
@@ -88,8 +85,8 @@ def start_dashboard(storage: str, artifacts: str, port: int) -> str:
     app = wsgi(open_storage(storage), artifact_store=FileSystemArtifactStore(artifacts))
     try:
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Handler)
-    except OSError as error:
-        raise ServerError(f"port {port} cannot be used ({error.strerror})") from error
+    except (OSError, OverflowError) as error:  # OverflowError: it is above 65535
+        raise ServerError(f"port {port} cannot be used ({error})") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://{HOST}:{server.server_port}/"
 
@@ -104,21 +101,17 @@ def open_storage(url: str) -> BaseStorage:
         ServerError: The storage cannot be read. The text holds no password.
     """
     from optuna.exceptions import StorageInternalError
-    from optuna.storages import RDBStorage, get_storage
+    from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    storage: BaseStorage
     try:
-        if url.startswith("redis"):
-            storage = get_storage(url)
-        else:
-            parsed = make_url(url)
-            file = parsed.database or ""
-            is_file = parsed.get_backend_name() == "sqlite" and not file.startswith("file:")
-            if is_file and not Path(file).is_file():  # SQLite would create it
-                raise ServerError(f"the storage cannot be used: there is no file {file!r}")
-            storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
+        parsed = make_url(url)
+        file = parsed.database or ""
+        is_file = parsed.get_backend_name() == "sqlite" and not file.startswith("file:")
+        if is_file and not Path(file).is_file():  # SQLite would create it
+            raise ServerError(f"the storage cannot be used: there is no file {file!r}")
+        storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
         storage.get_all_studies()
     except LookupError as error:  # Optuna formats the URL and looks up what is between braces
         reason = "in its URL, { and } are written as %7B and %7D"

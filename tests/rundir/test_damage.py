@@ -138,7 +138,7 @@ def test_what_can_be_made_anew_is(run, whole, small, lost, how):
     assert len(results) == 3
     for name in ("results.csv", "history.csv", "best/params.safetensors", "best/config.json"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
-    assert manifest.wrong(run) == []
+    assert manifest.damaged_files(run) == []
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_lost_parameters_of_another_are_told_of_every_time(run, small, how):
         assert said.count(f"{path} is missing or damaged; only training in another --out") == 1
         assert ("made anew: results.csv" if lost else "nothing to train") in said
         assert ("made anew" in said) == (lost is not None)
-    assert manifest.wrong(run) == [f"parameters/{path.name}"]
+    assert manifest.damaged_files(run) == [f"parameters/{path.name}"]
 
 
 def test_trying_again_does_not_publish_a_winner_that_is_lost(small, tmp_path):
@@ -295,11 +295,11 @@ def test_sums_that_are_lost_or_cut_are_noted_again(run, whole, small):
             (run / manifest.NAME).unlink()
         else:
             (run / manifest.NAME).write_bytes(left)
-        assert manifest.wrong(run) is None
+        assert manifest.damaged_files(run) is None
         (run / "results.csv").unlink(missing_ok=True)
         again(run, small)
         assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
-        assert manifest.wrong(run) == []
+        assert manifest.damaged_files(run) == []
 
 
 def test_what_a_person_puts_beside_is_not_ours(run, small):
@@ -335,7 +335,7 @@ def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factor
         content[chance.choice(words) + chance.randrange(8)] = chance.choice(b'0123456789{}[],":az')
     (out / "study.db").write_bytes(content)
     url, found, again = storage_url.of_run(out), None, []
-    with contextlib.suppress(UserError), storage_errors.told(out, url):
+    with contextlib.suppress(UserError), storage_errors.as_user_errors(out, url):
         opened = open_study(CONFIG, url)
         results = grid.results(opened, CONFIG)
         again = [trial.point for trial in grid.pending(opened, CONFIG)]

@@ -80,7 +80,7 @@ def test_a_raw_password_is_not_shown(secret, user):
     url = f"postgresql://{user}:{secret}@host/db"
     assert secret not in starred(url)
     error = RuntimeError(f"cannot log in with {secret} as {user}")
-    assert secret not in storage_errors.words(error, url)
+    assert secret not in storage_errors.describe(error, url)
 
 
 @pytest.mark.parametrize(
