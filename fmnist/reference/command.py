@@ -12,8 +12,8 @@ from fmnist.utils import command_line, runtime
 
 if TYPE_CHECKING:
     from fmnist.config.results import Point, TrialResult
-    from fmnist.config.study import StudyConfig
     from fmnist.functional.types import Split
+    from fmnist.rundir.folder import RunFolder
 
 PROG = "fmnist.reference"
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.reports import publish
     from fmnist.reports.findings import Findings
     from fmnist.reports.markdown import print_outcome
-    from fmnist.rundir import files, lock, ownership
+    from fmnist.rundir.folder import opened_for_reference
     from fmnist.study.run import splits
     from fmnist.tuning import storage_errors
     from fmnist.utils import provenance
@@ -47,46 +47,42 @@ def main(argv: Sequence[str]) -> int:
         raise configs.ConfigError(reason, "factory", config.model.factory)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
-    with lock.holding(out), storage_errors.as_user_errors(out):
-        ownership.take_for_reference(out, config)
-        files.sweep(out)
+    with storage_errors.as_user_errors(out), opened_for_reference(out, config) as folder:
         dataset = sources.load(args.data)
         on_device = splits(config, dataset, device)
         began = time.perf_counter()
         results = []
         for number, point in enumerate(config.points()):
-            results.append(_train(config, number, point, *on_device, out))
+            results.append(_train(folder, number, point, *on_device))
             if not args.quiet:
                 result = results[-1]
                 accuracy = result.last.validation_accuracy
                 print(f"{result.label}: validation accuracy {accuracy:.4f}, {result.seconds:.0f} s")
         wall = time.perf_counter() - began
         facts = provenance.facts(command_line.command(PROG, argv), device, wall, dataset.source)
-        publish.publish(out, Findings(config, results, dataset, facts))
+        folder.seal(publish.publish(out, Findings(config, results, dataset, facts)), {})
     if not args.quiet:
         print_outcome(config, results, out, None)
     return int(any(result.state != "COMPLETE" for result in results))
 
 
 def _train(
-    config: StudyConfig,
+    folder: RunFolder,
     number: int,
     point: Point,
     training: Split,
     validation: Split,
     test: Split,
-    out: Path,
 ) -> TrialResult:
     """Train and test one configuration, and keep its parameters."""
     from fmnist.config.results import EpochMetrics, TrialResult
     from fmnist.functional.types import Metrics, ModelConfig
     from fmnist.reference import evaluate, fit_reference, from_module
-    from fmnist.rundir import models
 
     def numbers(metrics: Metrics) -> tuple[float, float]:
         return metrics.loss.item(), metrics.accuracy.item()
 
-    trial = config.trial(point)
+    trial = folder.config.trial(point)
     assert isinstance(trial.model, ModelConfig)
     began = time.perf_counter()
     history: list[EpochMetrics] = []
@@ -99,7 +95,7 @@ def _train(
         validation,
         batch_size=trial.batch_size,
         seed=trial.seed,
-        epochs=config.epochs,
+        epochs=folder.config.epochs,
         nesterov=trial.optimizer.nesterov,
     ):
         metrics = EpochMetrics(*numbers(epoch.train), *numbers(epoch.validation))
@@ -108,7 +104,7 @@ def _train(
             break
         history.append(metrics)
     test_loss, test_accuracy = numbers(evaluate(epoch.network, test))
-    models.save_model(models.model_path(out, number), *from_module(epoch.network))
+    folder.save_model(number, *from_module(epoch.network))
     return TrialResult(
         number=number,
         point=point,

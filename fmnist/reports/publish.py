@@ -64,8 +64,8 @@ def publish(
     findings: Findings,
     study: optuna.Study | None = None,
     phases: Phases | None = None,
-) -> TrialResult | None:
-    """Write every file that is made of the whole study, and the manifest of them all.
+) -> list[Path]:
+    """Write every file that is made of the whole study.
 
     Args:
         out: the run's folder; its ``parameters/`` holds the trials' models.
@@ -74,7 +74,7 @@ def publish(
         phases: seconds by phase of the run so far; report.html adds the time spent here.
 
     Returns:
-        The winner; None when no trial is complete.
+        The files that were written.
 
     Raises:
         CheckpointError: The winner's parameter file cannot be read as a model.
@@ -101,11 +101,7 @@ def publish(
     made.append(html.write_html(out, findings, spent.seconds))
     links = {name: str(path.relative_to(out)) for name, path in shown.items()}
     made.append(markdown.write_report(out, findings, links))
-    made += [*shown.values(), *_event_files(out, findings)]
-    made += [path for name in ("study.toml", "reference.toml") if (path := out / name).exists()]
-    known = {models.model_path(out, number): digest for number, digest in findings.sums.items()}
-    manifest.write(out, made, known)
-    return findings.winner
+    return [*made, *shown.values(), *_event_files(out, findings)]
 
 
 def _write_tables(out: Path, findings: Findings) -> list[Path]:

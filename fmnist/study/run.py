@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -20,7 +20,7 @@ from fmnist.reports.dashboard.mirror import DashboardMirror
 from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
-from fmnist.rundir import files, integrity, lock, models, ownership
+from fmnist.rundir.folder import RunFolder, opened
 from fmnist.tuning import grid, scheduler, storage_errors, storage_url
 from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
@@ -79,60 +79,79 @@ def run_study(
     url = storage or storage_url.of_run(out)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with (
-        lock.holding(out),
-        _LogTo(progress),
-        Stop() as stop,
-        storage_errors.as_user_errors(out, url),
-    ):
-        begun = ownership.check(out, config)
-        files.sweep(out)  # not before it is known to be ours
-        study = open_study(config, url, begun=begun)
-        ownership.take(out, config, study, shared=storage is not None)
+    as_user_errors = storage_errors.as_user_errors(out, url)
+    with as_user_errors, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
+        study = open_study(config, url, begun=folder.begun)
+        folder.take(study, shared=storage is not None)
         done = grid.results(study, config)
-        failed = sum(result.state != "COMPLETE" for result in done)
-        retry = retry_failed and failed > 0
+        folder.check_parameters(grid.parameter_sums(study, done), done)
+        retry = retry_failed and any(result.state != "COMPLETE" for result in done)
         trains = retry or len(done) < config.size or grid.unfinished(study)
-        lost = integrity.lost_parameters(out, grid.parameter_sums(study, done))
-        integrity.check_winner(out, done, config.metric, lost)
-        if not trains:
-            progress.message(f"study {config.name} in {out} is complete: nothing to train")
-            if failed:
-                progress.message(f"{failed} trials failed; --retry-failed trains them again")
-            damaged = integrity.damaged(out)
-            if damaged == []:
-                return done
-            if damaged:
-                progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
+        if not trains and _is_whole(folder, done, progress):
+            return done
         phases = Phases(_mapping(study, PHASES, int | float))
         with phases("reading the data"):
             dataset = dataset or fashion_mnist.load(data)
-        _mend_events(out, config, done)
         facts = _mapping(study, FACTS, str)
         if trains or facts is None:  # what is only drawn again keeps those of its training
             facts = provenance.facts(command, where, 0.0, dataset.source)
             study.set_user_attr(FACTS, facts)
-        if trains:
-            ownership.confirm(out, config, study)
-            _train(
-                study, config, dataset, out, where, max_lanes, progress, facts, phases, stop, retry
-            )
-        Checkpointer(out / "checkpoints").clear()
+        with TensorBoardMirror(folder.tensorboard, config) as mirror:
+            for result in done:
+                mirror.mend(result)
+            if trains:
+                folder.confirm(study)
+                progress.message(f"device {where}")
+                examples = splits(config, dataset, where)
+                images = len(examples.training.labels)
+                board = DashboardMirror(
+                    study, config, out, provenance=facts, done=done, images=images
+                )
+                events = scheduler.run(
+                    study,
+                    config,
+                    examples,
+                    max_lanes=max_lanes,
+                    checkpointer=Checkpointer(folder.checkpoints),
+                    stop=stop,
+                    retry_failed=retry,
+                )
+                keep = _Keeper(folder, study, phases)
+                for event in phases.waiting_for(TRAINING, events):
+                    for observer in (keep, mirror, board, progress):
+                        observer(event)
+        Checkpointer(folder.checkpoints).clear()
         memory.release()  # drawing loads libraries
         results = grid.results(study, config)
         grid.check_whole(results, config)
         sums = grid.parameter_sums(study, results)
-        lost = integrity.lost_parameters(out, sums, warned=lost)
-        integrity.check_winner(out, results, config.metric, lost)
-        wall = f"{phases.seconds.get(TRAINING, 0.0):.0f} s"
+        folder.check_parameters(sums, results)
         with phases("drawing the views"):
             from fmnist.reports import publish  # seaborn costs a second of start-up
 
-            about = facts | {"Wall time": wall}
+            about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
+            lost = folder.lost
             found = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
-            publish.publish(out, found, study, phases)
+            folder.seal(publish.publish(out, found, study, phases), sums)
         study.set_user_attr(PHASES, phases.seconds)
         return results
+
+
+FACTS = "fmnist:provenance"
+PHASES = "fmnist:seconds_by_phase"
+TRAINING = "training and evaluation"
+
+
+def _is_whole(folder: RunFolder, done: Sequence[TrialResult], progress: Progress) -> bool:
+    """Say that nothing is to train; whether nothing is to be drawn, either."""
+    name = folder.config.name
+    progress.message(f"study {name} in {folder.path} is complete: nothing to train")
+    if failed := sum(result.state != "COMPLETE" for result in done):
+        progress.message(f"{failed} trials failed; --retry-failed trains them again")
+    damaged = folder.damaged()
+    if damaged:
+        progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
+    return damaged == []
 
 
 def _mapping(study: optuna.Study, name: str, kind: type | UnionType) -> dict[str, Any] | None:
@@ -142,60 +161,18 @@ def _mapping(study: optuna.Study, name: str, kind: type | UnionType) -> dict[str
     return found if sound else None
 
 
-def _mend_events(out: Path, config: StudyConfig, done: Sequence[TrialResult]) -> None:
-    with TensorBoardMirror(out / "tensorboard", config) as mirror:
-        for result in done:
-            mirror.mend(result)
+class _Keeper:
+    """Keeps the parameters of every trial that ended, and the time of the run so far."""
 
+    def __init__(self, folder: RunFolder, study: optuna.Study, phases: Phases) -> None:
+        self._folder, self._study, self._phases = folder, study, phases
 
-FACTS = "fmnist:provenance"
-PHASES = "fmnist:seconds_by_phase"
-TRAINING = "training and evaluation"
-
-
-def _train(
-    study: optuna.Study,
-    config: StudyConfig,
-    dataset: Dataset,
-    out: Path,
-    device: torch.device,
-    max_lanes: int | None,
-    progress: Progress,
-    facts: Mapping[str, str],
-    phases: Phases,
-    stop: Stop,
-    retry_failed: bool,
-) -> None:
-    """Train what is pending and mirror every event before Optuna hears of it."""
-    examples = splits(config, dataset, device)
-    progress.message(f"device {device}")
-    images, done = len(examples.training.labels), grid.results(study, config)
-    board = DashboardMirror(study, config, out, provenance=facts, done=done, images=images)
-
-    def keep_model(event: Event) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, TrialFinished):
             number = event.result.number
-            digest = models.save_model(models.model_path(out, number), event.params, event.state)
-            grid.note_parameters(study, number, digest)
-
-    def keep_phases(event: Event) -> None:
-        if isinstance(event, TrialFinished):
-            study.set_user_attr(PHASES, phases.seconds)
-
-    events = scheduler.run(
-        study,
-        config,
-        examples,
-        max_lanes=max_lanes,
-        checkpointer=Checkpointer(out / "checkpoints"),
-        stop=stop,
-        retry_failed=retry_failed,
-    )
-    with TensorBoardMirror(out / "tensorboard", config) as mirror:
-        observers = (keep_model, mirror, board, progress, keep_phases)
-        for event in phases.waiting_for(TRAINING, events):
-            for observer in observers:
-                observer(event)
+            digest = self._folder.save_model(number, event.params, event.state)
+            grid.note_parameters(self._study, number, digest)
+            self._study.set_user_attr(PHASES, self._phases.seconds)
 
 
 class _LogTo(logging.Handler):
