@@ -13,7 +13,7 @@ from fmnist.utils import command_line, runtime
 if TYPE_CHECKING:
     from fmnist.config.results import Point, TrialResult
     from fmnist.config.study import StudyConfig
-    from fmnist.functional.types import Split
+    from fmnist.tuning.scheduler import Splits
 
 PROG = "fmnist.reference"
 
@@ -47,11 +47,11 @@ def main(argv: Sequence[str]) -> int:
         ownership.take_for_reference(out, config)
         files.sweep(out)
         dataset = sources.load(args.data)
-        on_device = splits(config, dataset, device)
+        examples = splits(config, dataset, device)
         began = time.perf_counter()
         results = []
         for number, point in enumerate(config.points()):
-            results.append(_train(config, number, point, *on_device, out))
+            results.append(_train(config, number, point, examples, out))
             if not args.quiet:
                 result = results[-1]
                 accuracy = result.last.validation_accuracy
@@ -65,13 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(
-    config: StudyConfig,
-    number: int,
-    point: Point,
-    training: Split,
-    validation: Split,
-    test: Split,
-    out: Path,
+    config: StudyConfig, number: int, point: Point, examples: Splits, out: Path
 ) -> TrialResult:
     """Train and test one configuration, and keep its parameters."""
     from fmnist.config.results import EpochMetrics, TrialResult
@@ -90,8 +84,8 @@ def _train(
         trial.model,
         trial.optimizer.algorithm,
         trial.hyperparams,
-        training,
-        validation,
+        examples.training,
+        examples.validation,
         batch_size=trial.batch_size,
         seed=trial.seed,
         epochs=config.epochs,
@@ -102,7 +96,7 @@ def _train(
             reason = f"the loss was not finite in epoch {epoch.epoch}"
             break
         history.append(metrics)
-    test_loss, test_accuracy = numbers(evaluate(epoch.network, test))
+    test_loss, test_accuracy = numbers(evaluate(epoch.network, examples.test))
     models.save_model(models.model_path(out, number), *from_module(epoch.network))
     return TrialResult(
         number=number,
