@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
-    with lock.holding(out), storage_errors.as_user_errors(out):
+    with lock.holding(out), storage_errors.translated(out):
         ownership.take_for_reference(out, config)
         files.sweep(out)
         dataset = sources.load(args.data)

@@ -79,12 +79,7 @@ def run_study(
     url = storage or storage_url.of_run(out)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with (
-        lock.holding(out),
-        _LogTo(progress),
-        Stop() as stop,
-        storage_errors.as_user_errors(out, url),
-    ):
+    with lock.holding(out), _LogTo(progress), Stop() as stop, storage_errors.translated(out, url):
         begun = ownership.check(out, config)
         files.sweep(out)  # not before it is known to be ours
         study = open_study(config, url, begun=begun)

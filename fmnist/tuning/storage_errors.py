@@ -20,7 +20,7 @@ _GO_ON = "when that is mended, give the same command again"
 
 
 @contextlib.contextmanager
-def as_user_errors(out: Path, storage: str = "") -> Iterator[None]:
+def translated(out: Path, storage: str = "") -> Iterator[None]:
     """Turn what goes wrong outside of the program, while the block works in ``out``, into a line.
 
     Raises:
