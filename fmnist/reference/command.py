@@ -12,8 +12,8 @@ from fmnist.utils import command_line, runtime
 
 if TYPE_CHECKING:
     from fmnist.config.results import Point, TrialResult
-    from fmnist.functional.types import Split
     from fmnist.rundir.folder import RunFolder
+    from fmnist.tuning.scheduler import Splits
 
 PROG = "fmnist.reference"
 
@@ -47,13 +47,13 @@ def main(argv: Sequence[str]) -> int:
         raise configs.ConfigError(reason, "factory", config.model.factory)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
-    with storage_errors.as_user_errors(out), opened_for_reference(out, config) as folder:
+    with storage_errors.translated(out), opened_for_reference(out, config) as folder:
         dataset = sources.load(args.data)
-        on_device = splits(config, dataset, device)
+        examples = splits(config, dataset, device)
         began = time.perf_counter()
         results = []
         for number, point in enumerate(config.points()):
-            results.append(_train(folder, number, point, *on_device))
+            results.append(_train(folder, number, point, examples))
             if not args.quiet:
                 result = results[-1]
                 accuracy = result.last.validation_accuracy
@@ -70,9 +70,7 @@ def _train(
     folder: RunFolder,
     number: int,
     point: Point,
-    training: Split,
-    validation: Split,
-    test: Split,
+    examples: Splits,
 ) -> TrialResult:
     """Train and test one configuration, and keep its parameters."""
     from fmnist.config.results import EpochMetrics, TrialResult
@@ -91,8 +89,8 @@ def _train(
         trial.model,
         trial.optimizer.algorithm,
         trial.hyperparams,
-        training,
-        validation,
+        examples.training,
+        examples.validation,
         batch_size=trial.batch_size,
         seed=trial.seed,
         epochs=folder.config.epochs,
@@ -103,7 +101,7 @@ def _train(
             reason = f"the loss was not finite in epoch {epoch.epoch}"
             break
         history.append(metrics)
-    test_loss, test_accuracy = numbers(evaluate(epoch.network, test))
+    test_loss, test_accuracy = numbers(evaluate(epoch.network, examples.test))
     folder.save_model(number, *from_module(epoch.network))
     return TrialResult(
         number=number,

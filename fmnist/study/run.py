@@ -79,8 +79,8 @@ def run_study(
     url = storage or storage_url.of_run(out)
     where = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    as_user_errors = storage_errors.as_user_errors(out, url)
-    with as_user_errors, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
+    translated = storage_errors.translated(out, url)
+    with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
         study = open_study(config, url, begun=folder.begun)
         folder.take(study, shared=storage is not None)
         done = grid.results(study, config)

@@ -47,7 +47,7 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
     sampler = optuna.samplers.GridSampler(
         {key: list(values) for key, values in config.grid.items()}, seed=config.seed
     )
-    url = _parsed(storage)
+    url = _parse(storage)
     try:
         url.get_dialect()
         with sound(storage):
@@ -60,7 +60,7 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
             _check_sqlite(url)
             study = optuna.create_study(
                 study_name=config.name,
-                storage=optuna.storages.RDBStorage(storage, engine_kwargs=_lasting(url)),
+                storage=optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(url)),
                 sampler=sampler,
                 direction=config.direction,
                 load_if_exists=True,
@@ -110,7 +110,12 @@ def _check_shown(attrs: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key} is of no artifact")
 
 
-def _parsed(storage: str) -> sqlalchemy.URL:
+def _parse(storage: str) -> sqlalchemy.URL:
+    """The URL of a storage.
+
+    Raises:
+        UserError: The text is no URL of a database; the error does not quote it.
+    """
     try:
         storage.format(SCHEMA_VERSION=0)  # as Optuna does
         return sqlalchemy.make_url(storage)
@@ -120,20 +125,24 @@ def _parsed(storage: str) -> sqlalchemy.URL:
         raise UserError(f"--storage {what}; {hint} on") from None
 
 
-def _lasting(url: sqlalchemy.URL) -> dict[str, Any]:
+def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     """What keeps connections to a server usable, or has them made again, while an epoch trains."""
     if url.get_backend_name() == "sqlite":
         return {}
-    lasting: dict[str, Any] = {"pool_pre_ping": True}
+    options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_driver_name() in ("psycopg", "psycopg2"):  # libpq: what is silent for long is dead
         patience = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-        lasting["connect_args"] = {k: v for k, v in patience.items() if k not in url.query}
-    return lasting
+        options["connect_args"] = {k: v for k, v in patience.items() if k not in url.query}
+    return options
 
 
 @contextlib.contextmanager
 def sound(storage: str = "") -> Iterator[None]:
-    """Reading what the storage holds; what cannot be understood was damaged."""
+    """A block that reads what the storage holds; what it cannot understand was damaged.
+
+    Raises:
+        UserError: The block met a value that it cannot understand.
+    """
     try:
         yield
     except (ValueError, TypeError, LookupError) as error:
@@ -151,17 +160,18 @@ def _holds(storage: str, url: sqlalchemy.URL, name: str) -> bool:
 
 
 def _check_sqlite(url: sqlalchemy.URL) -> None:
-    """Have SQLite look for damage, which it otherwise tells when it comes across it."""
+    """Have SQLite look for damage, which it otherwise reports when it comes across it.
+
+    Raises:
+        UserError: The database is damaged.
+    """
     if url.get_backend_name() != "sqlite":
         return
-    engine = sqlalchemy.create_engine(url)
-    try:
-        with engine.connect() as connection:
-            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    finally:
-        engine.dispose()
-    if said != "ok":
-        raise UserError(f"{DAMAGED} ({said})")
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if found != "ok":
+        raise UserError(f"{DAMAGED} ({found})")
 
 
 def trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 
 from fmnist.rundir import lock
 from fmnist.utils.errors import UserError, system_error
-from fmnist.utils.passwords import hide, starred
+from fmnist.utils.passwords import reason_of, starred
 
 _LOST = {errno.ENOENT, errno.ENOTDIR}
 _DELETED = "Record does not exist"  # optuna.storages._rdb.models.NOT_FOUND_MSG
@@ -21,7 +20,7 @@ _GO_ON = "when that is mended, give the same command again"
 
 
 @contextlib.contextmanager
-def as_user_errors(out: Path, storage: str = "") -> Iterator[None]:
+def translated(out: Path, storage: str = "") -> Iterator[None]:
     """Turn what goes wrong outside of the program, while the block works in ``out``, into a line.
 
     Raises:
@@ -51,7 +50,4 @@ def as_user_errors(out: Path, storage: str = "") -> Iterator[None]:
 
 def describe(error: Exception, storage: str) -> str:
     """Describe the error of a storage in a line without passwords."""
-    cause = error.__cause__ or error  # Optuna's says no more than that something went wrong
-    reason = " ".join(str(cause).split())
-    reason = re.split(r" \[SQL| \(Background on", reason)[0]
-    return f"storage {starred(storage)} cannot be used: {hide(reason, storage)[:300]}"
+    return f"storage {starred(storage)} cannot be used: {reason_of(error, storage)}"

@@ -43,6 +43,13 @@ def hide(text: str, *urls: str) -> str:
     return text
 
 
+def reason_of(error: Exception, url: str) -> str:
+    """What an error of a storage says, on one line, without SQL and what is secret in the URL."""
+    cause = error.__cause__ or error  # Optuna's says no more than that something went wrong
+    reason = re.split(r" \[SQL| \(Background on", " ".join(str(cause).split()))[0]
+    return hide(reason, url)[:300]
+
+
 def hide_arguments(text: str, arguments: Iterable[str]) -> str:
     """Remove the passwords of these arguments from a text, and those of the text's own URLs."""
     return starred_text(hide(text, *of_arguments(arguments)))

@@ -16,7 +16,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from fmnist.utils.passwords import hide
+from fmnist.utils.passwords import reason_of
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -117,9 +117,7 @@ def open_storage(url: str) -> BaseStorage:
         reason = "in its URL, { and } are written as %7B and %7D"
         raise ServerError(f"the storage cannot be used: {reason}") from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
-        # Optuna wraps the error of the database.
-        reason = " ".join(str(error.__cause__ or error).split()).split(" [SQL")[0]
-        raise ServerError(f"the storage cannot be used: {hide(reason, url)[:300]}") from error
+        raise ServerError(f"the storage cannot be used: {reason_of(error, url)}") from error
     return storage
 
 

@@ -335,7 +335,7 @@ def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factor
         content[chance.choice(words) + chance.randrange(8)] = chance.choice(b'0123456789{}[],":az')
     (out / "study.db").write_bytes(content)
     url, found, again = storage_url.of_run(out), None, []
-    with contextlib.suppress(UserError), storage_errors.as_user_errors(out, url):
+    with contextlib.suppress(UserError), storage_errors.translated(out, url):
         opened = open_study(CONFIG, url)
         results = grid.results(opened, CONFIG)
         again = [trial.point for trial in grid.pending(opened, CONFIG)]
