@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -17,14 +18,20 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fmnist.config.results import winner
-from fmnist.reports import words
-from fmnist.reports.canvas import ACCENT, INK, PALE, montage, sheet, short, show
+from fmnist.reports import scores, words
+from fmnist.reports.canvas import ACCENT, INK, PALE, montage, sheet, show
 from fmnist.reports.confusion import confusion_matrix, integers, most_confused
-from fmnist.reports.lines import DASHED, THIN, frame, hues, marked, named_curves, thin_curves
+from fmnist.reports.words import short
 
 if TYPE_CHECKING:
     from fmnist.config.results import TrialResult, Value
     from fmnist.config.study import StudyConfig
+
+DASHED = (0, (4, 2))
+THIN = "#5b7083"
+
+MISTAKES = (5, 8)
+"""Rows and columns of the figure of mistakes."""
 
 NAMED_TRIALS = 12
 """With more trials than this, curves are drawn thin and only the best one is named."""
@@ -65,40 +72,39 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     Returns:
         The path of the file.
     """
-    few = len(results) <= NAMED_TRIALS
-    plural = "" if len(results) == 1 else "s"
-    title = f"{study.name}: learning curves of {len(results)} trial{plural}"
+    few, held = len(results) <= NAMED_TRIALS, words.held_out(study)
+    title = f"{study.name}: learning curves of {words.counted(len(results), 'trial')}"
     best = winner(results, study.metric)
-    # Optuna asks for trials in a random order; the legend is in the order of the grid.
-    grid = {key: list(values) for key, values in study.grid.items()}
-    results = sorted(results, key=lambda r: [grid[key].index(r.point[key]) for key in grid])
+    results = scores.in_grid_order(study, results)
+    # Up to ten colours differ for colour-blind readers, too.
+    hues = sns.color_palette("colorblind" if len(results) <= 10 else "husl", len(results) or 1)
+    # Few epochs make a short line, and one makes none.
+    dot, cross = ("o", "X") if few and all(len(r.history) < 4 for r in results) else ("", "")
     with sheet(path, (11, 5), title, words.protocol_note(study)) as figure:
         for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             if few:
-                named_curves(axes, results, kind)
+                for result, hue in zip(results, hues, strict=False):
+                    solid, dashed = {"marker": dot}, {"marker": cross, "alpha": 0.75}
+                    _line(axes, result, f"validation_{kind}", color=hue, lw=1.6, **solid)
+                    _line(axes, result, f"train_{kind}", color=hue, lw=1.6, ls=DASHED, **dashed)
             else:
-                thin_curves(axes, results, best, kind)
+                _crowd(axes, results, best, kind)
             axes.set(xlabel="epoch", ylabel=None, title=kind.capitalize())
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            last = max([len(r.history) for r in results] or [1])
-            margin = 0.02 * last if last > 1 else 0.5
-            axes.set_xlim(1 - margin, last + margin)
-            frame(axes, results, kind)
+            axes.set_xlim(*scores.epoch_limits(results))
+            axes.set_ylim(*scores.limits(results, kind))
         colour = INK if few else ACCENT
-        dot, cross = ("o", "X") if few and marked(results) else ("", "")
         keys = [
-            Line2D([], [], color=colour, marker=dot, ms=5, label=words.held_out(study)),
+            Line2D([], [], color=colour, marker=dot, ms=5, label=held),
             Line2D([], [], color=colour, marker=cross, ms=5, ls=DASHED, label="training"),
         ]
         if few:
-            named = zip(results, hues(results), strict=False)
+            named = zip(results, hues, strict=False)
             keys = [Line2D([], [], color=hue, lw=4, label=_name(r)) for r, hue in named] + keys
         else:
-            keys[0].set_label(f"best: {_name(best)}, {words.held_out(study)}" if best else "")
+            keys[0].set_label(f"best: {_name(best)}, {held}" if best else "")
             keys[1].set_label("best, training")
-            keys.append(
-                Line2D([], [], color=THIN, alpha=0.6, label=f"the others, {words.held_out(study)}")
-            )
+            keys.append(Line2D([], [], color=THIN, alpha=0.6, label=f"the others, {held}"))
         figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 3), fontsize=9,
                       frameon=False)  # fmt: skip
         sns.despine(fig=figure)
@@ -118,41 +124,33 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
     Returns:
         The path of the file.
     """
-    used = [key for key, values in study.grid.items() if len(values) > 1]
-    # The longer axis is horizontal, as screens are wide.
-    front = sorted(used[:2], key=lambda key: len(study.grid[key]))
-    row_key, column_key = ([None, None, *front])[-2:]
-    rows = list(study.grid[row_key]) if row_key else [None]
-    columns = list(study.grid[column_key]) if column_key else [None]
-    mean = f", mean over {', '.join(used[2:])}" if used[2:] else ""
+    axes_of_map = scores.map_axes(study)
+    keys, averaged = axes_of_map[:2], axes_of_map[2:]
+    row_key, column_key = ([None, None, *keys])[-2:]
+    rows = [_axis_value(value) for value in study.grid[row_key]] if row_key else [""]
+    columns = [_axis_value(value) for value in study.grid[column_key]] if column_key else [""]
+    mean = f", mean over {', '.join(averaged)}" if averaged else ""
     title = f"{study.name}: {words.metric_name(study)}{mean}"
     size = (np.clip(2.8 + len(columns), 6.4, 13), np.clip(1.8 + 0.7 * len(rows), 2.7, 11))
     best = winner(results, study.metric)
+    members = [*scores.grouped(study, results, keys).values()]
+    found = [scores.scores(study, trials) for trials in members]
+    values = np.array([np.mean(some) if some else math.nan for some in found])
+    values = values.reshape(len(rows), len(columns))
+    large = len(columns) > 14 or len(rows) > 24
     with sheet(path, size, title, words.protocol_note(study)) as figure:
         axes = figure.subplots()
-        values = np.full((len(rows), len(columns)), math.nan)
-        members = {
-            (i, j): [r for r in results if _at(r, row_key, row) and _at(r, column_key, column)]
-            for i, row in enumerate(rows)
-            for j, column in enumerate(columns)
-        }
-        for place, trials in members.items():
-            scores = [s for r in trials if math.isfinite(s := words.score(study, r))]
-            values[place] = np.mean(scores) if scores else math.nan
         _colour_grid(axes, values, study)
-        large = len(columns) > 14 or len(rows) > 24
-        for (i, j), trials in members.items():
-            _write_cell(axes, (i, j), values[i, j], trials, large)
+        for (place, value), trials in zip(np.ndenumerate(values), members, strict=True):
+            _write_cell(axes, place, value, trials, large)
             if best in trials:
-                axes.add_patch(
-                    Rectangle((j, i), 1, 1, fill=False, ec=ACCENT, lw=2.5, zorder=5, clip_on=False)
-                )
+                axes.add_patch(Rectangle(place[::-1], 1, 1, fill=False, ec=ACCENT, lw=2.5, zorder=5,
+                                         clip_on=False))  # fmt: skip
         axes.set(xlabel=column_key, ylabel=row_key)
         axes.tick_params(length=0)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, [_axis_value(c) for c in columns])
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [_axis_value(r) for r in rows], rotation=0)
-        letters = max(len(_axis_value(c)) for c in columns)
-        if letters * 0.09 > (size[0] - 2) / len(columns):  # inches
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
+        if max(map(len, columns)) * 0.09 > (size[0] - 2) / len(columns):  # inches
             axes.tick_params(axis="x", rotation=60)
     return path
 
@@ -240,22 +238,83 @@ def confused_pairs(
         for axes, (one, other, count) in zip(rows, worst, strict=True):
             chosen = np.flatnonzero((true == one) & (predicted == other))[:examples]
             show(axes, montage(images, chosen, examples))
-            total = matrix[one].sum()
             mistake = f"{short(classes[one], 24)} taken for {short(classes[other], 24)}"
-            axes.set_title(f"{mistake}  ({count:,} of {total:,}, {count / total:.1%})", size=10)
+            axes.set_title(f"{mistake}  ({words.part(count, matrix[one].sum())})", size=10)
     return path
+
+
+def mistakes(
+    images: Any,
+    labels: Any,
+    probabilities: Any,
+    classes: Sequence[str],
+    path: Path,
+    study: StudyConfig,
+    shape: tuple[int, int] = MISTAKES,
+) -> Path:
+    """Draw the mistakes of the highest confidence, each with its true and predicted class.
+
+    Args:
+        images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
+        labels: integers ``[N]``.
+        probabilities: ``[N, classes]``.
+        classes: the names, in the order of the labels.
+        path: the PNG file to write.
+        study: the study; a note says so when it selects on the test set.
+        shape: rows and columns, at most.
+
+    Returns:
+        The path of the file.
+    """
+    true, chances = integers(labels), np.asarray(probabilities)
+    predicted, sureness = chances.argmax(axis=1), chances.max(axis=1)
+    wrong = np.flatnonzero(predicted != true)
+    # Of equal confidence, the first.
+    worst = wrong[np.argsort(-sureness[wrong], kind="stable")][: shape[0] * shape[1]]
+    rows = max(-(-len(worst) // shape[1]), 1)
+    size = (1.25 * shape[1], 0.8 + 1.6 * rows)
+    among = f"among {len(true):,} test images"
+    title = f"The {len(worst)} surest of {len(wrong):,} mistakes {among}"
+    title += ": true class above, predicted below"
+    if not len(worst):
+        title = f"No mistake {among}"
+    with sheet(path, size, title, words.protocol_note(study)) as figure:
+        grid = figure.subplots(rows, shape[1], squeeze=False, gridspec_kw={"hspace": 0.08})
+        cells = grid.ravel()
+        for axes in cells[len(worst) :]:
+            axes.set_axis_off()
+        for axes, index in zip(cells, worst, strict=False):
+            show(axes, np.asarray(images[index]).reshape(images.shape[-2:]))
+            axes.set_title(short(classes[true[index]], 16), size=9, loc="center", pad=3)
+            answer = f"{short(classes[predicted[index]], 16)}\n{sureness[index]:.1%}"
+            axes.text(0.5, -0.05, answer, transform=axes.transAxes, ha="center", va="top",
+                      size=8.5, color=ACCENT, linespacing=1.15)  # fmt: skip
+    return path
+
+
+def _line(axes: Axes, result: TrialResult, field: str, **style: Any) -> None:
+    values = scores.series(result, field)
+    sns.lineplot(x=np.arange(1, len(values) + 1), y=values, ax=axes, **style)
+
+
+def _crowd(axes: Axes, results: Sequence[TrialResult], best: TrialResult | None, kind: str) -> None:
+    """Draw the held-out metric of many trials in grey, and the best trial on top."""
+    field = f"validation_{kind}"
+    others = [scores.series(r, field) for r in results if r is not best and r.history]
+    lines = [np.column_stack([np.arange(1, len(values) + 1), values]) for values in others]
+    alpha = scores.faintness(len(lines))
+    axes.add_collection(LineCollection(lines, colors=THIN, linewidths=0.8, alpha=alpha))
+    if best:
+        _line(axes, best, field, color=ACCENT, lw=2, zorder=4)
+        _line(axes, best, f"train_{kind}", color=ACCENT, lw=2, zorder=4, ls=DASHED)
 
 
 def _name(result: TrialResult) -> str:
     return short(result.label, 60) + ("" if result.state == "COMPLETE" else " (failed)")
 
 
-def _at(result: TrialResult, key: str | None, value: Value | None) -> bool:
-    return key is None or result.point.get(key) == value
-
-
-def _axis_value(value: Value | None) -> str:
-    return "" if value is None else short(str(value), 16)
+def _axis_value(value: Value) -> str:
+    return short(value, 16)
 
 
 def _colour_grid(axes: Axes, values: NDArray[np.float64], study: StudyConfig) -> None:
