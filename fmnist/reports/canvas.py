@@ -104,6 +104,5 @@ def montage(
     gap = max(height // 9, 1)
     tiles = np.zeros((places, height + gap, width + gap))
     tiles[: len(chosen), :height, :width] = pixels.reshape(-1, height, width)
-    if vertical:
-        return tiles.reshape(-1, width + gap)[:-gap, :-gap]
-    return tiles.transpose(1, 0, 2).reshape(height + gap, -1)[:-gap, :-gap]
+    whole = np.vstack([*tiles]) if vertical else np.hstack([*tiles])
+    return whole[:-gap, :-gap]

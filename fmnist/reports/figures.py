@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -17,15 +17,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fmnist.config.results import winner
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
 from fmnist.reports import scores, words
 from fmnist.reports.canvas import ACCENT, INK, PALE, montage, sheet, show
 from fmnist.reports.confusion import confusion_matrix, integers, most_confused
 from fmnist.reports.words import short
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult, Value
-    from fmnist.config.study import StudyConfig
 
 DASHED = (0, (4, 2))
 THIN = "#5b7083"
@@ -33,30 +30,32 @@ THIN = "#5b7083"
 MISTAKES = (5, 8)
 """Rows and columns of the figure of mistakes."""
 
+SAMPLES, EXAMPLES = 4, 10
+"""Images of each class, and of each confused pair, at most."""
+
 NAMED_TRIALS = 12
 """With more trials than this, curves are drawn thin and only the best one is named."""
 
 
-def samples(images: Any, labels: Any, classes: Sequence[str], path: Path, each: int = 4) -> Path:
-    """Draw the first ``each`` images of every class, a column a class, under its name.
+def samples(images: Any, labels: Any, classes: Sequence[str], path: Path) -> Path:
+    """Draw the first images of every class, a column a class, under its name.
 
     Args:
         images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
         labels: integers ``[N]``.
         classes: the names, in the order of the labels.
         path: the PNG file to write.
-        each: how many of each class; places of missing images stay blank.
 
     Returns:
         The path of the file.
     """
     true = integers(labels)
-    size = (1.1 * len(classes), 0.7 + 1.08 * each)
+    size = (1.1 * len(classes), 0.7 + 1.08 * SAMPLES)
     with sheet(path, size, "A sample of each class") as figure:
         columns = figure.subplots(1, len(classes), squeeze=False)[0]
         for index, (axes, name) in enumerate(zip(columns, classes, strict=True)):
-            chosen = np.flatnonzero(true == index)[:each]
-            show(axes, montage(images, chosen, each, vertical=True))
+            chosen = np.flatnonzero(true == index)[:SAMPLES]
+            show(axes, montage(images, chosen, SAMPLES, vertical=True))
             axes.set_title(short(name, 14), size=9.5, loc="center")
     return path
 
@@ -124,28 +123,39 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
     Returns:
         The path of the file.
     """
-    axes_of_map = scores.map_axes(study)
-    keys, averaged = axes_of_map[:2], axes_of_map[2:]
-    row_key, column_key = ([None, None, *keys])[-2:]
-    rows = [_axis_value(value) for value in study.grid[row_key]] if row_key else [""]
-    columns = [_axis_value(value) for value in study.grid[column_key]] if column_key else [""]
+    keys = scores.map_axes(study)
+    front, averaged = keys[:2], keys[2:]
+    row_key, column_key = ([None, None, *front])[-2:]
+    rows = [short(value, 16) for value in study.grid[row_key]] if row_key else [""]
+    columns = [short(value, 16) for value in study.grid[column_key]] if column_key else [""]
     mean = f", mean over {', '.join(averaged)}" if averaged else ""
     title = f"{study.name}: {words.metric_name(study)}{mean}"
     size = (np.clip(2.8 + len(columns), 6.4, 13), np.clip(1.8 + 0.7 * len(rows), 2.7, 11))
-    best = winner(results, study.metric)
-    members = [*scores.grouped(study, results, keys).values()]
+    best, shape = winner(results, study.metric), (len(rows), len(columns))
+    members = [*scores.grouped(study, results, front).values()]
     found = [scores.scores(study, trials) for trials in members]
-    values = np.array([np.mean(some) if some else math.nan for some in found])
-    values = values.reshape(len(rows), len(columns))
-    large = len(columns) > 14 or len(rows) > 24
+    values = np.array([np.mean(some) if some else math.nan for some in found]).reshape(shape)
+    known, large = values[np.isfinite(values)], len(columns) > 14 or len(rows) > 24
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    colours = "crest" if study.direction == "maximize" else "crest_r"  # the better, the darker
+    style: Any = {"ha": "center", "va": "center", "size": 10}
     with sheet(path, size, title, words.protocol_note(study)) as figure:
         axes = figure.subplots()
-        _colour_grid(axes, values, study)
-        for (place, value), trials in zip(np.ndenumerate(values), members, strict=True):
-            _write_cell(axes, place, value, trials, large)
+        texts = np.array([_cell(*cell) for cell in zip(found, members, strict=True)])
+        sns.heatmap(values, ax=axes, cmap=colours, vmin=low, vmax=high, fmt="", annot_kws=style,
+                    annot=None if large else texts.reshape(shape), cbar=known.size > 1,
+                    cbar_kws={"label": words.metric_name(study), "fraction": 0.04, "pad": 0.02},
+                    linewidths=0 if values.size > 400 else 1, linecolor="white")  # fmt: skip
+        for (row, column), trials, text in zip(np.ndindex(shape), members, texts, strict=True):
+            if not math.isfinite(values[row, column]):  # seaborn leaves it blank
+                patch: Any = {"fc": "#f4f6f7", "ec": "white", "hatch": "////" if trials else None}
+                axes.add_patch(Rectangle((column, row), 1, 1, **patch))
+                axes.text(column + 0.5, row + 0.5, "" if large else text, **style)
             if best in trials:
-                axes.add_patch(Rectangle(place[::-1], 1, 1, fill=False, ec=ACCENT, lw=2.5, zorder=5,
-                                         clip_on=False))  # fmt: skip
+                frame: Any = {"fill": False, "ec": ACCENT, "lw": 2.5, "zorder": 5, "clip_on": False}
+                axes.add_patch(Rectangle((column, row), 1, 1, **frame))
         axes.set(xlabel=column_key, ylabel=row_key)
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
@@ -184,14 +194,11 @@ def confusion(
                     yticklabels=names)  # fmt: skip
         for (i, j), count in np.ndenumerate(matrix):
             colour = "white" if share[i, j] > 0.3 else (INK if count else PALE)
-            weight = "bold" if i == j else "normal"
-            axes.annotate(f"{count:,}", (j + 0.5, i + 0.5), (0, 4 if count else 0),
-                          textcoords="offset points", ha="center", va="center", color=colour,
-                          size=10.5, weight=weight)  # fmt: skip
-            if count:
-                axes.annotate(f"{share[i, j]:.1%}", (j + 0.5, i + 0.5), (0, -8),
-                              textcoords="offset points", ha="center", va="center",
-                              color=colour, size=7.5)  # fmt: skip
+            style: Any = {"ha": "center", "va": "center", "color": colour}
+            weight, rise = "bold" if i == j else "normal", 0.07 if count else 0
+            axes.text(j + 0.5, i + 0.5 - rise, f"{count:,}", size=10.5, weight=weight, **style)
+            percent = f"{share[i, j]:.1%}" if count else ""
+            axes.text(j + 0.5, i + 0.65, percent, size=7.5, **style)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.tick_params(length=0)
         axes.set_yticklabels(names, rotation=0)
@@ -206,8 +213,6 @@ def confused_pairs(
     classes: Sequence[str],
     path: Path,
     study: StudyConfig,
-    pairs: int = 5,
-    examples: int = 10,
 ) -> Path:
     """Draw the most frequent mistakes, a row for each, with their first examples.
 
@@ -218,16 +223,14 @@ def confused_pairs(
         classes: the names, in the order of the labels.
         path: the PNG file to write.
         study: the study; a note says so when it selects on the test set.
-        pairs: how many mistakes to show, at most.
-        examples: how many images of each, at most.
 
     Returns:
         The path of the file.
     """
     true, predicted = integers(labels), integers(predictions)
     matrix = confusion_matrix(true, predicted, len(classes))
-    worst = most_confused(matrix, pairs)
-    size = (0.9 * examples, 0.7 + 1.15 * max(len(worst), 1))
+    worst = most_confused(matrix, 5)
+    size = (0.9 * EXAMPLES, 0.7 + 1.15 * max(len(worst), 1))
     note = words.protocol_note(study)
     with sheet(path, size, "The most confused pairs", note) as figure:
         rows = figure.subplots(max(len(worst), 1), 1, squeeze=False)[:, 0]
@@ -236,8 +239,8 @@ def confused_pairs(
             rows[0].text(0.5, 0.5, "No image was taken for another class.", ha="center")
             return path
         for axes, (one, other, count) in zip(rows, worst, strict=True):
-            chosen = np.flatnonzero((true == one) & (predicted == other))[:examples]
-            show(axes, montage(images, chosen, examples))
+            chosen = np.flatnonzero((true == one) & (predicted == other))[:EXAMPLES]
+            show(axes, montage(images, chosen, EXAMPLES))
             mistake = f"{short(classes[one], 24)} taken for {short(classes[other], 24)}"
             axes.set_title(f"{mistake}  ({words.part(count, matrix[one].sum())})", size=10)
     return path
@@ -274,10 +277,8 @@ def mistakes(
     rows = max(-(-len(worst) // shape[1]), 1)
     size = (1.25 * shape[1], 0.8 + 1.6 * rows)
     among = f"among {len(true):,} test images"
-    title = f"The {len(worst)} surest of {len(wrong):,} mistakes {among}"
-    title += ": true class above, predicted below"
-    if not len(worst):
-        title = f"No mistake {among}"
+    shown = f"The {len(worst)} surest of {len(wrong):,} mistakes {among}"
+    title = f"{shown}: true class above, predicted below" if len(worst) else f"No mistake {among}"
     with sheet(path, size, title, words.protocol_note(study)) as figure:
         grid = figure.subplots(rows, shape[1], squeeze=False, gridspec_kw={"hspace": 0.08})
         cells = grid.ravel()
@@ -313,40 +314,9 @@ def _name(result: TrialResult) -> str:
     return short(result.label, 60) + ("" if result.state == "COMPLETE" else " (failed)")
 
 
-def _axis_value(value: Value) -> str:
-    return short(value, 16)
-
-
-def _colour_grid(axes: Axes, values: NDArray[np.float64], study: StudyConfig) -> None:
-    """Draw the cells, the better ones darker. A cell without a value stays blank."""
-    known = values[np.isfinite(values)]
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    maximize, name = study.direction == "maximize", words.metric_name(study)
-    sns.heatmap(values, ax=axes, cmap="crest" if maximize else "crest_r", vmin=low, vmax=high,
-                cbar=known.size > 1, cbar_kws={"label": name, "fraction": 0.04, "pad": 0.02},
-                linewidths=0 if values.size > 400 else 1, linecolor="white")  # fmt: skip
-
-
-def _write_cell(
-    axes: Axes, place: tuple[int, int], value: float, trials: Sequence[TrialResult], large: bool
-) -> None:
-    """Write a cell's value and number of failed trials; without a value the cell is hatched."""
-    row, column = place
-    failed = sum(r.state == "FAIL" for r in trials)
-    if not math.isfinite(value):
-        hatch = "////" if failed else None
-        axes.add_patch(Rectangle((column, row), 1, 1, fc="#f4f6f7", ec="white", hatch=hatch))
-        text, colour = ("failed" if failed else "not run"), INK
-    else:
-        text, colour = words.decimals(value) + (f"\n{failed} failed" if failed else ""), None
-    if not large:
-        cells = axes.collections[0]
-        colour = colour or _readable(cells.to_rgba(np.array([value]))[0])
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size=10)
-
-
-def _readable(background: NDArray[np.float64]) -> str:
-    """The colour of text that is readable on this RGBA background."""
-    return INK if background[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"
+def _cell(found: Sequence[float], trials: Sequence[TrialResult]) -> str:
+    """The mean score of a cell of the heat map, and how many trials failed."""
+    failed = len(trials) - len(found)
+    if not found:
+        return "failed" if failed else "not run"
+    return words.decimals(float(np.mean(found))) + (f"\n{failed} failed" if failed else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
 from fmnist.reports.confusion import confusion_matrix
-from fmnist.rundir import models
 
 
 class Outputs(NamedTuple):
@@ -77,8 +75,3 @@ class Findings:
             return None
         predicted = self.outputs.probabilities.argmax(dim=1)
         return confusion_matrix(self.dataset.test.labels, predicted, len(self.classes))
-
-    def parameter_files(self, out: Path) -> dict[int, Path]:
-        """Trial number -> parameter file in the run's folder ``out``, without the lost ones."""
-        numbers = [result.number for result in self.results if result.number not in self.lost]
-        return {number: models.model_path(out, number) for number in numbers}

@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from rich import box
@@ -16,17 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fmnist.config.results import TrialResult
 from fmnist.config.results import winner as pick_winner
+from fmnist.config.study import StudyConfig
 from fmnist.reports import words
+from fmnist.reports.findings import Findings
 from fmnist.reports.words import held_out, metric_name, one_line, protocol_note
 from fmnist.rundir.files import write_text
 from fmnist.tuning import storage_url
 from fmnist.utils.passwords import starred, starred_text
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.reports.findings import Findings
 
 MARK = "> **{}.**"
 """The form of a warning in Markdown."""
@@ -77,15 +74,12 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     return path
 
 
-def results_table(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None = None
-) -> Table:
+def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
     """The table of results for a terminal, by trial number, with the winner marked.
 
     Args:
         study: the study.
         results: the result of every trial.
-        winner: the winner; by default the best of the results.
     """
     note = protocol_note(study)
     table = Table(
@@ -107,7 +101,7 @@ def results_table(
             min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
             overflow="fold",
         )
-    best = winner or pick_winner(results, study.metric)
+    best = pick_winner(results, study.metric)
     ordered = sorted(results, key=lambda r: r.number)
     for result, won, cells in table_rows(study, ordered, best):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
@@ -137,8 +131,8 @@ def print_outcome(
     if not console.is_terminal:
         # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
+    console.print(results_table(study, results))
     best = pick_winner(results, study.metric)
-    console.print(results_table(study, results, best))
     lines = [words.winner_sentence(study, best), *view_commands(out, storage)]
     if (Path(out) / "report.md").exists():
         lines.insert(1, f"Report: {Path(out) / 'report.html'}")
@@ -156,21 +150,19 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
     Returns:
         Command lines, quoted for a shell and without passwords.
     """
-    commands: list[list[str]] = []
-    out = Path(out)
     # A path that begins with - would be read as an option.
     folder = f"./{out}" if str(out).startswith("-") else str(out)
-    board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
-    where = [] if storage is None else ["--storage", starred(storage)]
-    url = storage_url.of_run(out) if storage is None and database.exists() else storage
-    if board.is_dir():
-        if url is not None:
-            commands.append(["python", "-m", "fmnist.view", folder, *where])
-        commands.append(["tensorboard", "--logdir", f"{folder}/tensorboard"])
-    if url is not None:
-        served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts.is_dir() else []
-        commands.append(["optuna-dashboard", starred(url) if storage else url, *served])
-    return [shlex.join(command) for command in commands]
+    board, artifacts = Path(out, "tensorboard").is_dir(), Path(out, "artifacts").is_dir()
+    where = ["--storage", starred(storage)] if storage else []
+    url = storage_url.of_run(out) if Path(out, "study.db").exists() else None
+    url = starred(storage) if storage else url
+    served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts else []
+    commands = [
+        ["python", "-m", "fmnist.view", folder, *where] if board and url else [],
+        ["tensorboard", "--logdir", f"{folder}/tensorboard"] if board else [],
+        ["optuna-dashboard", url, *served] if url else [],
+    ]
+    return [shlex.join(command) for command in commands if command]
 
 
 def escape(text: object) -> str:

@@ -74,68 +74,58 @@ def publish(
     """
     began = time.perf_counter()
     damaged = manifest.wrong(out)  # before anything is written
-    made = _write_tables(out, findings)
-    shown = _draw_study(out, findings)
+    results_file, history_file = out / "results.csv", out / "history.csv"
+    files.write_text(results_file, results_csv(findings.results, list(findings.config.grid)))
+    files.write_text(history_file, history_csv(findings.results))
+    made = [results_file, history_file]
+    shown = _draw_study(out / "figures", findings)
     if (best := findings.winner) is not None:
         model = findings.config.trial(best.point).model
         params, state = models.load_model(models.model_path(out, best.number))
         made += _write_best(out, findings, best, params, state)
         test, compute = findings.dataset.test, cnn.compute_dtype(model)
         findings = replace(findings, outputs=outputs(params, state, test, compute))
-        shown |= _draw_winner(out, findings, best)
+        shown |= _draw_winner(out / "figures", findings, best)
         network = to_module(params, state, model).eval()
         run = winner_board.write_winner(out, findings, network)
         made += [path for path in run.rglob("*") if path.is_file()]
     if study is not None:
-        dashboard.publish(out, findings, study)
-        dashboard.mend(out, findings, study, damaged)
-        made += dashboard.artifacts(out, findings, study)
+        made += dashboard.publish(out, findings, study, damaged)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
     made.append(html.write_html(out, findings, spent.seconds))
     links = {name: str(path.relative_to(out)) for name, path in shown.items()}
     made.append(markdown.write_report(out, findings, links))
-    made += [*shown.values(), *_event_files(out, findings)]
+    board = out / "tensorboard"
+    runs = [board, *(board / tensorboard.run_name(r.point) for r in findings.results)]
+    made += [*shown.values(), *(path for run in runs for path in run.glob("*tfevents*"))]
     made += [path for name in ("study.toml", "reference.toml") if (path := out / name).exists()]
     known = {models.model_path(out, number): digest for number, digest in findings.sums.items()}
     manifest.write(out, made, known)
     return findings.winner
 
 
-def _write_tables(out: Path, findings: Findings) -> list[Path]:
-    paths = [out / "results.csv", out / "history.csv"]
-    files.write_text(paths[0], results_csv(findings.results, list(findings.config.grid)))
-    files.write_text(paths[1], history_csv(findings.results))
-    return paths
-
-
-def _draw_study(out: Path, findings: Findings) -> dict[str, Path]:
+def _draw_study(folder: Path, findings: Findings) -> dict[str, Path]:
     """Draw the figures that need no winner: name -> file."""
-    folder, config, results = out / "figures", findings.config, findings.results
+    config, results, classes = findings.config, findings.results, findings.classes
     folder.mkdir(exist_ok=True)
-    train, classes = findings.dataset.train, findings.classes
     return {
-        "samples": figures.samples(*train, classes, folder / "samples.png"),
+        "samples": figures.samples(*findings.dataset.train, classes, folder / "samples.png"),
         "curves": figures.curves(results, config, folder / "curves.png"),
         "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
     }
 
 
-def _draw_winner(out: Path, findings: Findings, best: TrialResult) -> dict[str, Path]:
+def _draw_winner(folder: Path, findings: Findings, best: TrialResult) -> dict[str, Path]:
     """Draw the figures of the winner on the test set: name -> file."""
     assert findings.outputs is not None
     assert findings.confusion is not None
-    folder, config, classes = out / "figures", findings.config, findings.classes
-    predicted = findings.outputs.probabilities.argmax(dim=1)
-    title = f"Test set, {best.label}"
-    pairs = folder / "confused_pairs.png"
+    config, classes, test = findings.config, findings.classes, findings.dataset.test
+    predicted, title = findings.outputs.probabilities.argmax(dim=1), f"Test set, {best.label}"
+    matrix, pairs = folder / "confusion.png", folder / "confused_pairs.png"
     return {
-        "confusion": figures.confusion(
-            findings.confusion, classes, folder / "confusion.png", title, config
-        ),
-        "confused pairs": figures.confused_pairs(
-            *findings.dataset.test, predicted, classes, pairs, config
-        ),
+        "confusion": figures.confusion(findings.confusion, classes, matrix, title, config),
+        "confused pairs": figures.confused_pairs(*test, predicted, classes, pairs, config),
     }
 
 
@@ -163,9 +153,3 @@ def _write_best(
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
     return [path, described]
-
-
-def _event_files(out: Path, findings: Findings) -> list[Path]:
-    board = out / "tensorboard"
-    runs = [board, *(board / tensorboard.run_name(r.point) for r in findings.results)]
-    return [path for run in runs for path in run.glob("*tfevents*")]

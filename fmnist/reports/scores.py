@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult, Value
-    from fmnist.config.study import StudyConfig
+from fmnist.config.results import TrialResult, Value
+from fmnist.config.study import StudyConfig
 
 
 def score(study: StudyConfig, result: TrialResult) -> float:
@@ -81,10 +79,11 @@ def map_axes(study: StudyConfig) -> list[str]:
     return sorted(used[:2], key=lambda key: len(study.grid[key])) + used[2:]
 
 
-def series(result: TrialResult, field: str) -> NDArray[np.float64]:
-    """A metric of each epoch, float64 ``[epochs]``; NaN where it is not finite."""
-    values = np.array([getattr(metrics, field) for metrics in result.history], dtype=float)
-    return np.where(np.isfinite(values), values, math.nan)
+def series(result: TrialResult, field: str, epochs: int = 0) -> NDArray[np.float64]:
+    """A metric of each epoch, of ``epochs`` at least; NaN where it is unknown or not finite."""
+    values = [getattr(metrics, field) for metrics in result.history]
+    padded = np.array(values + [math.nan] * (epochs - len(values)), dtype=float)
+    return np.where(np.isfinite(padded), padded, math.nan)
 
 
 def epoch_limits(results: Sequence[TrialResult]) -> tuple[float, float]:

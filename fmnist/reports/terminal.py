@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,13 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fmnist.config.results import label
+from fmnist.config.results import TrialResult, label
 from fmnist.reports.words import counted, decimals, duration, one_line
 from fmnist.tuning import events
 from fmnist.utils import runtime
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
 
 MOST_ROWS = 12
 SPARK = 12
@@ -229,7 +226,9 @@ class LiveProgress(_Live):
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=1.0, completed=self.fraction))
         rows = max(min(MOST_ROWS, self.console.height - OTHER_LINES), 1)
-        shown = self._shown_trials(rows)
+        shown, accuracy = sorted(self.labels), self.accuracy
+        if len(shown) > rows:  # the best are shown
+            shown = sorted(shown, key=lambda number: (-accuracy.get(number, -1.0), number))[:rows]
         table = Table(box=None, pad_edge=False, expand=False)
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -247,14 +246,6 @@ class LiveProgress(_Live):
         if len(self.labels) > len(shown):
             parts.append(Text(f"... and {len(self.labels) - len(shown)} more", style="dim"))
         return Group(*parts)
-
-    def _shown_trials(self, rows: int) -> list[int]:
-        """The lanes to show: all in their order, or the best where there are too many."""
-        numbers = sorted(self.labels)
-        if len(numbers) <= rows:
-            return numbers
-        accuracy = self.accuracy
-        return sorted(numbers, key=lambda number: (-accuracy.get(number, -1.0), number))[:rows]
 
     def _cell(self, number: int) -> Text:
         accuracy = self.accuracy

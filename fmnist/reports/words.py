@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
 from fmnist.reports.confusion import most_confused
 from fmnist.reports.scores import score
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
 
 TEST_WAS_SEEN = "holdout = 0: the test set was looked at every epoch"
 """The note on every table and figure of a study without a validation set."""

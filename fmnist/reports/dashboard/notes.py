@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, scores, words
+from fmnist.reports.findings import Findings
 from fmnist.reports.markdown import MARK as WARNING
 from fmnist.reports.markdown import escape, joined
 from fmnist.reports.words import counted, decimals, metric_name, protocol_note
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.reports.findings import Findings
 
 MOST_ROWS = 20
 """Trials in the table of a note, at most: the best ones."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from fmnist.config.results import winner
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
 from fmnist.reports import scores, words
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
 
 COLOURS = 10
 """Trials with a colour of their own, at most; the lines of the others are thin and grey."""
@@ -39,9 +36,10 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         ``panels`` (lines and ticks), ``lines`` (the coloured trials), ``others`` (how many
         are grey), ``notes`` and ``data`` (JSON for hovering); None when no epoch was finished.
     """
-    shown = scores.ranked(study, [result for result in results if result.history])[:MOST_LINES]
-    if not shown:
+    trained = [result for result in results if result.history]
+    if not trained:
         return None
+    shown = scores.ranked(study, trained)[:MOST_LINES]
     coloured, others = shown[:COLOURS], shown[COLOURS:]
     if not others:
         coloured = scores.in_grid_order(study, coloured)
@@ -53,7 +51,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
     up = {kind: scores.limits(shown, kind) for kind in ("loss", "accuracy")}
     drawn = [
         {
-            f"{split}_{kind}": _values(result, f"{split}_{kind}", kept)
+            f"{split}_{kind}": scores.series(result, f"{split}_{kind}", last)[kept]
             for split in (("validation", "train") if index < COLOURS else ("validation",))
             for kind in up
         }
@@ -61,6 +59,9 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
     ]
     best = winner(results, study.metric)
     names = [_named(result, best) for result in shown]
+    notes = _notes(study, len(shown), len(trained) - len(shown), len(results) - len(trained))
+    if len(kept) < last:
+        notes.append(f"{len(kept)} of the {last:,} epochs are drawn, evenly spread.")
     return {
         "panels": [
             {
@@ -78,7 +79,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         "others": len(others),
         "faintness": round(scores.faintness(len(others)), 3),
         "few_epochs": last < 4,
-        "notes": _notes(study, results, shown, len(kept), last),
+        "notes": notes,
         "data": {
             "epochs": (kept + 1).tolist(),
             "x": across,
@@ -88,7 +89,10 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
                 {
                     "name": name,
                     "number": result.number,
-                    **{field: _rounded(values) for field, values in line.items()},
+                    **{
+                        field: [None if math.isnan(v) else round(v, 4) for v in values.tolist()]
+                        for field, values in line.items()
+                    },
                 }
                 for name, result, line in zip(names, shown, drawn, strict=True)
             ],
@@ -147,16 +151,6 @@ def place(values: ArrayLike, within: Range) -> NDArray[np.int64]:
     return np.rint(DRAWING_SIZE * shares).astype(np.int64)
 
 
-def _values(result: TrialResult, field: str, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A metric at the kept epochs; NaN after the trial's last epoch."""
-    values = scores.series(result, field)
-    return np.append(values, np.full(kept[-1] + 1 - min(len(values), kept[-1] + 1), math.nan))[kept]
-
-
-def _rounded(values: NDArray[np.float64]) -> list[float | None]:
-    return [round(float(v), 4) if math.isfinite(v) else None for v in values]
-
-
 def _named(result: TrialResult, best: TrialResult | None) -> str:
     text = f"{result.number}: {words.one_line(result.label)}"
     if best is not None and result.number == best.number:
@@ -164,23 +158,15 @@ def _named(result: TrialResult, best: TrialResult | None) -> str:
     return text if result.state == "COMPLETE" else f"{text} (failed)"
 
 
-def _notes(
-    study: StudyConfig,
-    results: Sequence[TrialResult],
-    shown: Sequence[TrialResult],
-    kept: int,
-    last: int,
-) -> list[str]:
+def _notes(study: StudyConfig, shown: int, left_out: int, empty: int) -> list[str]:
     notes = []
-    if len(shown) > COLOURS:
+    if shown > COLOURS:
         notes.append(
             f"The {COLOURS} trials with the best {words.metric_name(study)} have a colour; of the "
             f"others only the {words.held_out(study)} line is drawn, thin and grey."
         )
-    if (left := sum(bool(result.history) for result in results) - len(shown)) > 0:
-        notes.append(f"{left:,} trials that did less well are left out here.")
-    if empty := sum(not result.history for result in results):
+    if left_out:
+        notes.append(f"{left_out:,} trials that did less well are left out here.")
+    if empty:
         notes.append(f"{words.counted(empty, 'trial')} ended before the first epoch did.")
-    if kept < last:
-        notes.append(f"{kept} of the {last:,} epochs are drawn, evenly spread.")
     return notes

@@ -10,20 +10,17 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fmnist.reports import scores, words
+from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
 from fmnist.reports.markdown import caption, view_commands
 from fmnist.rundir.files import write_text
 from fmnist.utils.passwords import starred_text
-
-if TYPE_CHECKING:
-    from fmnist.reports.findings import Findings
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fmnist.config.results import TrialResult, Value
 from fmnist.reports import scores, words
+from fmnist.reports.findings import Findings
 from fmnist.reports.html.curves import place
 from fmnist.reports.markdown import exact, table_header, table_rows
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult, Value
-    from fmnist.reports.findings import Findings
 
 MOST_ROWS = 2000
 """Rows of a table, at most. The page says how many are left out; results.csv has all of them."""

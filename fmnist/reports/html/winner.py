@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +12,8 @@ from PIL import Image
 
 from fmnist.reports import words
 from fmnist.reports.confusion import integers, most_confused
+from fmnist.reports.findings import Findings
 from fmnist.reports.html.curves import ticks
-
-if TYPE_CHECKING:
-    from fmnist.reports.findings import Findings
 
 BINS = 10
 PAIRS = 6
@@ -105,39 +102,28 @@ def winner_parts(findings: Findings) -> dict[str, Any]:
     totals = matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
     found = calibration(chances, labels)
+    pairs, images, predicted = [], test.images.cpu().numpy(), chances.argmax(axis=1)
+    for true, other, count in most_confused(matrix, PAIRS):
+        chosen = np.flatnonzero((labels == true) & (predicted == other))[:EXAMPLES]
+        pairs.append(
+            {
+                "true": classes[true],
+                "predicted": classes[other],
+                "count": words.part(count, matrix[true].sum()),
+                "examples": [(png(images[i, 0]), i, f"{chances[i, other]:.0%}") for i in chosen],
+            }
+        )
     return {
         "sentences": words.confusion_sentences(matrix, classes),
         "classes": classes,
         "confusion": zip(classes, matrix.tolist(), shares.tolist(), totals.flat, strict=True),
-        "pairs": _pairs(matrix, np.asarray(test.images.cpu()), labels, chances, classes),
+        "pairs": pairs,
         "calibration": {
             "sentence": calibration_sentence(found),
             "bars": [*zip(*(values.tolist() for values in found[:3]), strict=True)],
             "axis": ticks((0.0, 1.0), at_most=5),
         },
     }
-
-
-def _pairs(
-    matrix: NDArray[np.int64],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    chances: NDArray[np.float64],
-    names: Sequence[str],
-) -> list[dict[str, Any]]:
-    """The most frequent mistakes, each with its first images and the winner's confidence."""
-    predicted, found = chances.argmax(axis=1), []
-    for true, other, count in most_confused(matrix, PAIRS):
-        chosen = np.flatnonzero((labels == true) & (predicted == other))[:EXAMPLES]
-        found.append(
-            {
-                "true": names[true],
-                "predicted": names[other],
-                "count": words.part(count, matrix[true].sum()),
-                "examples": [(png(images[i, 0]), i, f"{chances[i, other]:.0%}") for i in chosen],
-            }
-        )
-    return found
 
 
 def png(pixels: NDArray[np.uint8]) -> str:

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fmnist.reports import figures, words
 from fmnist.reports.confusion import integers
+from fmnist.reports.findings import Findings
 from fmnist.reports.markdown import escape
 from fmnist.rundir import files
-
-if TYPE_CHECKING:
-    from fmnist.reports.findings import Findings
 
 WINNER_RUN = "_winner"
 """The run's name. An underscore sorts before every letter, so that the run is above the trials."""
@@ -52,17 +49,19 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
     """
     assert findings.winner is not None
     assert findings.outputs is not None
-    study, test, (probabilities, features) = (
-        findings.config,
-        findings.dataset.test,
-        findings.outputs,
-    )
+    study, test = findings.config, findings.dataset.test
+    probabilities, features = findings.outputs
     sizes = {len(test.images), len(test.labels), len(probabilities), len(features)}
     if len(sizes) > 1:
         raise ValueError(f"images, labels, probabilities and features differ: {sorted(sizes)}")
     images, labels = test.images.cpu().numpy(), integers(test.labels.cpu())
     chances = probabilities.detach().cpu().double().numpy()
     names = [words.one_line(name) for name in findings.classes]
+    chosen, predicted = balanced(labels, EMBEDDED), chances.argmax(axis=1)
+    facts = [
+        [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
+        for i in chosen.tolist()
+    ]
     said = (words.winner_sentence(study, findings.winner), words.protocol_sentences(study))
     root = out / "tensorboard"
     root.mkdir(exist_ok=True)
@@ -85,7 +84,15 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
             for index, name in enumerate(names):
                 tag = f"precision-recall/{name}"
                 writer.add_pr_curve(tag, labels == index, chances[:, index], 0)
-            _write_embedding(writer, features, images, labels, chances.argmax(axis=1), names)
+            writer.add_embedding(
+                # The file is decimal text: five decimals suffice for a plot and halve its size.
+                features.detach().cpu()[torch.from_numpy(chosen)].double().numpy().round(5),
+                metadata=facts,
+                metadata_header=["class", "predicted class", "right", "test image"],
+                # Dark on white: the projector tints white with the colour of the class.
+                label_img=torch.from_numpy(255 - images[chosen]).float() / 255,
+                tag=EMBEDDING,
+            )
             _write_graph(writer, network)
         run = root / WINNER_RUN
         if run.exists():
@@ -127,39 +134,12 @@ def _quiet_writer() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _write_embedding(
-    writer: SummaryWriter,
-    features: Tensor,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    predicted: NDArray[np.intp],
-    names: Sequence[str],
-) -> None:
-    """Write the features of some test images for the projector, with their pixels and classes."""
-    chosen = balanced(labels, EMBEDDED)
-    # The file is decimal text: five decimals suffice for a plot and halve its size.
-    rows = features.detach().cpu()[torch.from_numpy(chosen)].double().numpy().round(5)
-    facts = [
-        [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
-        for i in chosen.tolist()
-    ]
-    # Dark on white: the projector tints white with the colour of the class.
-    sprites = torch.from_numpy(255 - images[chosen]).float() / 255
-    writer.add_embedding(
-        rows,
-        metadata=facts,
-        metadata_header=["class", "predicted class", "right", "test image"],
-        label_img=sprites,
-        tag=EMBEDDING,
-    )
-
-
 def _write_graph(writer: SummaryWriter, network: torch.nn.Module) -> None:
     """Write the module's graph, traced with one image."""
     parameter = next(network.parameters())
     image = torch.zeros(1, 1, 28, 28, dtype=parameter.dtype, device=parameter.device)
     with warnings.catch_warnings(), torch.no_grad():
         # SummaryWriter.add_graph traces with TorchScript, which still works.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", category)
         writer.add_graph(network, image)
