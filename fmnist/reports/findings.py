@@ -63,11 +63,6 @@ class Findings:
         """The best complete trial; None when no trial is complete."""
         return pick_winner(self.results, self.config.metric)
 
-    @property
-    def training_images(self) -> int:
-        """How many images an epoch trains on."""
-        return len(self.dataset.train.labels) - self.config.holdout
-
     @cached_property
     def confusion(self) -> NDArray[np.int64] | None:
         """The winner's confusion matrix on the test set, ``[true class, predicted class]``."""

@@ -78,14 +78,27 @@ def publish(
     files.write_text(results_file, results_csv(findings.results, list(findings.config.grid)))
     files.write_text(history_file, history_csv(findings.results))
     made = [results_file, history_file]
-    shown = _draw_study(out / "figures", findings)
+    folder, config, classes = out / "figures", findings.config, findings.classes
+    folder.mkdir(exist_ok=True)
+    shown = {
+        "samples": figures.samples(*findings.dataset.train, classes, folder / "samples.png"),
+        "curves": figures.curves(findings.results, config, folder / "curves.png"),
+        "heatmap": figures.heatmap(findings.results, config, folder / "heatmap.png"),
+    }
     if (best := findings.winner) is not None:
         model = findings.config.trial(best.point).model
         params, state = models.load_model(models.model_path(out, best.number))
         made += _write_best(out, findings, best, params, state)
         test, compute = findings.dataset.test, cnn.compute_dtype(model)
-        findings = replace(findings, outputs=outputs(params, state, test, compute))
-        shown |= _draw_winner(out / "figures", findings, best)
+        seen = outputs(params, state, test, compute)
+        findings = replace(findings, outputs=seen)
+        assert findings.confusion is not None
+        title, predicted = f"Test set, {best.label}", seen.probabilities.argmax(dim=1)
+        drawn, pairs = folder / "confusion.png", folder / "confused_pairs.png"
+        shown |= {
+            "confusion": figures.confusion(findings.confusion, classes, drawn, title, config),
+            "confused pairs": figures.confused_pairs(*test, predicted, classes, pairs, config),
+        }
         network = to_module(params, state, model).eval()
         run = winner_board.write_winner(out, findings, network)
         made += [path for path in run.rglob("*") if path.is_file()]
@@ -103,30 +116,6 @@ def publish(
     known = {models.model_path(out, number): digest for number, digest in findings.sums.items()}
     manifest.write(out, made, known)
     return findings.winner
-
-
-def _draw_study(folder: Path, findings: Findings) -> dict[str, Path]:
-    """Draw the figures that need no winner: name -> file."""
-    config, results, classes = findings.config, findings.results, findings.classes
-    folder.mkdir(exist_ok=True)
-    return {
-        "samples": figures.samples(*findings.dataset.train, classes, folder / "samples.png"),
-        "curves": figures.curves(results, config, folder / "curves.png"),
-        "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
-    }
-
-
-def _draw_winner(folder: Path, findings: Findings, best: TrialResult) -> dict[str, Path]:
-    """Draw the figures of the winner on the test set: name -> file."""
-    assert findings.outputs is not None
-    assert findings.confusion is not None
-    config, classes, test = findings.config, findings.classes, findings.dataset.test
-    predicted, title = findings.outputs.probabilities.argmax(dim=1), f"Test set, {best.label}"
-    matrix, pairs = folder / "confusion.png", folder / "confused_pairs.png"
-    return {
-        "confusion": figures.confusion(findings.confusion, classes, matrix, title, config),
-        "confused pairs": figures.confused_pairs(*test, predicted, classes, pairs, config),
-    }
 
 
 def _write_best(

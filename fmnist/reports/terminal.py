@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -30,7 +31,7 @@ OTHER_LINES = 7
 """Lines of the live display that show no lane: headings, bar, "more" and margins."""
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Receives the events of a run. This class shows nothing; its subclasses show them."""
 
     _variant = ""
@@ -69,9 +70,6 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Show a line of text."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *raised: object) -> None:
         """Restore the terminal."""

@@ -22,7 +22,6 @@ from fmnist.config.results import TrialResult, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import figures
 from fmnist.reports.dashboard import notes
-from fmnist.reports.dashboard.time_plot import TimePlot
 from fmnist.reports.findings import Findings
 from fmnist.rundir import files, models
 from fmnist.tuning import events
@@ -180,13 +179,14 @@ def _write_views(findings: Findings, study: optuna.Study) -> None:
     from optuna_dashboard import save_plotly_graph_object
 
     config, known, best = findings.config, _artifact_addresses(study), findings.winner
+    plot = notes.TimePlot(config, findings.results)
     pictures = {name: known[_figure(name)] for name in FIGURES if _figure(name) in known}
     page = f"/dashboard/studies/{study._study_id}"
     _write_note(study, notes.results(findings, pictures, page))
     if best is not None:
         _write_best_note(_trial(study, best.number), config, best)
     # Its type is a Plotly figure, but it calls only to_json.
-    save_plotly_graph_object(study, TimePlot(config, findings.results), graph_object_id=PLOT_ID)
+    save_plotly_graph_object(study, plot, graph_object_id=PLOT_ID)
 
 
 def _names(number: int) -> dict[str, str]:

@@ -24,6 +24,26 @@ from fmnist.utils.passwords import starred_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+    # A Markup is made by this module and escaped.
+    finalize=lambda value: words.printable(value) if type(value) is str else value,
+)
+ENVIRONMENT.filters |= {
+    # The line may break after each comma. The entities of an escaped text have none.
+    "breakable": lambda text: escape(words.printable(text)).replace(",", Markup(",<wbr>")),
+    "decimals": words.decimals,
+    "duration": words.duration,
+    "exact": "{:.8g}".format,
+    "percent": "{:.1%}".format,
+    "thousands": "{:,.0f}".format,
+}
+ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+
 
 def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None = None) -> Path:
     """Write ``out/report.html`` atomically: when that fails, the old file stays.
@@ -44,9 +64,10 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
     """
     out, study = Path(out), findings.config
     # A style or script block ends at the first end tag.
-    style, script = (_block(name) for name in ("report.css", "report.js"))
+    style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    assert "</" not in style + script, "a style or script would end its own block"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    text = _environment().get_template("report.html.jinja").render(
+    text = ENVIRONMENT.get_template("report.html.jinja").render(
         study=study,
         winner_sentence=words.winner_sentence(study, findings.winner),
         words=words,
@@ -67,35 +88,6 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
     path = out / "report.html"
     write_text(path, text)
     return path
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        # A Markup is made by this module and escaped.
-        finalize=lambda value: words.printable(value) if type(value) is str else value,
-    )
-    environment.filters |= {
-        # The line may break after each comma. The entities of an escaped text have none.
-        "breakable": lambda text: escape(words.printable(text)).replace(",", Markup(",<wbr>")),
-        "decimals": words.decimals,
-        "duration": words.duration,
-        "exact": "{:.8g}".format,
-        "percent": "{:.1%}".format,
-        "thousands": "{:,.0f}".format,
-    }
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    return environment
-
-
-def _block(name: str) -> str:
-    text = (TEMPLATES / name).read_text(encoding="utf-8")
-    assert "</" not in text, f"{name} would end its own block"
-    return text
 
 
 def _key_figures(findings: Findings) -> list[tuple[str, str, str]]:

@@ -142,7 +142,8 @@ def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any
     Returns:
         None when neither the trials nor the phases have a time.
     """
-    study, images = findings.config, findings.training_images
+    study = findings.config
+    images = len(findings.dataset.train.labels) - study.holdout  # of an epoch
     timed = [r for r in findings.results if r.history and r.seconds > 0]
     spent = {name: s for name, s in phases.items() if s > 0}
     if not timed and not spent:

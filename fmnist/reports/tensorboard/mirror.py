@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -39,7 +38,7 @@ NAME_BYTES = 200
 _serial = itertools.count()
 
 
-class TensorBoardMirror:
+class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
     """Writes a study to ``root``, where ``tensorboard --logdir root`` shows it.
 
     An event file is open only during an append, so that hundreds of lanes hold no descriptors and
@@ -123,9 +122,6 @@ class TensorBoardMirror:
         """Forget the running trials; TensorBoard still shows them as UNKNOWN."""
         self._running.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *raised: object) -> None:
         self.close()
 
@@ -174,15 +170,12 @@ class _EventFile:
         # process and a serial number make names of the same second unique.
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_serial):06d}"
         self._path = folder / f"events.out.tfevents.{stamp}{suffix}"
-        self._first = True
+        self.append(Event(file_version="brain.Event:2"))
 
     def append(self, *events: Event) -> None:
         buffer = io.BytesIO()
         records = RecordWriter(buffer)
         now = time.time()
-        if self._first:
-            records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            self._first = False
         for event in events:
             event.wall_time = now
             records.write(event.SerializeToString())
