@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,11 +29,7 @@ from fmnist.utils.passwords import starred, starred_text
 MARK = "> **{}.**"
 """The form of a warning in Markdown."""
 
-METRICS = tuple(
-    f"{split} {kind}"
-    for split in ("training", "validation", "test")
-    for kind in ("loss", "accuracy")
-)
+METRICS = tuple(map(" ".join, product(("training", "validation", "test"), ("loss", "accuracy"))))
 """The columns of metrics in the table of results."""
 
 
@@ -248,8 +245,8 @@ def caption(name: str, study: StudyConfig) -> str:
 
 def table_header(study: StudyConfig) -> list[str]:
     """The columns of the results table: trial, axes of the grid, metrics, time and state."""
-    hidden = "validation" if study.validation_is_test else "nothing"
-    metrics = [name for name in METRICS if not name.startswith(hidden)]
+    unknown = METRICS[2:4] if study.validation_is_test else ()
+    metrics = [name for name in METRICS if name not in unknown]
     return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
 
 

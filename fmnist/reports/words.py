@@ -55,6 +55,12 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
+def named(result: TrialResult, best: TrialResult | None, width: int = 10_000) -> str:
+    """A trial's number and configuration, cut to ``width``, and whether it won or failed."""
+    state = " (winner)" if result is best else "" if result.state == "COMPLETE" else " (failed)"
+    return f"{result.number}: {short(result.label, width)}{state}"
+
+
 def part(count: int, total: int) -> str:
     """A part of a whole, such as ``"30 of 120, 25.0%"``."""
     return f"{count:,} of {total:,}, {count / total:.1%}"

@@ -67,10 +67,7 @@ def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
 
 
 def best(
-    study: StudyConfig,
-    result: TrialResult,
-    links: Mapping[str, str],
-    of: int | None = None,
+    study: StudyConfig, result: TrialResult, links: Mapping[str, str], of: int | None = None
 ) -> str:
     """The note of a trial that was the best when it ended.
 
@@ -80,12 +77,8 @@ def best(
         links: kind -> address of its artifacts.
         of: how many trials had ended by then; None for the winner of a finished study.
     """
-    if of is None:
-        title = "The winner of the study"
-    elif of == 1:
-        title = "The first trial that ended"
-    else:
-        title = f"The best of the {of} trials that had ended when it did"
+    titles = {None: "The winner of the study", 1: "The first trial that ended"}
+    title = titles.get(of, f"The best of the {of} trials that had ended when it did")
     known = [f"{metric_name(study)} {decimals(scores.score(study, result))}"]
     if not study.validation_is_test and math.isfinite(result.test_accuracy):
         known.append(f"test accuracy {decimals(result.test_accuracy)}")
@@ -149,13 +142,14 @@ class TimePlot:
         study, best = self._study, winner(self._results, self._study.metric)
         ranked = scores.ranked(study, [r for r in self._results if r.state == "COMPLETE"])
         points = ranked[MOST_LINES:]
+        # Plotly's text may have some tags of HTML.
         others = {
             "type": "scatter",
             "mode": "markers",
             "name": f"the other {len(points)}, last epoch",
             "x": [_rounded(result.seconds) for result in points],
             "y": [_rounded(scores.score(study, result)) for result in points],
-            "text": [_name(result) for result in points],
+            "text": [html.escape(words.named(result, best, 60)) for result in points],
             "marker": {"size": 5, "color": "#9aa7b2"},
             "hovertemplate": HOVER + "<br>%{text}<extra></extra>",
         }
@@ -163,7 +157,7 @@ class TimePlot:
             {
                 "type": "scatter",
                 "mode": "lines" if len(result.history) > 8 else "lines+markers",
-                "name": _name(result) + (" (winner)" if result is best else ""),
+                "name": html.escape(words.named(result, best, 60)),
                 "x": [
                     _rounded(result.seconds * epoch / len(result.history))
                     for epoch, _ in enumerate(result.history, 1)
@@ -200,11 +194,6 @@ def _layout(study: StudyConfig) -> dict[str, Any]:
         "legend": {"x": 0.99, "xanchor": "right", **corner, **small},
         "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
     }
-
-
-def _name(result: TrialResult) -> str:
-    """A trial's name, escaped: Plotly's text may have some tags of HTML."""
-    return html.escape(f"{result.number}: {words.short(result.label, 60)}")
 
 
 def _rounded(value: float) -> float | None:

@@ -58,10 +58,15 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         for index, result in enumerate(shown)
     ]
     best = winner(results, study.metric)
-    names = [_named(result, best) for result in shown]
-    notes = _notes(study, len(shown), len(trained) - len(shown), len(results) - len(trained))
-    if len(kept) < last:
-        notes.append(f"{len(kept)} of the {last:,} epochs are drawn, evenly spread.")
+    names = [words.named(result, best) for result in shown]
+    worse, empty = len(trained) - len(shown), len(results) - len(trained)
+    notes = {
+        f"The {COLOURS} trials with the best {words.metric_name(study)} have a colour; of the "
+        f"others only the {words.held_out(study)} line is drawn, thin and grey.": bool(others),
+        f"{worse:,} trials that did less well are left out here.": worse > 0,
+        f"{words.counted(empty, 'trial')} ended before the first epoch did.": empty > 0,
+        f"{len(kept)} of the {last:,} epochs are drawn, evenly spread.": len(kept) < last,
+    }
     return {
         "panels": [
             {
@@ -69,7 +74,11 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
                 "x": ticks(across, whole=True, at_most=8),
                 "y": ticks(limits),
                 "lines": [
-                    {field: path(kept + 1, line[field], across, limits) for field in line}
+                    {
+                        field: path(kept + 1, values, across, limits)
+                        for field, values in line.items()
+                        if field.endswith(kind)
+                    }
                     for line in drawn
                 ],
             }
@@ -79,7 +88,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         "others": len(others),
         "faintness": round(scores.faintness(len(others)), 3),
         "few_epochs": last < 4,
-        "notes": notes,
+        "notes": [text for text, needed in notes.items() if needed],
         "data": {
             "epochs": (kept + 1).tolist(),
             "x": across,
@@ -149,24 +158,3 @@ def place(values: ArrayLike, within: Range) -> NDArray[np.int64]:
     # A line goes on beyond the frame, so that its slope is right at the edge.
     shares = np.clip((np.asarray(values, dtype=float) - low) / (high - low), -4.0, 5.0)
     return np.rint(DRAWING_SIZE * shares).astype(np.int64)
-
-
-def _named(result: TrialResult, best: TrialResult | None) -> str:
-    text = f"{result.number}: {words.one_line(result.label)}"
-    if best is not None and result.number == best.number:
-        return f"{text} (winner)"
-    return text if result.state == "COMPLETE" else f"{text} (failed)"
-
-
-def _notes(study: StudyConfig, shown: int, left_out: int, empty: int) -> list[str]:
-    notes = []
-    if shown > COLOURS:
-        notes.append(
-            f"The {COLOURS} trials with the best {words.metric_name(study)} have a colour; of the "
-            f"others only the {words.held_out(study)} line is drawn, thin and grey."
-        )
-    if left_out:
-        notes.append(f"{left_out:,} trials that did less well are left out here.")
-    if empty:
-        notes.append(f"{words.counted(empty, 'trial')} ended before the first epoch did.")
-    return notes

@@ -43,6 +43,7 @@ ENVIRONMENT.filters |= {
     "thousands": "{:,.0f}".format,
 }
 ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+TEMPLATE = ENVIRONMENT.get_template("report.html.jinja")
 
 
 def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None = None) -> Path:
@@ -67,12 +68,13 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     assert "</" not in style + script, "a style or script would end its own block"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    text = ENVIRONMENT.get_template("report.html.jinja").render(
+    text = TEMPLATE.render(
         study=study,
-        winner_sentence=words.winner_sentence(study, findings.winner),
+        trials=findings.results,
+        winner=findings.winner,
+        score=scores.score,
         words=words,
         caption=caption,
-        figures=_key_figures(findings),
         results=tables.results_table(findings),
         curves=curves.curves(study, findings.results),
         heat=tables.heat_map(findings),
@@ -84,29 +86,7 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         **winner_parts(findings),
-    )  # fmt: skip
+    )
     path = out / "report.html"
     write_text(path, text)
     return path
-
-
-def _key_figures(findings: Findings) -> list[tuple[str, str, str]]:
-    """The numbers at the top of the page: name, value and remark of each."""
-    study, results, winner = findings.config, findings.results, findings.winner
-    metric, figures = words.metric_name(study), []
-    if winner is not None:
-        best = words.decimals(scores.score(study, winner))
-        figures.append((metric, best, "the winner's, after its last epoch"))
-        if metric != "test accuracy":
-            chosen = "" if study.validation_is_test else "; it had no part in the choice"
-            tested = words.decimals(winner.test_accuracy)
-            figures.append(("test accuracy", tested, f"the winner's{chosen}"))
-    failed = sum(result.state != "COMPLETE" for result in results)
-    remark = f"{failed:,} failed" if failed else "all complete"
-    if len(results) < study.size:
-        remark += f", {study.size - len(results):,} not run"
-    remark += f", {words.counted(study.epochs, 'epoch')} each"
-    figures.append(("trials", f"{len(results):,}", remark))
-    if seconds := sum(result.seconds for result in results):
-        figures.append(("time", words.duration(seconds), "all trials together"))
-    return figures
