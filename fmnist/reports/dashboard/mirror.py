@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
@@ -159,9 +158,9 @@ def publish(
     ids = _artifact_ids(study)
     ours = {out / "artifacts" / ids[key] for key in map(_figure, FIGURES) if key in ids}
     wrong = {out / name for name in damaged or ()}
-    attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
+    trials = study.get_trials(deepcopy=False)
     for result in findings.results:
-        ids, lost = _artifact_ids_in(attrs[result.number]), result.number in findings.lost
+        ids, lost = _artifact_ids(trials[result.number]), result.number in findings.lost
         known = {kind: ids[name] for kind, name in _names(result.number).items() if name in ids}
         if lost:
             known.pop("parameters", None)
@@ -209,15 +208,14 @@ def _artifact_addresses(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
     return {name: get_artifact_path(owner, key) for name, key in _artifact_ids(owner).items()}
 
 
-def _artifact_ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+def _artifact_ids(owner: optuna.Study | optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, str]:
     """File name -> id of the owner's artifacts."""
     if isinstance(owner, optuna.Study):
-        return _artifact_ids_in(owner._storage.get_study_system_attrs(owner._study_id))
-    return _artifact_ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
-
-
-def _artifact_ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> id of the artifacts in these system attributes."""
+        attrs = owner._storage.get_study_system_attrs(owner._study_id)
+    elif isinstance(owner, optuna.Trial):
+        attrs = owner.storage.get_trial_system_attrs(owner._trial_id)
+    else:
+        attrs = owner.system_attrs
     # optuna.artifacts.get_all_artifact_meta fails when the dashboard has deleted an artifact.
     stored = [json.loads(value) for key, value in attrs.items() if key.startswith("artifacts:")]
     return {meta["filename"]: meta["artifact_id"] for meta in stored if meta is not None}

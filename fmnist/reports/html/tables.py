@@ -103,7 +103,8 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
     low, high = min(everything), max(everything)
     margin = 0.06 * (high - low) or 0.01
     sign = -1 if study.direction == "maximize" else 1
-    best = sorted(found, key=lambda point: sign * _mean(found[point]) if found[point] else math.inf)
+    means = {point: _spread(values)[0] for point, values in found.items()}
+    best = sorted(found, key=lambda point: np.nan_to_num(sign * means[point], nan=math.inf))
     # Without a validation set the metric is that of the test set already.
     tested = words.metric_name(study) != "test accuracy"
     rows = []
@@ -115,7 +116,7 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
         rows.append(
             {
                 "point": point,
-                "numbers": [number for each in values for number in (_mean(each), _spread(each))],
+                "numbers": [number for each in values for number in _spread(each)],
                 "n": len(complete),
                 "failed": len(groups[point]) - len(complete),
                 "strip": _strip(found[point], (low - margin, high + margin)),
@@ -171,20 +172,18 @@ def _speed(results: Sequence[TrialResult], images: int) -> dict[str, float]:
     return {"trials": len(results), "seconds": seconds, "epoch": epoch, "rate": images / epoch}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation; NaN where there are too few values."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def _strip(values: Sequence[float], within: tuple[float, float]) -> dict[str, Any] | None:
     """A drawing of one line: a dot for each seed, their mean and standard deviation."""
     if not values:
         return None
-    mean, half = _mean(values), _spread(values) if len(values) > 1 else 0.0
-    band = np.clip([mean - half, mean, mean + half], *within)
+    mean, spread = _spread(values)
+    band = np.clip(np.nan_to_num([mean - spread, mean, mean + spread], nan=mean), *within)
     left, middle, right, *dots = place([*band, *values], within).tolist()
     return {
         "dots": "".join(f"M{dot} 50h0" for dot in dots),
