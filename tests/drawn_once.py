@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from fmnist.reports import figures
-from fmnist.reports.tensorboard import winner
 from fmnist.rundir import files
 
 FIGURES = [
@@ -19,7 +18,7 @@ FIGURES = [
     (figures, "heatmap"),
     (figures, "confusion"),
     (figures, "confused_pairs"),
-    (winner, "mistakes"),
+    (figures, "mistakes"),
 ]
 
 

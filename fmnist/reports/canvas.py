@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from PIL import Image
 
-from fmnist.reports.words import one_line
+from fmnist.reports.words import short
 from fmnist.rundir.files import replacing
 
 DPI = 110
@@ -86,10 +86,7 @@ def show(axes: Axes, picture: NDArray[np.float64]) -> None:
 
 
 def montage(
-    images: Any,
-    chosen: NDArray[np.intp],
-    places: int,
-    vertical: bool = False,
+    images: Any, chosen: NDArray[np.intp], places: int, vertical: bool = False
 ) -> NDArray[np.float64]:
     """Put images side by side, or on top of each other, with gaps.
 
@@ -107,12 +104,5 @@ def montage(
     gap = max(height // 9, 1)
     tiles = np.zeros((places, height + gap, width + gap))
     tiles[: len(chosen), :height, :width] = pixels.reshape(-1, height, width)
-    if vertical:
-        return tiles.reshape(-1, width + gap)[:-gap, :-gap]
-    return tiles.transpose(1, 0, 2).reshape(height + gap, -1)[:-gap, :-gap]
-
-
-def short(text: str, width: int) -> str:
-    """The text on one line, cut to ``width`` characters."""
-    text = one_line(text)
-    return text if len(text) <= width else text[: width - 1] + "…"
+    whole = np.vstack([*tiles]) if vertical else np.hstack([*tiles])
+    return whole[:-gap, :-gap]

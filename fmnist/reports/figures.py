@@ -5,51 +5,57 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fmnist.config.results import winner
-from fmnist.reports import words
-from fmnist.reports.canvas import ACCENT, INK, PALE, montage, sheet, short, show
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
+from fmnist.reports import scores, words
+from fmnist.reports.canvas import ACCENT, INK, PALE, montage, sheet, show
 from fmnist.reports.confusion import confusion_matrix, integers, most_confused
-from fmnist.reports.lines import DASHED, THIN, frame, hues, marked, named_curves, thin_curves
+from fmnist.reports.words import short
 
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult, Value
-    from fmnist.config.study import StudyConfig
+DASHED = (0, (4, 2))
+THIN = "#5b7083"
+
+MISTAKES = (5, 8)
+"""Rows and columns of the figure of mistakes."""
+
+SAMPLES, EXAMPLES = 4, 10
+"""Images of each class, and of each confused pair, at most."""
 
 NAMED_TRIALS = 12
 """With more trials than this, curves are drawn thin and only the best one is named."""
 
 
-def samples(images: Any, labels: Any, classes: Sequence[str], path: Path, each: int = 4) -> Path:
-    """Draw the first ``each`` images of every class, a column a class, under its name.
+def samples(images: Any, labels: Any, classes: Sequence[str], path: Path) -> Path:
+    """Draw the first images of every class, a column a class, under its name.
 
     Args:
         images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
         labels: integers ``[N]``.
         classes: the names, in the order of the labels.
         path: the PNG file to write.
-        each: how many of each class; places of missing images stay blank.
 
     Returns:
         The path of the file.
     """
     true = integers(labels)
-    size = (1.1 * len(classes), 0.7 + 1.08 * each)
+    size = (1.1 * len(classes), 0.7 + 1.08 * SAMPLES)
     with sheet(path, size, "A sample of each class") as figure:
         columns = figure.subplots(1, len(classes), squeeze=False)[0]
         for index, (axes, name) in enumerate(zip(columns, classes, strict=True)):
-            chosen = np.flatnonzero(true == index)[:each]
-            show(axes, montage(images, chosen, each, vertical=True))
+            chosen = np.flatnonzero(true == index)[:SAMPLES]
+            show(axes, montage(images, chosen, SAMPLES, vertical=True))
             axes.set_title(short(name, 14), size=9.5, loc="center")
     return path
 
@@ -65,40 +71,39 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     Returns:
         The path of the file.
     """
-    few = len(results) <= NAMED_TRIALS
-    plural = "" if len(results) == 1 else "s"
-    title = f"{study.name}: learning curves of {len(results)} trial{plural}"
+    few, held = len(results) <= NAMED_TRIALS, words.held_out(study)
+    title = f"{study.name}: learning curves of {words.counted(len(results), 'trial')}"
     best = winner(results, study.metric)
-    # Optuna asks for trials in a random order; the legend is in the order of the grid.
-    grid = {key: list(values) for key, values in study.grid.items()}
-    results = sorted(results, key=lambda r: [grid[key].index(r.point[key]) for key in grid])
+    results = scores.in_grid_order(study, results)
+    # Up to ten colours differ for colour-blind readers, too.
+    hues = sns.color_palette("colorblind" if len(results) <= 10 else "husl", len(results) or 1)
+    # Few epochs make a short line, and one makes none.
+    dot, cross = ("o", "X") if few and all(len(r.history) < 4 for r in results) else ("", "")
     with sheet(path, (11, 5), title, words.protocol_note(study)) as figure:
         for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             if few:
-                named_curves(axes, results, kind)
+                for result, hue in zip(results, hues, strict=False):
+                    solid, dashed = {"marker": dot}, {"marker": cross, "alpha": 0.75}
+                    _line(axes, result, f"validation_{kind}", color=hue, lw=1.6, **solid)
+                    _line(axes, result, f"train_{kind}", color=hue, lw=1.6, ls=DASHED, **dashed)
             else:
-                thin_curves(axes, results, best, kind)
+                _crowd(axes, results, best, kind)
             axes.set(xlabel="epoch", ylabel=None, title=kind.capitalize())
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            last = max([len(r.history) for r in results] or [1])
-            margin = 0.02 * last if last > 1 else 0.5
-            axes.set_xlim(1 - margin, last + margin)
-            frame(axes, results, kind)
+            axes.set_xlim(*scores.epoch_limits(results))
+            axes.set_ylim(*scores.limits(results, kind))
         colour = INK if few else ACCENT
-        dot, cross = ("o", "X") if few and marked(results) else ("", "")
         keys = [
-            Line2D([], [], color=colour, marker=dot, ms=5, label=words.held_out(study)),
+            Line2D([], [], color=colour, marker=dot, ms=5, label=held),
             Line2D([], [], color=colour, marker=cross, ms=5, ls=DASHED, label="training"),
         ]
         if few:
-            named = zip(results, hues(results), strict=False)
+            named = zip(results, hues, strict=False)
             keys = [Line2D([], [], color=hue, lw=4, label=_name(r)) for r, hue in named] + keys
         else:
-            keys[0].set_label(f"best: {_name(best)}, {words.held_out(study)}" if best else "")
+            keys[0].set_label(f"best: {_name(best)}, {held}" if best else "")
             keys[1].set_label("best, training")
-            keys.append(
-                Line2D([], [], color=THIN, alpha=0.6, label=f"the others, {words.held_out(study)}")
-            )
+            keys.append(Line2D([], [], color=THIN, alpha=0.6, label=f"the others, {held}"))
         figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 3), fontsize=9,
                       frameon=False)  # fmt: skip
         sns.despine(fig=figure)
@@ -118,41 +123,44 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
     Returns:
         The path of the file.
     """
-    used = [key for key, values in study.grid.items() if len(values) > 1]
-    # The longer axis is horizontal, as screens are wide.
-    front = sorted(used[:2], key=lambda key: len(study.grid[key]))
+    keys = scores.map_axes(study)
+    front, averaged = keys[:2], keys[2:]
     row_key, column_key = ([None, None, *front])[-2:]
-    rows = list(study.grid[row_key]) if row_key else [None]
-    columns = list(study.grid[column_key]) if column_key else [None]
-    mean = f", mean over {', '.join(used[2:])}" if used[2:] else ""
+    rows = [short(value, 16) for value in study.grid[row_key]] if row_key else [""]
+    columns = [short(value, 16) for value in study.grid[column_key]] if column_key else [""]
+    mean = f", mean over {', '.join(averaged)}" if averaged else ""
     title = f"{study.name}: {words.metric_name(study)}{mean}"
     size = (np.clip(2.8 + len(columns), 6.4, 13), np.clip(1.8 + 0.7 * len(rows), 2.7, 11))
-    best = winner(results, study.metric)
+    best, shape = winner(results, study.metric), (len(rows), len(columns))
+    members = [*scores.grouped(study, results, front).values()]
+    found = [scores.scores(study, trials) for trials in members]
+    values = np.array([np.mean(some) if some else math.nan for some in found]).reshape(shape)
+    known, large = values[np.isfinite(values)], len(columns) > 14 or len(rows) > 24
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    colours = "crest" if study.direction == "maximize" else "crest_r"  # the better, the darker
+    style: Any = {"ha": "center", "va": "center", "size": 10}
     with sheet(path, size, title, words.protocol_note(study)) as figure:
         axes = figure.subplots()
-        values = np.full((len(rows), len(columns)), math.nan)
-        members = {
-            (i, j): [r for r in results if _at(r, row_key, row) and _at(r, column_key, column)]
-            for i, row in enumerate(rows)
-            for j, column in enumerate(columns)
-        }
-        for place, trials in members.items():
-            scores = [s for r in trials if math.isfinite(s := words.score(study, r))]
-            values[place] = np.mean(scores) if scores else math.nan
-        _colour_grid(axes, values, study)
-        large = len(columns) > 14 or len(rows) > 24
-        for (i, j), trials in members.items():
-            _write_cell(axes, (i, j), values[i, j], trials, large)
+        texts = np.array([_cell(*cell) for cell in zip(found, members, strict=True)])
+        sns.heatmap(values, ax=axes, cmap=colours, vmin=low, vmax=high, fmt="", annot_kws=style,
+                    annot=None if large else texts.reshape(shape), cbar=known.size > 1,
+                    cbar_kws={"label": words.metric_name(study), "fraction": 0.04, "pad": 0.02},
+                    linewidths=0 if values.size > 400 else 1, linecolor="white")  # fmt: skip
+        for (row, column), trials, text in zip(np.ndindex(shape), members, texts, strict=True):
+            if not math.isfinite(values[row, column]):  # seaborn leaves it blank
+                patch: Any = {"fc": "#f4f6f7", "ec": "white", "hatch": "////" if trials else None}
+                axes.add_patch(Rectangle((column, row), 1, 1, **patch))
+                axes.text(column + 0.5, row + 0.5, "" if large else text, **style)
             if best in trials:
-                axes.add_patch(
-                    Rectangle((j, i), 1, 1, fill=False, ec=ACCENT, lw=2.5, zorder=5, clip_on=False)
-                )
+                frame: Any = {"fill": False, "ec": ACCENT, "lw": 2.5, "zorder": 5, "clip_on": False}
+                axes.add_patch(Rectangle((column, row), 1, 1, **frame))
         axes.set(xlabel=column_key, ylabel=row_key)
         axes.tick_params(length=0)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, [_axis_value(c) for c in columns])
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [_axis_value(r) for r in rows], rotation=0)
-        letters = max(len(_axis_value(c)) for c in columns)
-        if letters * 0.09 > (size[0] - 2) / len(columns):  # inches
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
+        if max(map(len, columns)) * 0.09 > (size[0] - 2) / len(columns):  # inches
             axes.tick_params(axis="x", rotation=60)
     return path
 
@@ -186,14 +194,11 @@ def confusion(
                     yticklabels=names)  # fmt: skip
         for (i, j), count in np.ndenumerate(matrix):
             colour = "white" if share[i, j] > 0.3 else (INK if count else PALE)
-            weight = "bold" if i == j else "normal"
-            axes.annotate(f"{count:,}", (j + 0.5, i + 0.5), (0, 4 if count else 0),
-                          textcoords="offset points", ha="center", va="center", color=colour,
-                          size=10.5, weight=weight)  # fmt: skip
-            if count:
-                axes.annotate(f"{share[i, j]:.1%}", (j + 0.5, i + 0.5), (0, -8),
-                              textcoords="offset points", ha="center", va="center",
-                              color=colour, size=7.5)  # fmt: skip
+            style: Any = {"ha": "center", "va": "center", "color": colour}
+            weight, rise = "bold" if i == j else "normal", 0.07 if count else 0
+            axes.text(j + 0.5, i + 0.5 - rise, f"{count:,}", size=10.5, weight=weight, **style)
+            percent = f"{share[i, j]:.1%}" if count else ""
+            axes.text(j + 0.5, i + 0.65, percent, size=7.5, **style)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.tick_params(length=0)
         axes.set_yticklabels(names, rotation=0)
@@ -208,8 +213,6 @@ def confused_pairs(
     classes: Sequence[str],
     path: Path,
     study: StudyConfig,
-    pairs: int = 5,
-    examples: int = 10,
 ) -> Path:
     """Draw the most frequent mistakes, a row for each, with their first examples.
 
@@ -220,16 +223,14 @@ def confused_pairs(
         classes: the names, in the order of the labels.
         path: the PNG file to write.
         study: the study; a note says so when it selects on the test set.
-        pairs: how many mistakes to show, at most.
-        examples: how many images of each, at most.
 
     Returns:
         The path of the file.
     """
     true, predicted = integers(labels), integers(predictions)
     matrix = confusion_matrix(true, predicted, len(classes))
-    worst = most_confused(matrix, pairs)
-    size = (0.9 * examples, 0.7 + 1.15 * max(len(worst), 1))
+    worst = most_confused(matrix, 5)
+    size = (0.9 * EXAMPLES, 0.7 + 1.15 * max(len(worst), 1))
     note = words.protocol_note(study)
     with sheet(path, size, "The most confused pairs", note) as figure:
         rows = figure.subplots(max(len(worst), 1), 1, squeeze=False)[:, 0]
@@ -238,56 +239,84 @@ def confused_pairs(
             rows[0].text(0.5, 0.5, "No image was taken for another class.", ha="center")
             return path
         for axes, (one, other, count) in zip(rows, worst, strict=True):
-            chosen = np.flatnonzero((true == one) & (predicted == other))[:examples]
-            show(axes, montage(images, chosen, examples))
-            total = matrix[one].sum()
+            chosen = np.flatnonzero((true == one) & (predicted == other))[:EXAMPLES]
+            show(axes, montage(images, chosen, EXAMPLES))
             mistake = f"{short(classes[one], 24)} taken for {short(classes[other], 24)}"
-            axes.set_title(f"{mistake}  ({count:,} of {total:,}, {count / total:.1%})", size=10)
+            axes.set_title(f"{mistake}  ({words.part(count, matrix[one].sum())})", size=10)
     return path
+
+
+def mistakes(
+    images: Any,
+    labels: Any,
+    probabilities: Any,
+    classes: Sequence[str],
+    path: Path,
+    study: StudyConfig,
+    shape: tuple[int, int] = MISTAKES,
+) -> Path:
+    """Draw the mistakes of the highest confidence, each with its true and predicted class.
+
+    Args:
+        images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
+        labels: integers ``[N]``.
+        probabilities: ``[N, classes]``.
+        classes: the names, in the order of the labels.
+        path: the PNG file to write.
+        study: the study; a note says so when it selects on the test set.
+        shape: rows and columns, at most.
+
+    Returns:
+        The path of the file.
+    """
+    true, chances = integers(labels), np.asarray(probabilities)
+    predicted, sureness = chances.argmax(axis=1), chances.max(axis=1)
+    wrong = np.flatnonzero(predicted != true)
+    # Of equal confidence, the first.
+    worst = wrong[np.argsort(-sureness[wrong], kind="stable")][: shape[0] * shape[1]]
+    rows = max(-(-len(worst) // shape[1]), 1)
+    size = (1.25 * shape[1], 0.8 + 1.6 * rows)
+    among = f"among {len(true):,} test images"
+    shown = f"The {len(worst)} surest of {len(wrong):,} mistakes {among}"
+    title = f"{shown}: true class above, predicted below" if len(worst) else f"No mistake {among}"
+    with sheet(path, size, title, words.protocol_note(study)) as figure:
+        grid = figure.subplots(rows, shape[1], squeeze=False, gridspec_kw={"hspace": 0.08})
+        cells = grid.ravel()
+        for axes in cells[len(worst) :]:
+            axes.set_axis_off()
+        for axes, index in zip(cells, worst, strict=False):
+            show(axes, np.asarray(images[index]).reshape(images.shape[-2:]))
+            axes.set_title(short(classes[true[index]], 16), size=9, loc="center", pad=3)
+            answer = f"{short(classes[predicted[index]], 16)}\n{sureness[index]:.1%}"
+            axes.text(0.5, -0.05, answer, transform=axes.transAxes, ha="center", va="top",
+                      size=8.5, color=ACCENT, linespacing=1.15)  # fmt: skip
+    return path
+
+
+def _line(axes: Axes, result: TrialResult, field: str, **style: Any) -> None:
+    values = scores.series(result, field)
+    sns.lineplot(x=np.arange(1, len(values) + 1), y=values, ax=axes, **style)
+
+
+def _crowd(axes: Axes, results: Sequence[TrialResult], best: TrialResult | None, kind: str) -> None:
+    """Draw the held-out metric of many trials in grey, and the best trial on top."""
+    field = f"validation_{kind}"
+    others = [scores.series(r, field) for r in results if r is not best and r.history]
+    lines = [np.column_stack([np.arange(1, len(values) + 1), values]) for values in others]
+    alpha = scores.faintness(len(lines))
+    axes.add_collection(LineCollection(lines, colors=THIN, linewidths=0.8, alpha=alpha))
+    if best:
+        _line(axes, best, field, color=ACCENT, lw=2, zorder=4)
+        _line(axes, best, f"train_{kind}", color=ACCENT, lw=2, zorder=4, ls=DASHED)
 
 
 def _name(result: TrialResult) -> str:
     return short(result.label, 60) + ("" if result.state == "COMPLETE" else " (failed)")
 
 
-def _at(result: TrialResult, key: str | None, value: Value | None) -> bool:
-    return key is None or result.point.get(key) == value
-
-
-def _axis_value(value: Value | None) -> str:
-    return "" if value is None else short(str(value), 16)
-
-
-def _colour_grid(axes: Axes, values: NDArray[np.float64], study: StudyConfig) -> None:
-    """Draw the cells, the better ones darker. A cell without a value stays blank."""
-    known = values[np.isfinite(values)]
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    maximize, name = study.direction == "maximize", words.metric_name(study)
-    sns.heatmap(values, ax=axes, cmap="crest" if maximize else "crest_r", vmin=low, vmax=high,
-                cbar=known.size > 1, cbar_kws={"label": name, "fraction": 0.04, "pad": 0.02},
-                linewidths=0 if values.size > 400 else 1, linecolor="white")  # fmt: skip
-
-
-def _write_cell(
-    axes: Axes, place: tuple[int, int], value: float, trials: Sequence[TrialResult], large: bool
-) -> None:
-    """Write a cell's value and number of failed trials; without a value the cell is hatched."""
-    row, column = place
-    failed = sum(r.state == "FAIL" for r in trials)
-    if not math.isfinite(value):
-        hatch = "////" if failed else None
-        axes.add_patch(Rectangle((column, row), 1, 1, fc="#f4f6f7", ec="white", hatch=hatch))
-        text, colour = ("failed" if failed else "not run"), INK
-    else:
-        text, colour = words.decimals(value) + (f"\n{failed} failed" if failed else ""), None
-    if not large:
-        cells = axes.collections[0]
-        colour = colour or _readable(cells.to_rgba(np.array([value]))[0])
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour, size=10)
-
-
-def _readable(background: NDArray[np.float64]) -> str:
-    """The colour of text that is readable on this RGBA background."""
-    return INK if background[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"
+def _cell(found: Sequence[float], trials: Sequence[TrialResult]) -> str:
+    """The mean score of a cell of the heat map, and how many trials failed."""
+    failed = len(trials) - len(found)
+    if not found:
+        return "failed" if failed else "not run"
+    return words.decimals(float(np.mean(found))) + (f"\n{failed} failed" if failed else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
 from fmnist.reports.confusion import confusion_matrix
-from fmnist.rundir import models
 
 
 class Outputs(NamedTuple):
@@ -65,11 +63,6 @@ class Findings:
         """The best complete trial; None when no trial is complete."""
         return pick_winner(self.results, self.config.metric)
 
-    @property
-    def training_images(self) -> int:
-        """How many images an epoch trains on."""
-        return len(self.dataset.train.labels) - self.config.holdout
-
     @cached_property
     def confusion(self) -> NDArray[np.int64] | None:
         """The winner's confusion matrix on the test set, ``[true class, predicted class]``."""
@@ -77,8 +70,3 @@ class Findings:
             return None
         predicted = self.outputs.probabilities.argmax(dim=1)
         return confusion_matrix(self.dataset.test.labels, predicted, len(self.classes))
-
-    def parameter_files(self, out: Path) -> dict[int, Path]:
-        """Trial number -> parameter file in the run's folder ``out``, without the lost ones."""
-        numbers = [result.number for result in self.results if result.number not in self.lost]
-        return {number: models.model_path(out, number) for number in numbers}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from rich import box
@@ -15,25 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fmnist.config.results import TrialResult
 from fmnist.config.results import winner as pick_winner
-from fmnist.reports.sentences import confusion_sentences, protocol_sentences, winner_sentence
-from fmnist.reports.words import (
-    TEST_WAS_SEEN,
-    decimals,
-    duration,
-    held_out,
-    metric_name,
-    one_line,
-    protocol_note,
-)
+from fmnist.config.study import StudyConfig
+from fmnist.reports import words
+from fmnist.reports.findings import Findings
+from fmnist.reports.words import held_out, metric_name, one_line, protocol_note
 from fmnist.rundir.files import write_text
 from fmnist.tuning import storage_url
 from fmnist.utils.passwords import starred, starred_text
 
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.reports.findings import Findings
+MARK = "> **{}.**"
+"""The form of a warning in Markdown."""
+
+METRICS = tuple(map(" ".join, product(("training", "validation", "test"), ("loss", "accuracy"))))
+"""The columns of metrics in the table of results."""
 
 
 def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> Path:
@@ -48,43 +45,39 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
         The path of the file.
     """
     study, matrix = findings.config, findings.confusion
-    mark = [f"> **{TEST_WAS_SEEN}.**"] if study.validation_is_test else []
-    pictures = [_picture(name, file, study) for name, file in figures.items()]
+    mark = protocol_note(study, MARK)
+    results = sorted(findings.results, key=lambda r: r.number)
     commands = view_commands(out, findings.storage)
-    parts = [
+    text = joined(
         f"# Study {escape(study.name)}",
-        *mark,
-        escape(winner_sentence(study, findings.winner)),
+        mark,
+        escape(words.winner_sentence(study, findings.winner)),
         "## What was run",
-        _fenced(study.to_toml(), "toml"),
-        _facts(findings.provenance),
-        escape(protocol_sentences(study)),
+        fenced(study.to_toml(), "toml"),
+        facts(findings.provenance),
+        escape(words.protocol_sentences(study)),
         "## Results",
-        *mark,
-        _markdown_table(findings),
-        "## Figures" if pictures else "",
-        *pictures,
+        mark,
+        trials(study, results, findings.winner, table_header(study)),
+        "## Figures" if figures else "",
+        *(picture(name, quote(f.replace(os.sep, "/")), study) for name, f in figures.items()),
         "## What is confused" if matrix is not None else "",
-        escape(confusion_sentences(matrix, findings.classes)) if matrix is not None else "",
+        escape(words.confusion_sentences(matrix, findings.classes)) if matrix is not None else "",
         "## How to look at it" if commands else "",
-        _fenced("\n".join(commands), "sh") if commands else "",
-    ]
+        fenced("\n".join(commands), "sh") if commands else "",
+    )
     path = Path(out) / "report.md"
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    write_text(path, text)
     return path
 
 
-def results_table(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None = None
-) -> Table:
+def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
     """The table of results for a terminal, by trial number, with the winner marked.
 
     Args:
         study: the study.
         results: the result of every trial.
-        winner: the winner; by default the best of the results.
     """
-    best = winner or pick_winner(results, study.metric)
     note = protocol_note(study)
     table = Table(
         title=Text(f"Study {one_line(study.name)}"),
@@ -94,9 +87,7 @@ def results_table(
         padding=(0, 1, 0, 0),
     )
     # A terminal is narrow; report.md and results.csv have the other columns.
-    shown = ["trial", *study.grid, metric_name(study), "test accuracy", "time", "state"]
-    header = table_header(study)
-    shown = [name for name in dict.fromkeys(shown) if name in header]
+    shown = [name for name in short_header(study) if name != "epochs"]
     for name in shown:
         axis = name in study.grid
         # On a narrow terminal the names of the axes wrap, and the numbers do not.
@@ -107,10 +98,10 @@ def results_table(
             min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
             overflow="fold",
         )
-    for result in sorted(results, key=lambda r: r.number):
-        won = best is not None and result.number == best.number
+    best = pick_winner(results, study.metric)
+    ordered = sorted(results, key=lambda r: r.number)
+    for result, won, cells in table_rows(study, ordered, best):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
-        cells = dict(zip(header, table_row(study, result, won), strict=True))
         # The reasons of failures are in the report.
         cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
@@ -137,9 +128,9 @@ def print_outcome(
     if not console.is_terminal:
         # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
+    console.print(results_table(study, results))
     best = pick_winner(results, study.metric)
-    console.print(results_table(study, results, best))
-    lines = [winner_sentence(study, best), *view_commands(out, storage)]
+    lines = [words.winner_sentence(study, best), *view_commands(out, storage)]
     if (Path(out) / "report.md").exists():
         lines.insert(1, f"Report: {Path(out) / 'report.html'}")
     for line in lines:
@@ -156,22 +147,19 @@ def view_commands(out: Path, storage: str | None = None) -> list[str]:
     Returns:
         Command lines, quoted for a shell and without passwords.
     """
-    commands: list[list[str]] = []
-    out = Path(out)
-    folder = (
-        f"./{out}" if str(out).startswith("-") else str(out)
-    )  # a path that begins with - would be read as an option
-    board, artifacts, database = out / "tensorboard", out / "artifacts", out / "study.db"
-    where = [] if storage is None else ["--storage", starred(storage)]
-    url = storage_url.of_run(out) if storage is None and database.exists() else storage
-    if board.is_dir():
-        if url is not None:
-            commands.append(["python", "-m", "fmnist.view", folder, *where])
-        commands.append(["tensorboard", "--logdir", f"{folder}/tensorboard"])
-    if url is not None:
-        served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts.is_dir() else []
-        commands.append(["optuna-dashboard", starred(url) if storage else url, *served])
-    return [shlex.join(command) for command in commands]
+    # A path that begins with - would be read as an option.
+    folder = f"./{out}" if str(out).startswith("-") else str(out)
+    board, artifacts = Path(out, "tensorboard").is_dir(), Path(out, "artifacts").is_dir()
+    where = ["--storage", starred(storage)] if storage else []
+    url = storage_url.of_run(out) if Path(out, "study.db").exists() else None
+    url = starred(storage) if storage else url
+    served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts else []
+    commands = [
+        ["python", "-m", "fmnist.view", folder, *where] if board and url else [],
+        ["tensorboard", "--logdir", f"{folder}/tensorboard"] if board else [],
+        ["optuna-dashboard", url, *served] if url else [],
+    ]
+    return [shlex.join(command) for command in commands if command]
 
 
 def escape(text: object) -> str:
@@ -181,14 +169,68 @@ def escape(text: object) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", literal)
 
 
-def _picture(name: str, file: str, study: StudyConfig) -> str:
-    link = quote(file.replace(os.sep, "/"))
-    return f"![{escape(name)}]({link})\n\n*{escape(caption(name, study))}*"
+def joined(*parts: str) -> str:
+    """Put the parts that are not empty one under the other."""
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def picture(name: str, address: str, study: StudyConfig) -> str:
+    """A figure with its caption."""
+    return f"![{escape(name)}]({address})\n\n*{escape(caption(name, study))}*"
+
+
+def facts(provenance: Mapping[str, str], gap: str = "") -> str:
+    """A table of the provenance, without passwords; empty when nothing is known."""
+    known = [
+        [escape(name), escape(starred_text(value))] for name, value in provenance.items() if value
+    ]
+    return _table({" ": "---", "": "---"}, known, gap) if known else ""
+
+
+def trials(
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    winner: TrialResult | None,
+    columns: Sequence[str],
+    number: str = "{}",
+    gap: str = "",
+) -> str:
+    """A table of results in Markdown, with the winner in bold.
+
+    Args:
+        study: the study.
+        results: the results, in the order of the rows.
+        winner: the winner.
+        columns: which columns of :func:`table_header` to show.
+        number: the form of a trial's number, such as a link.
+        gap: what to put at the end of each cell.
+    """
+    left = {*study.grid, "state"}
+    lines = []
+    for _, won, row in table_rows(study, results, winner):
+        cells = {name: escape(row[name]) for name in columns}
+        cells["trial"] = number.replace("{}", cells["trial"])
+        lines.append([f"**{cell}**" if won and cell else cell for cell in cells.values()])
+    return _table({escape(n): "---" if n in left else "---:" for n in columns}, lines, gap)
+
+
+def _table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], gap: str) -> str:
+    """A table of escaped cells, with the alignment of each column."""
+    lines = [[*columns], *rows]
+    lines = [[cell + gap for cell in cells] for cells in lines]
+    lines.insert(1, [*columns.values()])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def caption(name: str, study: StudyConfig) -> str:
     """The caption of a figure; its name when no caption is known."""
-    note = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
+    note = protocol_note(study, " ({})")
     captions = {
         "samples": "The first training images of each class.",
         "curves": f"Loss and accuracy of every trial: training dashed, {held_out(study)} solid. "
@@ -198,15 +240,28 @@ def caption(name: str, study: StudyConfig) -> str:
         f"one. Percentages are of the row.{note}",
         "confused pairs": f"The winner's most frequent mistakes on the test set.{note}",
     }
-    return captions.get(name.replace("_", " "), name)
+    return captions.get(name, name)
 
 
 def table_header(study: StudyConfig) -> list[str]:
     """The columns of the results table: trial, axes of the grid, metrics, time and state."""
-    metrics = ["training loss", "training accuracy", "test loss", "test accuracy"]
-    if not study.validation_is_test:
-        metrics[2:2] = ["validation loss", "validation accuracy"]
+    unknown = METRICS[2:4] if study.validation_is_test else ()
+    metrics = [name for name in METRICS if name not in unknown]
     return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
+
+
+def short_header(study: StudyConfig) -> list[str]:
+    """The columns to show where there is little space: the metric, and accuracy on the test set."""
+    left_out = {*METRICS} - {metric_name(study), "test accuracy"}
+    return [name for name in table_header(study) if name not in left_out]
+
+
+def exact(result: TrialResult) -> dict[str, float]:
+    """Column -> number, of the metrics and the time."""
+    metrics = [*result.last, result.test_loss, result.test_accuracy]
+    # The last finite epoch of a failed trial says nothing about its configuration.
+    known = metrics if result.state == "COMPLETE" else [math.nan] * len(METRICS)
+    return {**dict(zip(METRICS, known, strict=True)), "time": result.seconds}
 
 
 def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
@@ -220,44 +275,25 @@ def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
     Returns:
         The cells in the order of :func:`table_header`, not escaped.
     """
-    last = result.last
-    # The last finite epoch of a failed trial says nothing about its configuration.
-    metrics = [*last, result.test_loss, result.test_accuracy]
-    if result.state != "COMPLETE":
-        metrics = [float("nan")] * len(metrics)
-    if study.validation_is_test:
-        del metrics[2:4]
     state = "winner" if won else "complete"
     if result.state != "COMPLETE":
         state = f"failed: {result.reason}" if result.reason else "failed"
-    values = (one_line(result.point.get(key, "-")) for key in study.grid)
-    shown = (decimals(value) for value in metrics)
-    spent = (str(len(result.history)), duration(result.seconds))
-    return [str(result.number), *values, *shown, *spent, one_line(state)]
+    cells = {
+        **{name: words.decimals(value) for name, value in exact(result).items()},
+        **{key: one_line(result.point.get(key, "-")) for key in study.grid},
+        "trial": str(result.number),
+        "epochs": str(len(result.history)),
+        "time": words.duration(result.seconds),
+        "state": one_line(state),
+    }
+    return [cells[name] for name in table_header(study)]
 
 
-def _markdown_table(findings: Findings) -> str:
-    study, winner = findings.config, findings.winner
+def table_rows(
+    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+) -> Iterator[tuple[TrialResult, bool, dict[str, str]]]:
+    """Each result, whether it won, and its row: column -> text that is not escaped."""
     header = table_header(study)
-    lines = [[escape(name) for name in header]]
-    lines.append(["---" if name in (*study.grid, "state") else "---:" for name in header])
-    for result in sorted(findings.results, key=lambda r: r.number):
+    for result in results:
         won = winner is not None and result.number == winner.number
-        cells = [escape(cell) for cell in table_row(study, result, won)]
-        lines.append([f"**{cell}**" if won and cell else cell for cell in cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _facts(provenance: Mapping[str, str]) -> str:
-    rows = [
-        f"| {escape(name)} | {escape(starred_text(value))} |"
-        for name, value in provenance.items()
-        if value
-    ]
-    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
-
-
-def _fenced(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks in the text."""
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+        yield result, won, dict(zip(header, table_row(study, result, won), strict=True))

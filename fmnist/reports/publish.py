@@ -81,64 +81,43 @@ def publish(
     """
     began = time.perf_counter()
     damaged = manifest.damaged_files(out)  # before anything is written
-    made = _write_tables(out, findings)
-    shown = _draw_study(out, findings)
+    results_file, history_file = out / "results.csv", out / "history.csv"
+    files.write_text(results_file, results_csv(findings.results, list(findings.config.grid)))
+    files.write_text(history_file, history_csv(findings.results))
+    made = [results_file, history_file]
+    folder, config, classes = out / "figures", findings.config, findings.classes
+    folder.mkdir(exist_ok=True)
+    shown = {
+        "samples": figures.samples(*findings.dataset.train, classes, folder / "samples.png"),
+        "curves": figures.curves(findings.results, config, folder / "curves.png"),
+        "heatmap": figures.heatmap(findings.results, config, folder / "heatmap.png"),
+    }
     if (best := findings.winner) is not None:
         model = findings.config.trial(best.point).model
         params, state = models.load_model(models.model_path(out, best.number), model)
         made += _write_best(out, findings, best, params, state)
-        own = outputs(params, state, findings.dataset.test, model)
-        findings = replace(findings, outputs=own)
-        shown |= _draw_winner(out, findings, best)
+        test = findings.dataset.test
+        seen = outputs(params, state, test, model)
+        findings = replace(findings, outputs=seen)
+        assert findings.confusion is not None
+        title, predicted = f"Test set, {best.label}", seen.probabilities.argmax(dim=1)
+        drawn, pairs = folder / "confusion.png", folder / "confused_pairs.png"
+        shown |= {
+            "confusion": figures.confusion(findings.confusion, classes, drawn, title, config),
+            "confused pairs": figures.confused_pairs(*test, predicted, classes, pairs, config),
+        }
         run = winner_board.write_winner(out, findings, _module(params, state, model))
         made += [path for path in run.rglob("*") if path.is_file()]
     if study is not None:
-        dashboard.publish(out, findings, study)
-        dashboard.mend(out, findings, study, damaged)
-        made += dashboard.artifacts(out, findings, study)
+        made += dashboard.publish(out, findings, study, damaged)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
     made.append(html.write_html(out, findings, spent.seconds))
     links = {name: str(path.relative_to(out)) for name, path in shown.items()}
     made.append(markdown.write_report(out, findings, links))
-    return [*made, *shown.values(), *_event_files(out, findings)]
-
-
-def _write_tables(out: Path, findings: Findings) -> list[Path]:
-    paths = [out / "results.csv", out / "history.csv"]
-    files.write_text(paths[0], results_csv(findings.results, list(findings.config.grid)))
-    files.write_text(paths[1], history_csv(findings.results))
-    return paths
-
-
-def _draw_study(out: Path, findings: Findings) -> dict[str, Path]:
-    """Draw the figures that need no winner: name -> file."""
-    folder, config, results = out / "figures", findings.config, findings.results
-    folder.mkdir(exist_ok=True)
-    train, classes = findings.dataset.train, findings.classes
-    return {
-        "samples": figures.samples(*train, classes, folder / "samples.png"),
-        "curves": figures.curves(results, config, folder / "curves.png"),
-        "heatmap": figures.heatmap(results, config, folder / "heatmap.png"),
-    }
-
-
-def _draw_winner(out: Path, findings: Findings, best: TrialResult) -> dict[str, Path]:
-    """Draw the figures of the winner on the test set: name -> file."""
-    assert findings.outputs is not None
-    assert findings.confusion is not None
-    folder, config, classes = out / "figures", findings.config, findings.classes
-    predicted = findings.outputs.probabilities.argmax(dim=1)
-    title = f"Test set, {best.label}"
-    pairs = folder / "confused_pairs.png"
-    return {
-        "confusion": figures.confusion(
-            findings.confusion, classes, folder / "confusion.png", title, config
-        ),
-        "confused pairs": figures.confused_pairs(
-            *findings.dataset.test, predicted, classes, pairs, config
-        ),
-    }
+    board = out / "tensorboard"
+    runs = [board, *(board / tensorboard.run_name(r.point) for r in findings.results)]
+    return [*made, *shown.values(), *(path for run in runs for path in run.glob("*tfevents*"))]
 
 
 def _write_best(
@@ -182,9 +161,3 @@ class _Functional(torch.nn.Module):
         params, state = optree.tree_unflatten(self._treespec, list(self._leaves))
         logits, _ = self._model.apply(params, state, images, train=False)
         return logits
-
-
-def _event_files(out: Path, findings: Findings) -> list[Path]:
-    board = out / "tensorboard"
-    runs = [board, *(board / tensorboard.run_name(r.point) for r in findings.results)]
-    return [path for run in runs for path in run.glob("*tfevents*")]

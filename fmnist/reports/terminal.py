@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,13 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fmnist.config.results import label
-from fmnist.reports.words import decimals, duration, one_line
+from fmnist.config.results import TrialResult, label
+from fmnist.reports.words import counted, decimals, duration, one_line
 from fmnist.tuning import events
 from fmnist.utils import runtime
-
-if TYPE_CHECKING:
-    from fmnist.config.results import EpochMetrics, TrialResult
 
 MOST_ROWS = 12
 SPARK = 12
@@ -34,7 +31,7 @@ OTHER_LINES = 7
 """Lines of the live display that show no lane: headings, bar, "more" and margins."""
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Receives the events of a run. This class shows nothing; its subclasses show them."""
 
     _variant = ""
@@ -43,14 +40,10 @@ class Progress:
         """Show what a study that trains has come to."""
         match event:
             case events.GroupStarted():
-                labels = {trial.number: label(trial.point) for trial in event.trials}
-                images = event.images * len(labels)
-                self.group(
-                    event.index, event.total, labels, event.epochs, images, event.epochs_left
-                )
+                self.group(event)
                 self._tell_variant(event.variant)
             case events.EpochFinished():
-                self.epoch(event.epoch, event.metrics, event.seconds)
+                self.epoch(event)
             case events.TrialFinished():
                 self.trial(event.result)
             case events.LanesHalved():
@@ -66,35 +59,11 @@ class Progress:
             self.message("compiling the kernels, once: about half a minute")
         self._variant = name
 
-    def group(
-        self,
-        index: int,
-        total: int,
-        labels: Mapping[int, str],
-        epochs: int,
-        images_per_epoch: int,
-        total_trial_epochs_left: int,
-    ) -> None:
-        """A group starts to train.
+    def group(self, event: events.GroupStarted) -> None:
+        """A group starts to train."""
 
-        Args:
-            index: the number of the group, from 0.
-            total: how many groups there are.
-            labels: trial number -> name of its configuration.
-            epochs: how many epochs each trial trains.
-            images_per_epoch: training images in an epoch of all its lanes together.
-            total_trial_epochs_left: the epochs that this and the later groups have to train,
-                summed over their trials.
-        """
-
-    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
-        """The group has trained an epoch.
-
-        Args:
-            epoch: its number, from 1.
-            metrics: trial number -> metrics; a trial without them has failed.
-            seconds: the time since the group began.
-        """
+    def epoch(self, event: events.EpochFinished) -> None:
+        """The group has trained an epoch; a trial without metrics has failed."""
 
     def trial(self, result: TrialResult) -> None:
         """A trial has ended."""
@@ -102,15 +71,7 @@ class Progress:
     def message(self, text: str) -> None:
         """Show a line of text."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Restore the terminal."""
 
 
@@ -146,39 +107,31 @@ class _Live(Progress):
         self._todo = self._all = 0
         self._seconds, self._past_seconds, self._past_epochs = 0.0, 0.0, 0
 
-    def group(
-        self,
-        index: int,
-        total: int,
-        labels: Mapping[int, str],
-        epochs: int,
-        images_per_epoch: int,
-        total_trial_epochs_left: int,
-    ) -> None:
+    def group(self, event: events.GroupStarted) -> None:
         # The time of earlier groups helps to estimate that of later ones.
         self._past_seconds += self._seconds
         self._past_epochs += self._seen * len(self.labels)
-        self.place = f"group {index + 1}/{total}"
+        self.place = f"group {event.index + 1}/{event.total}"
         # The display is drawn in another thread, so mappings are replaced and never changed.
-        self.labels = {number: one_line(text) for number, text in labels.items()}
+        self.labels = {trial.number: one_line(label(trial.point)) for trial in event.trials}
         self.accuracy, self.curves = {}, {}
-        self.epochs, self.done, self.rate = epochs, 0, 0.0
-        self._images, self._seen, self._seconds = images_per_epoch, 0, 0.0
-        self._todo = total_trial_epochs_left
-        self._all = max(self._all, total_trial_epochs_left)
+        self.epochs, self.done, self.rate = event.epochs, 0, 0.0
+        self._images, self._seen, self._seconds = event.images * len(self.labels), 0, 0.0
+        self._todo = event.epochs_left
+        self._all = max(self._all, self._todo)
         self.fraction = 1 - self._todo / max(self._all, 1)
 
-    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
-        self.accuracy = {number: m.validation_accuracy for number, m in metrics.items()}
+    def epoch(self, event: events.EpochFinished) -> None:
+        seconds, lanes = event.seconds, len(self.labels)
+        self.accuracy = {number: m.validation_accuracy for number, m in event.metrics.items()}
         self.curves = {
             number: (*self.curves.get(number, ()), value)[-SPARK:]
             for number, value in self.accuracy.items()
         }
-        self.done, self._seen, self._seconds = epoch, self._seen + 1, seconds
+        self.done, self._seen, self._seconds = event.epoch, self._seen + 1, seconds
         self.rate = self._images * self._seen / max(seconds, 1e-9)
-        lanes = len(self.labels)
         todo = max(self._todo - self._seen * lanes, 0)
-        own = min((self.epochs - epoch) * lanes, todo)
+        own = min((self.epochs - self.done) * lanes, todo)
         pace = seconds / (self._seen * max(lanes, 1))
         overall = (seconds + self._past_seconds) / (self._seen * max(lanes, 1) + self._past_epochs)
         self.left = own * pace + (todo - own) * overall
@@ -186,40 +139,28 @@ class _Live(Progress):
 
     def pace(self) -> str:
         """The speed and the time left."""
-        if not self.rate:
-            return ""
-        return f"{self.rate:,.0f} images/s, {duration(self.left)} left"
+        return f"{self.rate:,.0f} images/s, {duration(self.left)} left" if self.rate else ""
 
 
 class PlainProgress(_Live):
     """Prints a line for each event and flushes it, for log files and pipes."""
 
-    def group(
-        self,
-        index: int,
-        total: int,
-        labels: Mapping[int, str],
-        epochs: int,
-        images_per_epoch: int,
-        total_trial_epochs_left: int,
-    ) -> None:
+    def group(self, event: events.GroupStarted) -> None:
         """Print how many trials begin."""
-        super().group(index, total, labels, epochs, images_per_epoch, total_trial_epochs_left)
-        trials = f"{len(labels)} trials" if len(labels) != 1 else "1 trial"
-        self.message(f"{self.place}: {trials}, {epochs} epochs")
+        super().group(event)
+        self.message(f"{self.place}: {counted(len(self.labels), 'trial')}, {self.epochs} epochs")
 
-    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
+    def epoch(self, event: events.EpochFinished) -> None:
         """Print the accuracy of the lanes, the speed and the time left."""
-        super().epoch(epoch, metrics, seconds)
-        words = [f"{self.place} epoch {epoch}/{self.epochs}:"]
+        super().epoch(event)
+        words = [f"{self.place} epoch {self.done}/{self.epochs}:"]
         if self.accuracy:
             best = max(self.accuracy, key=lambda number: self.accuracy[number])
             low = min(self.accuracy.values())
             span = f"{decimals(low)} to " if len(self.accuracy) > 1 else ""
-            name = f" ({self.labels[best]})" if best in self.labels else ""
-            words.append(f"validation accuracy {span}{decimals(self.accuracy[best])}{name},")
-        failed = len(self.labels) - len(self.accuracy)
-        if failed:
+            top = f"{decimals(self.accuracy[best])} ({self.labels[best]})"
+            words.append(f"validation accuracy {span}{top},")
+        if failed := len(self.labels) - len(self.accuracy):
             words.append(f"{failed} failed,")
         self.message(" ".join([*words, self.pace()]))
 
@@ -250,17 +191,12 @@ class LiveProgress(_Live):
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._live.stop()
 
-    def epoch(self, epoch: int, metrics: Mapping[int, EpochMetrics], seconds: float) -> None:
+    def epoch(self, event: events.EpochFinished) -> None:
         """Show the new numbers at the next redraw."""
-        super().epoch(epoch, metrics, seconds)
+        super().epoch(event)
         self._since = time.monotonic()
 
     def trial(self, result: TrialResult) -> None:
@@ -288,7 +224,9 @@ class LiveProgress(_Live):
         bar = Table.grid(expand=True)
         bar.add_row(ProgressBar(total=1.0, completed=self.fraction))
         rows = max(min(MOST_ROWS, self.console.height - OTHER_LINES), 1)
-        shown = self._shown_trials(rows)
+        shown, accuracy = sorted(self.labels), self.accuracy
+        if len(shown) > rows:  # the best are shown
+            shown = sorted(shown, key=lambda number: (-accuracy.get(number, -1.0), number))[:rows]
         table = Table(box=None, pad_edge=False, expand=False)
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -297,28 +235,15 @@ class LiveProgress(_Live):
         if roomy:
             table.add_column("", no_wrap=True, min_width=min(self.epochs, SPARK))
         curves = self.curves
-        bounds = (
-            min((min(curve) for curve in curves.values()), default=0.0),
-            max((max(curve) for curve in curves.values()), default=1.0),
-        )
+        values = [value for curve in curves.values() for value in curve] or [0.0]
         for number in shown:
-            cells: list[RenderableType] = [str(number), Text(self.labels[number])]
-            cells.append(self._cell(number))
-            if roomy:
-                cells.append(Text(spark(curves.get(number, ()), *bounds), style="cyan"))
-            table.add_row(*cells)
+            drawn = spark(curves.get(number, ()), min(values), max(values))
+            cells = [Text(str(number)), Text(self.labels[number]), self._cell(number)]
+            table.add_row(*cells, *([Text(drawn, style="cyan")] if roomy else []))
         parts: list[RenderableType] = [head, bar, table]
         if len(self.labels) > len(shown):
             parts.append(Text(f"... and {len(self.labels) - len(shown)} more", style="dim"))
         return Group(*parts)
-
-    def _shown_trials(self, rows: int) -> list[int]:
-        """The lanes to show: all in their order, or the best where there are too many."""
-        numbers = sorted(self.labels)
-        if len(numbers) <= rows:
-            return numbers
-        accuracy = self.accuracy
-        return sorted(numbers, key=lambda number: (-accuracy.get(number, -1.0), number))[:rows]
 
     def _cell(self, number: int) -> Text:
         accuracy = self.accuracy

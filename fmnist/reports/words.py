@@ -1,27 +1,43 @@
-"""The wording that every view shares: names of metrics, numbers, durations."""
+"""The wording that every view shares: names, numbers, and sentences about a study."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist.config.results import TrialResult
+from fmnist.config.study import StudyConfig
+from fmnist.reports.confusion import most_confused
+from fmnist.reports.scores import score
 
 TEST_WAS_SEEN = "holdout = 0: the test set was looked at every epoch"
 """The note on every table and figure of a study without a validation set."""
 
 
+def printable(text: str) -> str:
+    """Replace control characters; some of them reverse the reading direction."""
+    bad = {c for c in text if not c.isprintable() and c != "\n"}
+    marks = {ord(c): " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in bad}
+    return text.translate(marks)
+
+
 def one_line(text: object) -> str:
     """Put a text on one line and replace control characters, for a terminal or a table."""
-    words = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+    return printable(" ".join(str(text).split()))
 
 
-def protocol_note(study: StudyConfig) -> str:
-    """:data:`TEST_WAS_SEEN` when the study selects on the test set; otherwise empty."""
-    return TEST_WAS_SEEN if study.validation_is_test else ""
+def short(text: object, width: int) -> str:
+    """The text on one line, cut to ``width`` characters."""
+    line = one_line(text)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def protocol_note(study: StudyConfig, form: str = "{}") -> str:
+    """:data:`TEST_WAS_SEEN`, put into ``form``, when the test set selects; otherwise empty."""
+    return form.format(TEST_WAS_SEEN) if study.validation_is_test else ""
 
 
 def held_out(study: StudyConfig) -> str:
@@ -34,9 +50,20 @@ def metric_name(study: StudyConfig) -> str:
     return f"{held_out(study)} {study.metric.removeprefix('validation_')}"
 
 
-def score(study: StudyConfig, result: TrialResult) -> float:
-    """The selecting metric of a trial after its last epoch; NaN when the trial failed."""
-    return float(getattr(result.last, study.metric)) if result.state == "COMPLETE" else math.nan
+def counted(number: int, thing: str) -> str:
+    """A number of things, such as ``"1 trial"`` or ``"1,000 trials"``."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def named(result: TrialResult, best: TrialResult | None, width: int = 10_000) -> str:
+    """A trial's number and configuration, cut to ``width``, and whether it won or failed."""
+    state = " (winner)" if result is best else "" if result.state == "COMPLETE" else " (failed)"
+    return f"{result.number}: {short(result.label, width)}{state}"
+
+
+def part(count: int, total: int) -> str:
+    """A part of a whole, such as ``"30 of 120, 25.0%"``."""
+    return f"{count:,} of {total:,}, {count / total:.1%}"
 
 
 def decimals(value: float, digits: int = 4) -> str:
@@ -56,3 +83,73 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
+    """Say which trial won, by which metric, and how it does on the test set.
+
+    Args:
+        study: the study.
+        winner: its winner; None when no trial is complete.
+    """
+    if winner is None:
+        return "No trial was completed, so there is no winner."
+    text = (
+        f"The winner is trial {winner.number} ({one_line(winner.label)}), with the best "
+        f"{metric_name(study)} after its last epoch, {decimals(score(study, winner))}."
+    )
+    if study.validation_is_test:
+        return f"{text} The test set itself chose it, so this figure is optimistic."
+    return (
+        f"{text} On the test set, which had no part in the choice, its accuracy is "
+        f"{decimals(winner.test_accuracy)} and its loss {decimals(winner.test_loss)}."
+    )
+
+
+def protocol_sentences(study: StudyConfig) -> str:
+    """Say which images were trained on, which selected the winner, and which were reported."""
+    epochs = counted(study.epochs, "epoch")
+    if study.validation_is_test:
+        return (
+            f"Every configuration was trained for {epochs} on all training images. Nothing was "
+            "held out: what stands where validation would is the test set, looked at every "
+            "epoch, and it chose the winner. This is a protocol to compare with others, not an "
+            "estimate of how well the winner does on new images."
+        )
+    return (
+        f"Every configuration was trained for {epochs}. {study.holdout:,} images, the same for "
+        f"every trial, were held out from training: the {metric_name(study)} on them after the "
+        "last epoch picks the winner. The test set was evaluated once a trial, at its end; it is "
+        "reported and was never used to choose."
+    )
+
+
+def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Say which classes the winner confuses.
+
+    Args:
+        matrix: its confusion matrix on the test set, counts ``[true class, predicted class]``.
+        classes: the names of the classes.
+    """
+    total, wrong = int(matrix.sum()), int(matrix.sum() - np.trace(matrix))
+    if not wrong:
+        return f"The winner is right on all {total:,} test images."
+    rows = matrix.sum(axis=1)
+    pairs = [
+        f"{classes[true]} for {classes[predicted]} ({part(count, rows[true])})"
+        for true, predicted, count in most_confused(matrix, 3)
+    ]
+    most = " and ".join([", ".join(pairs[:-1]), pairs[-1]] if pairs[1:] else pairs)
+    text = (
+        f"The winner is wrong on {wrong:,} of the {total:,} test images ({wrong / total:.1%}). "
+        f"Most often it takes {most}."
+    )
+    right = np.diag(matrix) / np.where(rows, rows, 1)
+    present = np.flatnonzero(rows)
+    best, worst = present[right[present].argmax()], present[right[present].argmin()]
+    if right[best] > right[worst]:
+        text += (
+            f" It knows {classes[best]} best ({right[best]:.1%} right) and {classes[worst]} "
+            f"least ({right[worst]:.1%})."
+        )
+    return text

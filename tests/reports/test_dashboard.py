@@ -28,7 +28,7 @@ from fmnist.config.study import StudyConfig
 from fmnist.reports import figures
 from fmnist.reports.dashboard import mirror as dashboard
 from fmnist.reports.dashboard import notes
-from fmnist.reports.dashboard.time_plot import MOST_LINES, TimePlot
+from fmnist.reports.dashboard.notes import MOST_LINES, TimePlot
 from fmnist.reports.words import TEST_WAS_SEEN
 from fmnist.tuning import grid, storage
 

@@ -28,7 +28,7 @@ from PIL import Image
 from fmnist.config.results import EpochMetrics, TrialResult, winner
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
-from fmnist.reports import markdown, sentences
+from fmnist.reports import markdown, words
 from fmnist.reports.confusion import confusion_matrix
 from fmnist.reports.findings import Outputs
 from fmnist.reports.html import curves
@@ -112,8 +112,8 @@ def test_the_numbers_are_those_of_the_results(tmp_path):
         markdown.table_row(STUDY, result, result is best) for result in results
     ]
     text = visible(page)
-    assert sentences.winner_sentence(STUDY, best) in text
-    assert sentences.protocol_sentences(STUDY) in text
+    assert words.winner_sentence(STUDY, best) in text
+    assert words.protocol_sentences(STUDY) in text
     assert STUDY.to_toml().rstrip() in "".join(outline.text)
     assert "python -m fmnist.study" in text
     assert "Commit" not in text
@@ -179,7 +179,7 @@ def test_the_winner_is_shown_on_the_test_set(tmp_path):
         for count, text in zip(matrix[index], row[1:-1], strict=True):
             assert text == (f"{count}{count / total:.1%}" if count else "0")
         assert row[-1] == f"{matrix[index, index] / total:.1%}"
-    assert sentences.confusion_sentences(matrix, CLASS_NAMES) in visible(page)
+    assert words.confusion_sentences(matrix, CLASS_NAMES) in visible(page)
     pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"[^>]*alt="test image (\d+)"',
                           page)  # fmt: skip
     assert len(pictures) > 6

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from fmnist.config.results import EpochMetrics, TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.reports import markdown, sentences
+from fmnist.reports import markdown, words
 from fmnist.reports.findings import Outputs
 from fmnist.reports.terminal import LiveProgress, PlainProgress, make_progress, spark
 from fmnist.reports.words import TEST_WAS_SEEN, duration
+from fmnist.tuning import events
 from fmnist.utils.passwords import starred
 
 STUDY = StudyConfig(name="views", epochs=3)
@@ -109,16 +110,16 @@ def test_untrusted_text_stays_text(tmp_path):
 
 def test_confusion_sentences_are_computed():
     matrix = np.diag([90] * 10)
-    assert sentences.confusion_sentences(matrix, CLASS_NAMES) == (
+    assert words.confusion_sentences(matrix, CLASS_NAMES) == (
         "The winner is right on all 900 test images."
     )
     matrix[6, 0], matrix[1, 2] = 30, 10
-    assert sentences.confusion_sentences(matrix, CLASS_NAMES) == (
+    assert words.confusion_sentences(matrix, CLASS_NAMES) == (
         "The winner is wrong on 40 of the 940 test images (4.3%). Most often it takes Shirt for "
         "T-shirt/top (30 of 120, 25.0%) and Trouser for Pullover (10 of 100, 10.0%). It knows "
         "T-shirt/top best (100.0% right) and Shirt least (75.0%)."
     )
-    assert "0 test images" in sentences.confusion_sentences(np.zeros((10, 10), int), CLASS_NAMES)
+    assert "0 test images" in words.confusion_sentences(np.zeros((10, 10), int), CLASS_NAMES)
 
 
 def test_passwords_are_not_shown(tmp_path):
@@ -160,18 +161,24 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
 
 def play(progress, lanes=3):
     """Two groups of ``lanes`` trials and two epochs; the last lane fails."""
-    labels = {n: f"seed={n},x=[red]\x1b[2J" for n in range(lanes)}
+
+    def group(index):
+        trials = [
+            SimpleNamespace(number=n, point={"seed": n - index * lanes, "x": "[red]\x1b[2J"})
+            for n in range(index * lanes, (index + 1) * lanes)
+        ]
+        left = (4 - 2 * index) * lanes
+        progress(events.GroupStarted(index, 2, trials, 2, left, 1000, {}, ""))
+
     metrics = {n: EpochMetrics(1, 0.5, 1, 0.8 + n / 10_000) for n in range(lanes - 1)}
     progress.message("loading [bold]data[/]\nfrom a file")
-    progress.group(0, 2, labels, 2, 1000 * lanes, 4 * lanes)
-    progress.epoch(1, metrics, 10.0)
-    progress.epoch(2, metrics, 20.0)
+    group(0)
+    progress(events.EpochFinished(1, metrics, 10.0))
+    progress(events.EpochFinished(2, metrics, 20.0))
     progress.trial(TrialResult(0, {"seed": 0}, "COMPLETE", history(2), 0.3, 0.85, 20))
     progress.trial(TrialResult(1, {"seed": 1}, "FAIL", (), reason="[red]NaN"))
-    progress.group(
-        1, 2, {n + lanes: text for n, text in labels.items()}, 2, 1000 * lanes, 2 * lanes
-    )
-    progress.epoch(1, {n + lanes: m for n, m in metrics.items()}, 5.0)
+    group(1)
+    progress(events.EpochFinished(1, {n + lanes: m for n, m in metrics.items()}, 5.0))
 
 
 def test_quiet_says_nothing(capsys):

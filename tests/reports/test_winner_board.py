@@ -23,7 +23,7 @@ from fmnist.reference import Network
 from fmnist.reports import figures
 from fmnist.reports.findings import Outputs
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
-from fmnist.reports.tensorboard.winner import EMBEDDED, WINNER_RUN, balanced, mistakes, write_winner
+from fmnist.reports.tensorboard.winner import EMBEDDED, WINNER_RUN, balanced, write_winner
 from fmnist.reports.words import TEST_WAS_SEEN
 
 STUDY = StudyConfig(
@@ -190,30 +190,28 @@ def test_the_chosen_are_balanced_bounded_and_in_order(labels, count):
 
 
 def test_mistakes_are_the_surest_first(tmp_path, monkeypatch):
-    from fmnist.reports import canvas
-
-    shown, show = [], canvas.show
-    monkeypatch.setattr(canvas, "show", lambda axes, p: (shown.append(p[0, 0]), show(axes, p)))
+    shown, show = [], figures.show
+    monkeypatch.setattr(figures, "show", lambda axes, p: (shown.append(p[0, 0]), show(axes, p)))
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((28, 28), dtype=np.uint8)
     chances = np.full((5, 10), 0.01)
     chances[range(5), [1, 2, 3, 4, 5]] = [0.5, 0.9, 0.8, 0.9, 0.99]
     labels = [0, 0, 0, 0, 5]  # the last is right
-    path = mistakes(images, labels, chances, CLASS_NAMES, tmp_path / "a.png", STUDY, (2, 3))
+    path = figures.mistakes(images, labels, chances, CLASS_NAMES, tmp_path / "a.png", STUDY, (2, 3))
     assert shown == [1, 3, 2, 0]
     with Image.open(path) as picture:
         assert picture.size == (412, 440)
-    mistakes(images[4:], labels[4:], chances[4:], CLASS_NAMES, tmp_path / "b.png", STUDY)
+    figures.mistakes(images[4:], labels[4:], chances[4:], CLASS_NAMES, tmp_path / "b.png", STUDY)
     assert len(shown) == 4
 
 
 def test_mistakes_are_marked_where_the_test_set_was_seen(tmp_path, monkeypatch):
-    from fmnist.reports import canvas
-
-    notes, sheet = [], canvas.sheet
-    monkeypatch.setattr(canvas, "sheet", lambda *a: notes.append(a[3:]) or sheet(*a))
+    notes, sheet = [], figures.sheet
+    monkeypatch.setattr(figures, "sheet", lambda *a: notes.append(a[3:]) or sheet(*a))
     study = StudyConfig(holdout=0)
     test, probabilities, _ = made_up_test(30, sure=0)
-    mistakes(test.images, test.labels, probabilities, CLASS_NAMES, tmp_path / "a.png", study)
+    figures.mistakes(
+        test.images, test.labels, probabilities, CLASS_NAMES, tmp_path / "a.png", study
+    )
     assert notes == [(TEST_WAS_SEEN,)]
 
 

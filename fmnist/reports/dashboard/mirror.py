@@ -13,20 +13,17 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from fmnist.config.results import winner
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
+from fmnist.reports import figures
 from fmnist.reports.dashboard import notes
-from fmnist.reports.dashboard.time_plot import TimePlot
+from fmnist.reports.findings import Findings
 from fmnist.rundir import files, models
 from fmnist.tuning import events
-
-if TYPE_CHECKING:
-    import optuna
-
-    from fmnist.config.results import TrialResult, Value
-    from fmnist.config.study import StudyConfig
-    from fmnist.reports.findings import Findings
 
 ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
 """Name in the provenance -> user attribute of a trial."""
@@ -47,11 +44,6 @@ FIGURES = ("curves", "heatmap", "confusion", "confused_pairs", "samples")
 PLOT_ID = "fmnist-over-time"
 
 _log = logging.getLogger(__name__)
-
-
-def artifact_folder(out: Path) -> Path:
-    """The folder of a run's artifacts, for ``optuna-dashboard --artifact-dir``."""
-    return Path(out) / "artifacts"
 
 
 def installed() -> bool:
@@ -89,10 +81,11 @@ class DashboardMirror:
             images: how many images an epoch of a trial trains on.
         """
         self._study, self._config, self._out, self._images = study, config, Path(out), images
-        self._about = {key: provenance.get(name, "") for name, key in ATTRIBUTES.items()}
-        parts = self._about["versions"].split(", ")
-        shown = [part for part in parts if part.partition(" ")[0] in VERSIONS]
-        self._about["versions"] = ", ".join(shown)
+        about = {key: provenance.get(name, "") for name, key in ATTRIBUTES.items()}
+        versions = about["versions"].split(", ")
+        shown = [version for version in versions if version.partition(" ")[0] in VERSIONS]
+        about["versions"] = ", ".join(shown)
+        self._about = {key: value for key, value in about.items() if value}
         self._ended, self._best = len(done), winner(done, config.metric)
         if not installed():
             _log.info(
@@ -118,8 +111,12 @@ class DashboardMirror:
             parameters: the file of its parameters.
         """
         trial = _trial(self._study, result.number)
-        for key, value in self._attributes(result).items():
+        # Optuna's tell writes the attributes of the result.
+        for key, value in self._about.items():
             trial.set_user_attr(key, value)
+        if result.state == "COMPLETE" and result.seconds > 0:
+            speed = self._images * len(result.history) / result.seconds
+            trial.set_user_attr("images_per_second", float(f"{speed:.4g}"))
         self._ended += 1
         rivals = [result] if self._best is None else [self._best, result]
         if winner(rivals, self._config.metric) is not result:
@@ -127,97 +124,68 @@ class DashboardMirror:
         self._best = result
         _upload_trial(trial, self._config, result, parameters, self._out)
         if installed():
-            links = _trial_links(trial, result.number)
-            _write_note(trial, notes.best(self._config, result, links, of=self._ended))
-
-    def _attributes(self, result: TrialResult) -> dict[str, Value]:
-        """The trial's provenance and speed. Optuna's tell writes the attributes of the result."""
-        found: dict[str, Value] = {key: value for key, value in self._about.items() if value}
-        if result.state == "COMPLETE" and result.seconds > 0:
-            seen = self._images * len(result.history)
-            found["images_per_second"] = float(f"{seen / result.seconds:.4g}")
-        return found
+            _write_best_note(trial, self._config, result, of=self._ended)
 
 
-def publish(out: Path, findings: Findings, study: optuna.Study) -> None:
+def publish(
+    out: Path, findings: Findings, study: optuna.Study, damaged: Sequence[str] | None = ()
+) -> list[Path]:
     """Write what the dashboard shows of the whole study: figures, note, the plot over time.
 
     A second call replaces what the first one wrote: there is one note, and one artifact of each
-    name. What a person wrote above our part of a note is kept.
+    name. What a person wrote above our part of a note is kept. The artifact files of a trial are
+    written again when one of them is wrong; but only those that artifacts of the study name, as
+    Optuna adds no artifact to a trial that has ended.
 
     Args:
         out: the run's folder; the note shows those of :data:`FIGURES` that its ``figures/`` has.
         findings: what the study found.
         study: Optuna's study.
+        damaged: the files that are missing or damaged, relative to ``out``; None when that is not
+            known, and every file is written again.
+
+    Returns:
+        The files of our artifacts, without those of trials whose parameters are lost.
     """
-    config, results, best = findings.config, findings.results, findings.winner
     with files.scratch_folder(out) as folder:
         for name in FIGURES:
             drawn, copy = out / "figures" / f"{name}.png", folder / _figure(name)
             if drawn.exists():
                 shutil.copyfile(drawn, copy)
                 _upload(study, copy, out)
-    if not installed():
-        return
+    if installed():
+        _write_views(findings, study)
+    ids = _artifact_ids(study)
+    ours = {out / "artifacts" / ids[key] for key in map(_figure, FIGURES) if key in ids}
+    wrong = {out / name for name in damaged or ()}
+    trials = study.get_trials(deepcopy=False)
+    for result in findings.results:
+        ids, lost = _artifact_ids(trials[result.number]), result.number in findings.lost
+        known = {kind: ids[name] for kind, name in _names(result.number).items() if name in ids}
+        if lost:
+            known.pop("parameters", None)
+        paths = {out / "artifacts" / key for key in known.values()}
+        if known and (damaged is None or paths & wrong):
+            trial = _trial(study, result.number)
+            path = None if lost else models.model_path(out, result.number)
+            _upload_trial(trial, findings.config, result, path, out, known.keys())
+        ours |= set() if lost else paths
+    return [path for path in ours if path.is_file()]
+
+
+def _write_views(findings: Findings, study: optuna.Study) -> None:
+    """Write the notes of the study and of its winner, and the plot over time."""
     from optuna_dashboard import save_plotly_graph_object
 
-    known = _artifact_addresses(study)
+    config, known, best = findings.config, _artifact_addresses(study), findings.winner
+    plot = notes.TimePlot(config, findings.results)
     pictures = {name: known[_figure(name)] for name in FIGURES if _figure(name) in known}
     page = f"/dashboard/studies/{study._study_id}"
     _write_note(study, notes.results(findings, pictures, page))
     if best is not None:
-        trial = _trial(study, best.number)
-        _write_note(trial, notes.best(config, best, _trial_links(trial, best.number)))
+        _write_best_note(_trial(study, best.number), config, best)
     # Its type is a Plotly figure, but it calls only to_json.
-    save_plotly_graph_object(study, TimePlot(config, results), graph_object_id=PLOT_ID)
-
-
-def mend(out: Path, findings: Findings, study: optuna.Study, damaged: Sequence[str] | None) -> None:
-    """Write the artifact files of each trial again when one of them is wrong.
-
-    Only files that artifacts of the study name are written: Optuna adds no artifact to a trial
-    that has ended.
-
-    Args:
-        out: the run's folder.
-        findings: what the study found.
-        study: Optuna's study.
-        damaged: the files that are missing or damaged, relative to ``out``; None when that is not
-            known, and every file is written again.
-    """
-    parameters = findings.parameter_files(out)
-    wrong = {out / name for name in damaged or ()}
-    attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    for result in findings.results:
-        known = _artifact_ids_in(attrs[result.number])
-        names = {kind: name for kind, name in _names(result.number).items() if name in known}
-        if result.number not in parameters:
-            names.pop("parameters", None)
-        paths = {artifact_folder(out) / known[name] for name in names.values()}
-        if names and (damaged is None or paths & wrong):
-            trial, path = _trial(study, result.number), parameters.get(result.number)
-            _upload_trial(trial, findings.config, result, path, out, names.keys())
-
-
-def artifacts(out: Path, findings: Findings, study: optuna.Study) -> list[Path]:
-    """List the files of our artifacts, after :func:`mend`.
-
-    Args:
-        out: the run's folder.
-        findings: what the study found.
-        study: Optuna's study.
-
-    Returns:
-        Existing files, without those of trials whose parameters are lost.
-    """
-    trials = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
-    ours = [(_artifact_ids(study), [_figure(name) for name in FIGURES])]
-    ours += [
-        (_artifact_ids_in(trials[n]), [*_names(n).values()]) for n in findings.parameter_files(out)
-    ]
-    keys = [known[name] for known, names in ours for name in names if name in known]
-    paths = [artifact_folder(out) / key for key in keys]
-    return [path for path in paths if path.is_file()]
+    save_plotly_graph_object(study, plot, graph_object_id=PLOT_ID)
 
 
 def _names(number: int) -> dict[str, str]:
@@ -229,15 +197,8 @@ def _figure(name: str) -> str:
 
 
 def _trial(study: optuna.Study, number: int) -> optuna.Trial:
-    import optuna
-
     key = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     return optuna.Trial(study, key)
-
-
-def _trial_links(trial: optuna.Trial, number: int) -> dict[str, str]:
-    known = _artifact_addresses(trial)
-    return {kind: known[name] for kind, name in _names(number).items() if name in known}
 
 
 def _artifact_addresses(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
@@ -247,17 +208,14 @@ def _artifact_addresses(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
     return {name: get_artifact_path(owner, key) for name, key in _artifact_ids(owner).items()}
 
 
-def _artifact_ids(owner: optuna.Study | optuna.Trial) -> dict[str, str]:
+def _artifact_ids(owner: optuna.Study | optuna.Trial | optuna.trial.FrozenTrial) -> dict[str, str]:
     """File name -> id of the owner's artifacts."""
-    import optuna
-
     if isinstance(owner, optuna.Study):
-        return _artifact_ids_in(owner._storage.get_study_system_attrs(owner._study_id))
-    return _artifact_ids_in(owner.storage.get_trial_system_attrs(owner._trial_id))
-
-
-def _artifact_ids_in(attrs: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> id of the artifacts in these system attributes."""
+        attrs = owner._storage.get_study_system_attrs(owner._study_id)
+    elif isinstance(owner, optuna.Trial):
+        attrs = owner.storage.get_trial_system_attrs(owner._trial_id)
+    else:
+        attrs = owner.system_attrs
     # optuna.artifacts.get_all_artifact_meta fails when the dashboard has deleted an artifact.
     stored = [json.loads(value) for key, value in attrs.items() if key.startswith("artifacts:")]
     return {meta["filename"]: meta["artifact_id"] for meta in stored if meta is not None}
@@ -272,8 +230,6 @@ def _upload_trial(
     kinds: Set[str] = OF_A_TRIAL.keys(),
 ) -> None:
     """Upload these kinds of :data:`OF_A_TRIAL`; that of parameters needs their file."""
-    from fmnist.reports import figures
-
     with files.scratch_folder(out) as folder:
         paths = {kind: folder / name for kind, name in _names(result.number).items()}
         figures.curves([result], config, paths["curves"])
@@ -288,17 +244,23 @@ def _upload_trial(
 
 def _upload(owner: optuna.Study | optuna.Trial, path: Path, out: Path) -> None:
     """Upload a file as an artifact, or replace the content of the artifact of its name."""
-    from optuna.artifacts import FileSystemArtifactStore, upload_artifact
-
-    folder = artifact_folder(out)
-    folder.mkdir(exist_ok=True)
-    store = FileSystemArtifactStore(folder)
+    (out / "artifacts").mkdir(exist_ok=True)
+    store = FileSystemArtifactStore(out / "artifacts")
     known = _artifact_ids(owner).get(path.name)
     if known is None:
         upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=owner)
         return
     with path.open("rb") as file:
         store.write(known, file)
+
+
+def _write_best_note(
+    trial: optuna.Trial, config: StudyConfig, result: TrialResult, of: int | None = None
+) -> None:
+    known = _artifact_addresses(trial)
+    names = _names(result.number).items()
+    links = {kind: known[name] for kind, name in names if name in known}
+    _write_note(trial, notes.best(config, result, links, of))
 
 
 def _write_note(owner: optuna.Study | optuna.Trial, text: str) -> None:

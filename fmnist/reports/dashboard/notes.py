@@ -1,4 +1,4 @@
-"""The notes of optuna-dashboard, in Markdown: of a running study, its results and its best trials.
+"""What optuna-dashboard is given to show: notes in Markdown, and a plot of the metric over seconds.
 
 The dashboard shows images of its own server only, so notes link to artifacts. It renders neither
 raw HTML nor data URIs.
@@ -6,28 +6,34 @@ raw HTML nor data URIs.
 
 from __future__ import annotations
 
+import html
+import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from fmnist.reports.markdown import caption, escape, table_header, table_row
-from fmnist.reports.sentences import protocol_sentences, winner_sentence
-from fmnist.reports.words import TEST_WAS_SEEN, decimals, metric_name, score
-from fmnist.utils.passwords import starred_text
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.reports.findings import Findings
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
+from fmnist.reports import markdown, scores, words
+from fmnist.reports.findings import Findings
+from fmnist.reports.markdown import MARK as WARNING
+from fmnist.reports.markdown import escape, joined
+from fmnist.reports.words import counted, decimals, metric_name, protocol_note
 
 MOST_ROWS = 20
 """Trials in the table of a note, at most: the best ones."""
 
 GAP = "\N{EM SPACE}"
+"""Ends each cell of a table, as the dashboard puts no space between columns."""
 
 MARK = "[//]: # (fmnist writes what is below this line, and keeps what is above it)"
 """Begins our part of a note. It is an unused link definition, which Markdown does not show."""
+
+INK, FAINT, CLEAR = "#7b8994", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
+HOVER = "%{y:.4f} after %{x:.1f} s"
+
+MOST_LINES = 12
+"""Trials that are drawn as lines, at most; of the others the last epoch is a point."""
 
 
 def with_kept(known: str, text: str) -> str:
@@ -52,8 +58,8 @@ def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
         provenance: name -> value; the wall time is left out.
     """
     known = {name: value for name, value in provenance.items() if name != "Wall time"}
-    trials = f"{study.size} trial" + ("s" if study.size != 1 else "")
-    return _joined(
+    trials = counted(study.size, "trial")
+    return joined(
         f"# Study {escape(study.name)}",
         f"**It is running.** What its {trials} found will stand here at the end.",
         *_what_was_run(study, known, "What is run"),
@@ -61,10 +67,7 @@ def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
 
 
 def best(
-    study: StudyConfig,
-    result: TrialResult,
-    links: Mapping[str, str],
-    of: int | None = None,
+    study: StudyConfig, result: TrialResult, links: Mapping[str, str], of: int | None = None
 ) -> str:
     """The note of a trial that was the best when it ended.
 
@@ -74,23 +77,17 @@ def best(
         links: kind -> address of its artifacts.
         of: how many trials had ended by then; None for the winner of a finished study.
     """
-    if of is None:
-        title = "The winner of the study"
-    elif of == 1:
-        title = "The first trial that ended"
-    else:
-        title = f"The best of the {of} trials that had ended when it did"
-    known = [f"{metric_name(study)} {decimals(score(study, result))}"]
+    titles = {None: "The winner of the study", 1: "The first trial that ended"}
+    title = titles.get(of, f"The best of the {of} trials that had ended when it did")
+    known = [f"{metric_name(study)} {decimals(scores.score(study, result))}"]
     if not study.validation_is_test and math.isfinite(result.test_accuracy):
         known.append(f"test accuracy {decimals(result.test_accuracy)}")
-    files = {kind: address for kind, address in links.items() if kind != "curves"}
-    return _joined(
+    files = ", ".join(f"[{kind}]({links[kind]})" for kind in links if kind != "curves")
+    return joined(
         f"**{title}**: {escape(', '.join(known))}.",
-        _mark(study),
+        protocol_note(study, WARNING),
         f"![learning curves]({links['curves']})" if "curves" in links else "",
-        "Files: " + ", ".join(f"[{kind}]({address})" for kind, address in files.items())
-        if files
-        else "",
+        f"Files: {files}" if files else "",
     )
 
 
@@ -102,78 +99,103 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
         figures: name of a figure -> address of its artifact.
         page: the address of the study in the dashboard.
     """
-    study = findings.config
-    shown = [
-        f"![{escape(name.replace('_', ' '))}]({address})\n\n*{escape(caption(name, study))}*"
-        for name, address in figures.items()
-    ]
-    return _joined(
+    study, number = findings.config, len(findings.results)
+    best = scores.ranked(study, findings.results)[:MOST_ROWS]
+    header, link = markdown.short_header(study), f"[{{}}]({page}/trials?numbers={{}})"
+    return joined(
         f"# Study {escape(study.name)}",
-        _mark(study),
-        escape(winner_sentence(study, findings.winner)),
+        protocol_note(study, WARNING),
+        escape(words.winner_sentence(study, findings.winner)),
         "## Results",
-        _table(findings, page),
-        *shown,
+        f"The best {MOST_ROWS} of {number} trials." if number > MOST_ROWS else "",
+        # The dashboard has the other metrics on other pages.
+        markdown.trials(study, best, findings.winner, header, link, GAP),
+        *(
+            markdown.picture(name.replace("_", " "), address, study)
+            for name, address in figures.items()
+        ),
         *_what_was_run(study, findings.provenance, "What was run"),
     )
 
 
-def _table(findings: Findings, page: str) -> str:
-    """The best trials, the best first, each with a link to its page."""
-    study, results, winner = findings.config, findings.results, findings.winner
-    sign = -1 if study.direction == "maximize" else 1
-
-    def rank(result: TrialResult) -> tuple[bool, float, int]:
-        failed = result.state != "COMPLETE"
-        return failed, 0.0 if failed else sign * score(study, result), result.number
-
-    header = table_header(study)
-    # The dashboard has the other metrics on other pages.
-    wanted = ["trial", *study.grid, metric_name(study), "test accuracy", "epochs", "time", "state"]
-    shown = [name for name in dict.fromkeys(wanted) if name in header]
-    lines = []
-    for result in sorted(results, key=rank)[:MOST_ROWS]:
-        won = winner is not None and result.number == winner.number
-        row = dict(zip(header, map(escape, table_row(study, result, won)), strict=True))
-        row["trial"] = f"[{row['trial']}]({page}/trials?numbers={result.number})"
-        cells = [row[name] for name in shown]
-        lines.append([f"**{cell}**" if won and cell else cell for cell in cells])
-    right = {name for name in shown if name not in (*study.grid, "state")}
-    table = _markdown({escape(name): "---:" if name in right else "---" for name in shown}, lines)
-    if len(results) <= MOST_ROWS:
-        return table
-    return f"The best {MOST_ROWS} of {len(results)} trials.\n\n{table}"
-
-
-def _markdown(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells end in a space, as the dashboard puts none between columns.
-
-    Args:
-        columns: name -> alignment in Markdown.
-        rows: cells, escaped.
-    """
-    lines = [[cell + GAP for cell in columns], list(columns.values())]
-    lines += [[cell + GAP for cell in cells] for cells in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
-    facts = [
-        [escape(name), escape(starred_text(value))] for name, value in provenance.items() if value
-    ]
-    text = study.to_toml().rstrip()
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return [
         f"## {title}",
-        escape(protocol_sentences(study)),
-        f"{fence}toml\n{text}\n{fence}",
-        _markdown({"from": "---", "": "---"}, facts) if facts else "",
+        escape(words.protocol_sentences(study)),
+        markdown.fenced(study.to_toml(), "toml"),
+        markdown.facts(provenance, GAP),
     ]
 
 
-def _mark(study: StudyConfig) -> str:
-    return f"> **{TEST_WAS_SEEN}.**" if study.validation_is_test else ""
+class TimePlot:
+    """The selecting metric over time, as the JSON of a Plotly figure.
+
+    Optuna-dashboard draws it with its own plotly.js, so that Python needs no plotly. A trial's time
+    is its share of its group's, spread evenly over its epochs.
+    """
+
+    def __init__(self, study: StudyConfig, results: Sequence[TrialResult]) -> None:
+        self._study, self._results = study, results
+
+    def to_json(self) -> str:
+        """The figure: ``{"data": [...], "layout": {...}}``."""
+        study, best = self._study, winner(self._results, self._study.metric)
+        ranked = scores.ranked(study, [r for r in self._results if r.state == "COMPLETE"])
+        points = ranked[MOST_LINES:]
+        # Plotly's text may have some tags of HTML.
+        others = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": f"the other {len(points)}, last epoch",
+            "x": [_rounded(result.seconds) for result in points],
+            "y": [_rounded(scores.score(study, result)) for result in points],
+            "text": [html.escape(words.named(result, best, 60)) for result in points],
+            "marker": {"size": 5, "color": "#9aa7b2"},
+            "hovertemplate": HOVER + "<br>%{text}<extra></extra>",
+        }
+        lines = [
+            {
+                "type": "scatter",
+                "mode": "lines" if len(result.history) > 8 else "lines+markers",
+                "name": html.escape(words.named(result, best, 60)),
+                "x": [
+                    _rounded(result.seconds * epoch / len(result.history))
+                    for epoch, _ in enumerate(result.history, 1)
+                ],
+                "y": [_rounded(value) for value in scores.series(result, study.metric)],
+                "line": {"width": 3.5 if result is best else 1.5},
+                "hovertemplate": HOVER,
+            }
+            # The legend is in the order of the numbers.
+            for result in sorted(ranked[:MOST_LINES], key=lambda r: r.number)
+        ]
+        data = [others, *lines] if points else lines
+        return json.dumps({"data": data, "layout": _layout(study)}, allow_nan=False)
 
 
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
+def _layout(study: StudyConfig) -> dict[str, Any]:
+    name, seen = words.metric_name(study), words.protocol_note(study, "<br><sub>{}</sub>")
+    title = {"text": f"{name.capitalize()} against time{seen}", "x": 0.02, "y": 0.97}
+    axis = {"gridcolor": FAINT, "linecolor": FAINT, "zeroline": False}
+    # The corner that the curves leave free at their end.
+    up = study.direction == "maximize"
+    corner = {"y": 0.02, "yanchor": "bottom"} if up else {"y": 0.98, "yanchor": "top"}
+    small = {"bgcolor": CLEAR, "font": {"size": 10}}
+    # The colours are readable in the dashboard's light and dark themes.
+    return {
+        "title": {**title, "font": {"size": 16}},
+        "xaxis": {"title": {"text": "seconds (a trial's share of its group's time)"}, **axis},
+        "yaxis": {"title": {"text": name}, **axis},
+        "font": {"color": INK},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "hovermode": "closest",
+        "modebar": {"bgcolor": CLEAR},
+        "legend": {"x": 0.99, "xanchor": "right", **corner, **small},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+    }
+
+
+def _rounded(value: float) -> float | None:
+    """Round a number to five digits, to store thousands of them; None for NaN."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None

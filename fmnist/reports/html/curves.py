@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
-from fmnist.config.results import winner
-from fmnist.reports import words
-
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
+from fmnist.config.results import TrialResult, winner
+from fmnist.config.study import StudyConfig
+from fmnist.reports import scores, words
 
 COLOURS = 10
 """Trials with a colour of their own, at most; the lines of the others are thin and grey."""
@@ -37,96 +36,80 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         ``panels`` (lines and ticks), ``lines`` (the coloured trials), ``others`` (how many
         are grey), ``notes`` and ``data`` (JSON for hovering); None when no epoch was finished.
     """
-    shown = _by_rank(study, [result for result in results if result.history])[:MOST_LINES]
-    if not shown:
+    trained = [result for result in results if result.history]
+    if not trained:
         return None
-    coloured = shown[:COLOURS]
-    if len(shown) <= COLOURS:  # the legend is in the order of the grid
-        grid = {key: list(values) for key, values in study.grid.items()}
-        coloured.sort(key=lambda r: [grid[key].index(r.point[key]) for key in grid])
-    shown = [*coloured, *shown[COLOURS:]]
+    shown = scores.ranked(study, trained)[:MOST_LINES]
+    coloured, others = shown[:COLOURS], shown[COLOURS:]
+    if not others:
+        coloured = scores.in_grid_order(study, coloured)
+    shown = [*coloured, *others]
     last = max(len(result.history) for result in shown)
     most = max(min(MOST_POINTS // len(shown), 400), 10)
     kept = np.unique(np.linspace(0, last - 1, min(last, most)).round().astype(int))
-    margin = 0.02 * last if last > 1 else 0.5
-    across = (1 - margin, last + margin)
-    panels, ranges = [], {}
-    for kind in ("loss", "accuracy"):
-        ranges[kind] = up = limits(shown, kind)
-        panels.append(
+    across = scores.epoch_limits(shown)
+    up = {kind: scores.limits(shown, kind) for kind in ("loss", "accuracy")}
+    drawn = [
+        {
+            f"{split}_{kind}": scores.series(result, f"{split}_{kind}", last)[kept]
+            for split in (("validation", "train") if index < COLOURS else ("validation",))
+            for kind in up
+        }
+        for index, result in enumerate(shown)
+    ]
+    best = winner(results, study.metric)
+    names = [words.named(result, best) for result in shown]
+    worse, empty = len(trained) - len(shown), len(results) - len(trained)
+    notes = {
+        f"The {COLOURS} trials with the best {words.metric_name(study)} have a colour; of the "
+        f"others only the {words.held_out(study)} line is drawn, thin and grey.": bool(others),
+        f"{worse:,} trials that did less well are left out here.": worse > 0,
+        f"{words.counted(empty, 'trial')} ended before the first epoch did.": empty > 0,
+        f"{len(kept)} of the {last:,} epochs are drawn, evenly spread.": len(kept) < last,
+    }
+    return {
+        "panels": [
             {
                 "kind": kind,
-                "title": kind.capitalize(),
                 "x": ticks(across, whole=True, at_most=8),
-                "y": ticks(up),
+                "y": ticks(limits),
                 "lines": [
                     {
-                        name: path(kept + 1, _values(result, f"{name}_{kind}", kept), across, up)
-                        for name in (
-                            ("validation", "train") if index < COLOURS else ("validation",)
-                        )
+                        field: path(kept + 1, values, across, limits)
+                        for field, values in line.items()
+                        if field.endswith(kind)
                     }
-                    for index, result in enumerate(shown)
+                    for line in drawn
                 ],
             }
-        )
-    best = winner(results, study.metric)
-    return {
-        "panels": panels,
-        "lines": [_named(result, best) for result in coloured],
-        "others": len(shown) - len(coloured),
-        # Fainter when there are more, so that the densest region stands out.
-        "faintness": round(min(max(25 / max(len(shown) - len(coloured), 1), 0.08), 0.6), 3),
+            for kind, limits in up.items()
+        ],
+        "lines": names[: len(coloured)],
+        "others": len(others),
+        "faintness": round(scores.faintness(len(others)), 3),
         "few_epochs": last < 4,
-        "notes": _notes(study, results, shown, len(kept), last),
+        "notes": [text for text, needed in notes.items() if needed],
         "data": {
             "epochs": (kept + 1).tolist(),
             "x": across,
-            "y": ranges,
+            "y": up,
             "held": words.held_out(study),
             "trials": [
                 {
-                    "name": _named(result, best),
+                    "name": name,
                     "number": result.number,
                     **{
-                        f"{name}_{kind}": _rounded(_values(result, f"{name}_{kind}", kept))
-                        for kind in ("loss", "accuracy")
-                        for name in (
-                            ("validation", "train") if index < COLOURS else ("validation",)
-                        )
+                        field: [None if math.isnan(v) else round(v, 4) for v in values.tolist()]
+                        for field, values in line.items()
                     },
                 }
-                for index, result in enumerate(shown)
+                for name, result, line in zip(names, shown, drawn, strict=True)
             ],
         },
     }
 
 
-def limits(results: Sequence[TrialResult], kind: str) -> Range:
-    """The range of the y axis: that of the complete trials, so that one that diverges is cut off.
-
-    Args:
-        results: the trials.
-        kind: ``"loss"`` or ``"accuracy"``.
-    """
-    shown = [result for result in results if result.state == "COMPLETE"] or results
-    every = slice(None)
-    values = np.concatenate(
-        [_values(r, f"{name}_{kind}", every) for r in shown for name in ("train", "validation")]
-    )
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return 0.0, 1.0
-    low, high = float(values.min()), float(values.max())
-    if kind == "loss":
-        high = min(high, 4 * float(np.quantile(values, 0.9)))
-    else:
-        low = max(low, float(np.quantile(values, 0.1)) - 0.25)
-    margin = 0.04 * (high - low) or 0.05
-    return low - margin, high + margin
-
-
-def ticks(within: Range, whole: bool = False, at_most: int = 6) -> list[tuple[str, float, str]]:
+def ticks(within: Range, whole: bool = False, at_most: int = 6) -> list[tuple[str, int, str]]:
     """Choose the ticks of an axis.
 
     Args:
@@ -137,21 +120,19 @@ def ticks(within: Range, whole: bool = False, at_most: int = 6) -> list[tuple[st
     Returns:
         Position in percent, position in the drawing, and text of each tick.
     """
-    from matplotlib.ticker import MaxNLocator
-
     low, high = within
-    found = MaxNLocator(at_most, integer=whole, min_n_ticks=1).tick_values(low, high)
+    found = np.asarray(MaxNLocator(at_most, integer=whole, min_n_ticks=1).tick_values(low, high))
+    found = found[(found >= low) & (found <= high)]
     step = float(np.diff(found).min()) if len(found) > 1 else 1.0
-    digits = 0 if whole else max(0, math.ceil(-math.log10(step) - 1e-9))
-    digits += not whole and digits < 12 and abs(round(step, digits) - step) > 1e-9
+    digits = next((d for d in range(12) if abs(round(step, d) - step) < 1e-6 * step), 12)
+    shares = (found - low) / (high - low)
     return [
         (f"{100 * share:.2f}", round(DRAWING_SIZE * share), f"{value:.{digits}f}")
-        for value in found
-        if 0 <= (share := (value - low) / (high - low)) <= 1
+        for share, value in zip(shares, found, strict=True)
     ]
 
 
-def path(x: Any, y: Any, across: Range, up: Range) -> str:
+def path(x: ArrayLike, y: ArrayLike, across: Range, up: Range) -> str:
     """An SVG path through points, with a gap where ``y`` is not finite.
 
     Args:
@@ -160,78 +141,20 @@ def path(x: Any, y: Any, across: Range, up: Range) -> str:
         across: the range of the x axis.
         up: the range of the y axis.
     """
-    parts: list[str] = []
-    before: tuple[int, int] | None = None
-    alone = False
-    for one, other in zip(x, y, strict=True):
-        if not math.isfinite(other):
-            parts += ["h0"] if alone else []  # a line of one point shows as a dot
-            before, alone = None, False
-            continue
-        here = _place(one, across), DRAWING_SIZE - _place(other, up)
-        if before is None:
-            parts.append(f"M{here[0]} {here[1]}")
-        else:
-            parts.append(f"l{here[0] - before[0]} {here[1] - before[1]}".replace(" -", "-"))
-        alone, before = before is None, here
-    return "".join(parts) + ("h0" if alone else "")
+    known = np.ma.masked_invalid(np.asarray(y, dtype=float))
+    points = np.column_stack([place(x, across), DRAWING_SIZE - place(known.filled(0), up)])
+    parts = []
+    for run in np.ma.clump_unmasked(known) if len(known) else ():
+        (first, second), steps = points[run.start], np.diff(points[run], axis=0).tolist()
+        parts.append(f"M{first} {second}")
+        parts += [f"l{step[0]} {step[1]}".replace(" -", "-") for step in steps]
+        parts += [] if steps else ["h0"]  # a line of one point shows as a dot
+    return "".join(parts)
 
 
-def _place(value: float, within: Range) -> int:
+def place(values: ArrayLike, within: Range) -> NDArray[np.int64]:
+    """Where values lie in a drawing."""
     low, high = within
     # A line goes on beyond the frame, so that its slope is right at the edge.
-    return round(DRAWING_SIZE * min(max((value - low) / (high - low), -4.0), 5.0))
-
-
-def _by_rank(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Sort the trials: the best first, failed ones last, equals by number."""
-    sign = -1.0 if study.direction == "maximize" else 1.0
-
-    def rank(result: TrialResult) -> tuple[float, int]:
-        score = words.score(study, result)
-        return (sign * score if math.isfinite(score) else math.inf), result.number
-
-    return sorted(results, key=rank)
-
-
-def _values(result: TrialResult, field: str, kept: Any) -> Any:
-    """A metric at the kept epochs, float64 ``[epochs]``; NaN after the trial's last epoch."""
-    values = np.array([getattr(metrics, field) for metrics in result.history], dtype=float)
-    if isinstance(kept, slice):
-        return values[kept]
-    inside = kept < len(values)
-    return np.where(inside, values[np.where(inside, kept, 0)], math.nan)
-
-
-def _rounded(values: Any) -> list[float | None]:
-    return [round(float(v), 4) if math.isfinite(v) else None for v in values]
-
-
-def _named(result: TrialResult, best: TrialResult | None) -> str:
-    text = f"{result.number}: {words.one_line(result.label)}"
-    if best is not None and result.number == best.number:
-        return f"{text} (winner)"
-    return text if result.state == "COMPLETE" else f"{text} (failed)"
-
-
-def _notes(
-    study: StudyConfig,
-    results: Sequence[TrialResult],
-    shown: Sequence[TrialResult],
-    kept: int,
-    last: int,
-) -> list[str]:
-    notes = []
-    if len(shown) > COLOURS:
-        notes.append(
-            f"The {COLOURS} trials with the best {words.metric_name(study)} have a colour; of the "
-            f"others only the {words.held_out(study)} line is drawn, thin and grey."
-        )
-    if (left := sum(bool(result.history) for result in results) - len(shown)) > 0:
-        notes.append(f"{left:,} trials that did less well are left out here.")
-    if empty := sum(not result.history for result in results):
-        trials = "1 trial" if empty == 1 else f"{empty:,} trials"
-        notes.append(f"{trials} ended before the first epoch did.")
-    if kept < last:
-        notes.append(f"{kept} of the {last:,} epochs are drawn, evenly spread.")
-    return notes
+    shares = np.clip((np.asarray(values, dtype=float) - low) / (high - low), -4.0, 5.0)
+    return np.rint(DRAWING_SIZE * shares).astype(np.int64)

@@ -4,61 +4,50 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fmnist.reports import words
-from fmnist.reports.html.curves import DRAWING_SIZE
-from fmnist.reports.markdown import table_header, table_row
+import numpy as np
 
-if TYPE_CHECKING:
-    from fmnist.config.results import TrialResult, Value
-    from fmnist.reports.findings import Findings
+from fmnist.config.results import TrialResult, Value
+from fmnist.reports import scores, words
+from fmnist.reports.findings import Findings
+from fmnist.reports.html.curves import place
+from fmnist.reports.markdown import exact, table_header, table_rows
 
 MOST_ROWS = 2000
 """Rows of a table, at most. The page says how many are left out; results.csv has all of them."""
 MOST_CELLS = 4000
-
-Cell = dict[str, Any]
 
 
 def results_table(findings: Findings) -> dict[str, Any]:
     """The table of every trial.
 
     Returns:
-        ``header``; ``rows`` by trial number; ``cut``, the number of rows left out. A cell has its
-        text; ``sort``, the number to sort by where the text does not give the order; and
-        ``share``, the percentage of the selecting metric's range, for a bar.
+        ``header``; ``words``, the columns that are no numbers; ``rows`` by trial number; ``cut``,
+        the number of rows left out. A row has its ``cells``; ``exact``, the numbers to sort by;
+        ``share``, the percentage of the selecting metric's range, for a bar; and ``state``.
     """
-    study, results, winner = findings.config, findings.results, findings.winner
-    judged = words.metric_name(study)
-    scores = [s for r in results if math.isfinite(s := words.score(study, r))]
-    low, high = (min(scores), max(scores)) if scores else (0.0, 0.0)
-    header = table_header(study)
-    rows = []
-    ordered = sorted(results, key=lambda r: r.number)
-    shown = ordered[:MOST_ROWS]
-    if winner is not None and winner.number not in {r.number for r in shown}:
+    study, winner = findings.config, findings.winner
+    known = scores.scores(study, findings.results)
+    shown = sorted(findings.results, key=lambda r: r.number)[:MOST_ROWS]
+    if winner is not None and winner not in shown:
         shown[-1] = winner
-    for result in shown:
-        won = winner is not None and result.number == winner.number
-        exact = _exact(result)
-        cells = []
-        for name, text in zip(header, table_row(study, result, won), strict=True):
-            cell: Cell = {"text": text, "word": name in study.grid or name == "state"}
-            if name not in study.grid and math.isfinite(exact.get(name, math.nan)):
-                cell["sort"] = f"{exact[name]:.8g}"
-            if name == judged and math.isfinite(score := words.score(study, result)):
-                share = (score - low) / (high - low) if high > low else 1.0
-                cell["share"] = round(100 * (share if study.direction == "maximize" else 1 - share))
-            cells.append(cell)
-        state = "winner" if won else ("failed" if result.state != "COMPLETE" else "")
-        rows.append({"cells": cells, "state": state})
-    columns = [
-        {"name": n, "word": n in study.grid or n == "state", "judged": n == judged} for n in header
-    ]
-    return {"header": columns, "rows": rows, "cut": len(ordered) - len(shown)}
+    rows = []
+    for result, won, cells in table_rows(study, shown, winner):
+        failed, score = result.state != "COMPLETE", scores.score(study, result)
+        better = scores.goodness(study, score, known) if math.isfinite(score) else None
+        rows.append(
+            {
+                "cells": cells,
+                "exact": {name: v for name, v in exact(result).items() if math.isfinite(v)},
+                "share": None if better is None else round(100 * better),
+                "state": "winner" if won else ("failed" if failed else ""),
+            }
+        )
+    cut = len(findings.results) - len(shown)
+    texts = [*study.grid, "state"]
+    return {"header": table_header(study), "words": texts, "rows": rows, "cut": cut}
 
 
 def heat_map(findings: Findings) -> dict[str, Any] | None:
@@ -69,57 +58,32 @@ def heat_map(findings: Findings) -> dict[str, Any] | None:
     Returns:
         None when fewer than two axes vary, or when the map has more than :data:`MOST_CELLS`.
     """
-    study, results, winner = findings.config, findings.results, findings.winner
-    used = [key for key, values in study.grid.items() if len(values) > 1]
-    used.sort(key=lambda key: key == "seed")
-    if len(used) < 2:
+    study, winner, keys = findings.config, findings.winner, scores.map_axes(findings.config)
+    if len(keys) < 2 or math.prod(len(study.grid[key]) for key in keys[:2]) > MOST_CELLS:
         return None
-    # The longer axis is horizontal, as screens are wide.
-    row_key, column_key = sorted(used[:2], key=lambda key: len(study.grid[key]))
-    rows, columns = list(study.grid[row_key]), list(study.grid[column_key])
-    if len(rows) * len(columns) > MOST_CELLS:
-        return None
-    members: dict[tuple[Value, Value], list[TrialResult]] = {}
-    for result in results:
-        members.setdefault((result.point[row_key], result.point[column_key]), []).append(result)
-    means = {
-        place: statistics.fmean(scores)
-        for place, trials in members.items()
-        if (scores := [s for r in trials if math.isfinite(s := words.score(study, r))])
-    }
-    low, high = (min(means.values()), max(means.values())) if means else (0.0, 0.0)
-    best_at = (winner.point[row_key], winner.point[column_key]) if winner else None
+    groups = scores.grouped(study, findings.results, keys[:2])
+    found = {point: scores.scores(study, trials) for point, trials in groups.items()}
+    means = {point: statistics.fmean(values) for point, values in found.items() if values}
+    known = sorted(means.values(), reverse=study.direction == "minimize") or [0.0]
 
-    def cell(place: tuple[Value, Value]) -> Cell:
-        trials = members.get(place, [])
-        failed = sum(r.state != "COMPLETE" for r in trials)
-        if place not in means:
-            return {
-                "text": "failed" if failed else "not run",
-                "share": None,
-                "note": "",
-                "won": False,
-            }
-        share = (means[place] - low) / (high - low) if high > low else 0.5
-        share = share if study.direction == "maximize" else 1 - share
+    def cell(point: tuple[Value, ...]) -> dict[str, Any]:
+        mean, trials = means.get(point), groups[point]
         return {
-            "text": words.decimals(means[place]),
-            "share": round(100 * share),
-            "note": f"{failed} failed" if failed else "",
-            "won": place == best_at,
+            "mean": mean,
+            "share": None if mean is None else round(100 * scores.goodness(study, mean, known)),
+            "failed": sum(result.state != "COMPLETE" for result in trials),
+            "won": winner in trials,
         }
 
+    rows, columns = (study.grid[key] for key in keys[:2])
     return {
-        "row_key": row_key,
-        "column_key": column_key,
-        "columns": [words.one_line(value) for value in columns],
-        "rows": [
-            {"name": words.one_line(row), "cells": [cell((row, column)) for column in columns]}
-            for row in rows
-        ],
-        "averaged": used[2:],
-        "worst": words.decimals(low if study.direction == "maximize" else high),
-        "best": words.decimals(high if study.direction == "maximize" else low),
+        "row_key": keys[0],
+        "column_key": keys[1],
+        "columns": columns,
+        "rows": [(row, [cell((row, column)) for column in columns]) for row in rows],
+        "averaged": keys[2:],
+        "worst": known[0],
+        "best": known[-1],
     }
 
 
@@ -129,55 +93,42 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
     Returns:
         None when the grid has fewer than two seeds.
     """
-    study, results = findings.config, findings.results
+    study = findings.config
     if len(study.grid.get("seed", ())) < 2:
         return None
     keys = [key for key in study.grid if key != "seed"]
-    groups: dict[tuple[Value, ...], list[TrialResult]] = {}
-    for result in sorted(results, key=lambda r: r.number):
-        groups.setdefault(tuple(result.point[key] for key in keys), []).append(result)
-    scores = {
-        point: [s for r in trials if math.isfinite(s := words.score(study, r))]
-        for point, trials in groups.items()
-    }
-    everything = [score for found in scores.values() for score in found]
-    low, high = (min(everything), max(everything)) if everything else (0.0, 1.0)
+    groups = scores.grouped(study, findings.results, keys)
+    found = {point: scores.scores(study, trials) for point, trials in groups.items() if trials}
+    everything = [score for values in found.values() for score in values] or [0.0, 1.0]
+    low, high = min(everything), max(everything)
     margin = 0.06 * (high - low) or 0.01
-    within = (low - margin, high + margin)
     sign = -1 if study.direction == "maximize" else 1
-    order = {point: index for index, point in enumerate(product(*(study.grid[k] for k in keys)))}
-
-    def rank(point: tuple[Value, ...]) -> tuple[float, int]:
-        found = scores[point]
-        return (sign * statistics.fmean(found) if found else math.inf), order[point]
-
+    means = {point: _spread(values)[0] for point, values in found.items()}
+    best = sorted(found, key=lambda point: np.nan_to_num(sign * means[point], nan=math.inf))
     # Without a validation set the metric is that of the test set already.
-    tested = not (study.validation_is_test and study.metric == "validation_accuracy")
+    tested = words.metric_name(study) != "test accuracy"
     rows = []
-    for point in sorted(groups, key=rank)[:MOST_ROWS]:
-        trials = groups[point]
-        complete = [r for r in trials if r.state == "COMPLETE"]
-        failed = len(trials) - len(complete)
-        values = [scores[point]]
+    for point in best[:MOST_ROWS]:
+        complete = [r for r in groups[point] if r.state == "COMPLETE"]
+        values = [found[point]]
         if tested:
             values.append([r.test_accuracy for r in complete if math.isfinite(r.test_accuracy)])
-        numbers = [figure for each in values for figure in (_mean(each), _spread(each))]
         rows.append(
             {
-                "point": [words.one_line(value) for value in point],
-                "numbers": [{"text": words.decimals(v), "sort": f"{v:.8g}"} for v in numbers],
+                "point": point,
+                "numbers": [number for each in values for number in _spread(each)],
                 "n": len(complete),
-                "failed": failed,
-                "strip": _strip(scores[point], within),
+                "failed": len(groups[point]) - len(complete),
+                "strip": _strip(found[point], (low - margin, high + margin)),
             }
         )
     return {
         "axes": keys,
         "metrics": [words.metric_name(study), *(["test accuracy"] if tested else [])],
         "rows": rows,
-        "cut": len(groups) - len(rows),
-        "low": words.decimals(low),
-        "high": words.decimals(high),
+        "cut": len(found) - len(rows),
+        "low": low,
+        "high": high,
         "n": len(study.grid["seed"]),
     }
 
@@ -192,7 +143,8 @@ def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any
     Returns:
         None when neither the trials nor the phases have a time.
     """
-    study, images = findings.config, findings.training_images
+    study = findings.config
+    images = len(findings.dataset.train.labels) - study.holdout  # of an epoch
     timed = [r for r in findings.results if r.history and r.seconds > 0]
     spent = {name: s for name, s in phases.items() if s > 0}
     if not timed and not spent:
@@ -200,97 +152,42 @@ def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any
     from fmnist.config.study import DYNAMIC_KEYS
 
     keys = [k for k, values in study.grid.items() if len(values) > 1 and k not in DYNAMIC_KEYS]
-    groups: dict[tuple[Value, ...], list[TrialResult]] = {}
-    for result in timed:
-        groups.setdefault(tuple(result.point[key] for key in keys), []).append(result)
-    order = {point: index for index, point in enumerate(product(*(study.grid[k] for k in keys)))}
-    lines = [
-        {
-            "point": [words.one_line(value) for value in point],
-            "trials": len(groups[point]),
-            **_speed(groups[point], images),
-        }
-        for point in sorted(groups, key=lambda point: order[point])[:MOST_ROWS]
-    ]
-    slowest = max((line["epoch_seconds"] for line in lines), default=1.0)
-    for line in lines:
-        line["share"] = round(100 * line["epoch_seconds"] / slowest)
+    groups = scores.grouped(study, timed, keys)
     # A failed trial trained fewer epochs, so its time does not compare.
     ends = sorted((r for r in timed if r.state == "COMPLETE"), key=lambda r: (r.seconds, r.number))
-    total, all_phases = _speed(timed, images), sum(spent.values())
     return {
         "axes": keys,
-        "rows": lines,
-        "total": total,
-        "trials": len(timed),
+        "rows": [
+            {"point": point, **_speed(trials, images)} for point, trials in groups.items() if trials
+        ][:MOST_ROWS],
+        "total": _speed(timed, images) if timed else None,
         "ends": ends if len(ends) > 1 and ends[0].seconds < ends[-1].seconds else None,
-        "phases": [
-            {
-                "name": words.one_line(name),
-                "time": words.duration(seconds),
-                "sort": f"{seconds:.8g}",
-                "percent": f"{seconds / all_phases:.1%}",
-                "share": round(100 * seconds / max(spent.values())),
-            }
-            for name, seconds in spent.items()
-        ],
+        "phases": spent,
     }
 
 
-def _speed(results: Sequence[TrialResult], images: int) -> dict[str, Any]:
-    seconds, epochs = sum(r.seconds for r in results), sum(len(r.history) for r in results)
-    each = seconds / epochs if epochs else math.nan
-    rate = images / each if each > 0 else math.nan
-    return {
-        "time": words.duration(seconds),
-        "seconds": f"{seconds:.8g}",
-        "epoch_seconds": each,
-        "epoch": f"{each:.3g} s" if each < 1 else words.duration(each),
-        "rate": f"{rate:,.0f}" if math.isfinite(rate) else "-",
-        "rate_sort": f"{rate:.8g}",
-    }
+def _speed(results: Sequence[TrialResult], images: int) -> dict[str, float]:
+    seconds = sum(r.seconds for r in results)
+    epoch = seconds / sum(len(r.history) for r in results)
+    return {"trials": len(results), "seconds": seconds, "epoch": epoch, "rate": images / epoch}
 
 
-def _exact(result: TrialResult) -> dict[str, float]:
-    """Column -> exact number, of the cells whose text is rounded or has a unit."""
-    if result.state != "COMPLETE":
-        return {"time": result.seconds}
-    last = result.last
-    return {
-        "training loss": last.train_loss,
-        "training accuracy": last.train_accuracy,
-        "validation loss": last.validation_loss,
-        "validation accuracy": last.validation_accuracy,
-        "test loss": result.test_loss,
-        "test accuracy": result.test_accuracy,
-        "time": result.seconds,
-    }
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation; NaN where there are too few values."""
+    mean = statistics.fmean(values) if values else math.nan
+    return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def _strip(values: Iterable[float], within: tuple[float, float]) -> dict[str, Any] | None:
+def _strip(values: Sequence[float], within: tuple[float, float]) -> dict[str, Any] | None:
     """A drawing of one line: a dot for each seed, their mean and standard deviation."""
-    values = list(values)
     if not values:
         return None
-    low, high = within
-
-    def place(value: float) -> int:
-        return round(DRAWING_SIZE * min(max((value - low) / (high - low), 0.0), 1.0))
-
-    mean, spread = _mean(values), _spread(values)
-    half = spread if math.isfinite(spread) else 0.0
-    left, right = place(mean - half), place(mean + half)
+    mean, spread = _spread(values)
+    band = np.clip(np.nan_to_num([mean - spread, mean, mean + spread], nan=mean), *within)
+    left, middle, right, *dots = place([*band, *values], within).tolist()
     return {
-        "dots": "".join(f"M{place(value)} 50h0" for value in values),
-        "mean": place(mean),
+        "dots": "".join(f"M{dot} 50h0" for dot in dots),
+        "mean": middle,
         "left": left,
         "width": right - left,
     }

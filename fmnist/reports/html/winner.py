@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fmnist.reports import words
-from fmnist.reports.confusion import confusion_matrix, most_confused
-from fmnist.reports.html.curves import DRAWING_SIZE, ticks
-from fmnist.reports.sentences import confusion_sentences
-
-if TYPE_CHECKING:
-    from fmnist.reports.findings import Findings
+from fmnist.reports.confusion import integers, most_confused
+from fmnist.reports.findings import Findings
+from fmnist.reports.html.curves import ticks
 
 BINS = 10
 PAIRS = 6
@@ -97,113 +93,41 @@ def winner_parts(findings: Findings) -> dict[str, Any]:
     test, outputs, classes = findings.dataset.test, findings.outputs, findings.classes
     if findings.winner is None or outputs is None or not len(test.labels):
         return {}
-    labels = np.asarray(test.labels.cpu())
+    labels = integers(test.labels.cpu())
     chances = outputs.probabilities.detach().double().cpu().numpy()
     if len(chances) != len(labels):
         raise ValueError(f"{len(labels)} labels, but {len(chances)} rows of probabilities")
-    predicted = chances.argmax(axis=1)
-    matrix = confusion_matrix(labels, predicted, len(classes))
-    names = [words.one_line(name) for name in classes]
-    return {
-        "sentences": confusion_sentences(matrix, names),
-        "confusion": _confusion(matrix, names),
-        "pairs": _pairs(matrix, np.asarray(test.images.cpu()), labels, chances, names),
-        "calibration": _reliability(calibration(chances, labels)),
-    }
-
-
-def _confusion(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
-    totals = matrix.sum(axis=1)
-    share = matrix / np.maximum(totals[:, None], 1)
-    rows = []
-    for index, name in enumerate(names):
-        right = share[index, index] if totals[index] else math.nan
-        cells = [
-            {
-                "count": f"{matrix[index, other]:,}",
-                "percent": f"{share[index, other]:.1%}" if matrix[index, other] else "",
-                # Mistakes are a few percent: a power scale makes them differ from zero.
-                "share": round(100 * float(share[index, other]) ** 0.45),
-                "right": index == other,
-            }
-            for other in range(len(names))
-        ]
-        accuracy = f"{right:.1%}" if math.isfinite(right) else "-"
-        bar = round(100 * right) if math.isfinite(right) else 0
-        rows.append({"name": name, "cells": cells, "accuracy": accuracy, "bar": bar})
-    return {"names": names, "rows": rows}
-
-
-def _pairs(
-    matrix: NDArray[np.int64],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    chances: NDArray[np.float64],
-    names: Sequence[str],
-) -> list[dict[str, Any]]:
-    """The most frequent mistakes, each with its first images and the winner's confidence."""
-    predicted, found = chances.argmax(axis=1), []
+    matrix = findings.confusion
+    assert matrix is not None
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(totals, 1)
+    found = calibration(chances, labels)
+    pairs, images, predicted = [], test.images.cpu().numpy(), chances.argmax(axis=1)
     for true, other, count in most_confused(matrix, PAIRS):
         chosen = np.flatnonzero((labels == true) & (predicted == other))[:EXAMPLES]
-        total = matrix[true].sum()
-        found.append(
+        pairs.append(
             {
-                "true": names[true],
-                "predicted": names[other],
-                "count": f"{count:,} of {total:,}, {count / total:.1%}",
-                "examples": [
-                    {
-                        "image": png(images[index, 0]),
-                        "number": int(index),
-                        "sure": f"{chances[index, other]:.0%}",
-                    }
-                    for index in chosen
-                ],
+                "true": classes[true],
+                "predicted": classes[other],
+                "count": words.part(count, matrix[true].sum()),
+                "examples": [(png(images[i, 0]), i, f"{chances[i, other]:.0%}") for i in chosen],
             }
         )
-    return found
+    return {
+        "sentences": words.confusion_sentences(matrix, classes),
+        "classes": classes,
+        "confusion": zip(classes, matrix.tolist(), shares.tolist(), totals.flat, strict=True),
+        "pairs": pairs,
+        "calibration": {
+            "sentence": calibration_sentence(found),
+            "bars": [*zip(*(values.tolist() for values in found[:3]), strict=True)],
+            "axis": ticks((0.0, 1.0), at_most=5),
+        },
+    }
 
 
 def png(pixels: NDArray[np.uint8]) -> str:
     """Encode grey pixels, uint8 ``[height, width]``, as the data URI of a PNG file."""
-    from PIL import Image
-
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
-
-
-def _reliability(found: Calibration) -> dict[str, Any]:
-    """The bars of the reliability diagram, in units of its drawing, and the table beside it."""
-    bins = len(found.counts)
-    width = DRAWING_SIZE / bins
-    most = max(int(found.counts.max()), 1)
-    bars = []
-    for index, count in enumerate(found.counts):
-        bar: dict[str, Any] = {
-            "range": f"{index / bins:.1f} to {(index + 1) / bins:.1f}",
-            "count": f"{count:,}",
-            "confidence": words.decimals(found.confidence[index]),
-            "accuracy": words.decimals(found.accuracy[index]),
-            "x": round(index * width + 0.04 * width),
-            "width": round(0.92 * width),
-            "tall": round(100 * count / most),
-        }
-        if count:
-            top = DRAWING_SIZE - round(DRAWING_SIZE * found.accuracy[index])
-            sure = DRAWING_SIZE - round(DRAWING_SIZE * found.confidence[index])
-            bar |= {
-                "top": top,
-                "gap_top": min(top, sure),
-                "gap": abs(top - sure),
-                "dot": f"M{round(DRAWING_SIZE * found.confidence[index])} {top}h0",
-            }
-        bars.append(bar)
-    axis = ticks((0.0, 1.0), at_most=5)
-    return {
-        "sentence": calibration_sentence(found),
-        "error": words.decimals(found.error),
-        "bars": bars,
-        "x": axis,
-        "y": axis,
-    }

@@ -16,30 +16,21 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
 
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams.summary_v2 import Discrete, Metric, hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import custom_scalars
 
-from fmnist.config.results import label
-from fmnist.reports.words import TEST_WAS_SEEN, held_out
+from fmnist.config.results import EpochMetrics, Point, TrialResult, Value, label
+from fmnist.config.study import StudyConfig
+from fmnist.reports.words import held_out, protocol_note
 from fmnist.tuning import events
-
-if TYPE_CHECKING:
-    from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
-    from fmnist.config.study import StudyConfig
 
 NAME_BYTES = 200
 """Bytes of a folder's name, at most; file systems allow 255, and tools append to names."""
@@ -47,7 +38,7 @@ NAME_BYTES = 200
 _serial = itertools.count()
 
 
-class TensorBoardMirror:
+class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
     """Writes a study to ``root``, where ``tensorboard --logdir root`` shows it.
 
     An event file is open only during an append, so that hundreds of lanes hold no descriptors and
@@ -65,7 +56,7 @@ class TensorBoardMirror:
 
     def __init__(self, root: Path, study: StudyConfig) -> None:
         self.root = Path(root)
-        self._domains = {key: _one_type(values) for key, values in study.grid.items()}
+        self._types = {key: _type_of(values) for key, values in study.grid.items()}
         self._running: dict[int, _EventFile] = {}
         self.root.mkdir(exist_ok=True)
         self._describe(study)
@@ -94,7 +85,7 @@ class TensorBoardMirror:
         folder = self.root / run_name(point)
         _remove_events(folder)
         run = self._running[number] = _EventFile(folder)
-        hparams = {key: _convert(value, self._domains.get(key)) for key, value in point.items()}
+        hparams = {key: self._types[key](value) for key, value in point.items()}
         run.append(
             # It makes a TensorBoard that is open drop what it has read of the removed run.
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
@@ -131,20 +122,12 @@ class TensorBoardMirror:
         """Forget the running trials; TensorBoard still shows them as UNKNOWN."""
         self._running.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _describe(self, study: StudyConfig) -> None:
         """Write the HParams experiment and the layout to the root, unless they are there."""
-        experiment, layout = _experiment(study, self._domains), _layout(study)
+        experiment, layout = _experiment(study, self._types), _layout(study)
         parts = (part.SerializeToString(deterministic=True) for part in (experiment, layout))
         digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
         # The file's name holds a hash of its content.
@@ -159,7 +142,7 @@ class TensorBoardMirror:
             # It makes a TensorBoard that is open drop the layout that it has read.
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
             Event(summary=_hparams_summary(metadata.EXPERIMENT_TAG, data)),
-            Event(summary=_layout_summary(layout)),
+            Event(summary=layout),
         )
 
 
@@ -187,15 +170,12 @@ class _EventFile:
         # process and a serial number make names of the same second unique.
         stamp = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_serial):06d}"
         self._path = folder / f"events.out.tfevents.{stamp}{suffix}"
-        self._first = True
+        self.append(Event(file_version="brain.Event:2"))
 
     def append(self, *events: Event) -> None:
         buffer = io.BytesIO()
         records = RecordWriter(buffer)
         now = time.time()
-        if self._first:
-            records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            self._first = False
         for event in events:
             event.wall_time = now
             records.write(event.SerializeToString())
@@ -248,71 +228,46 @@ def _hparams_summary(tag: str, data: plugin_data_pb2.HParamsPluginData) -> Summa
     )
 
 
-def _layout_summary(layout: layout_pb2.Layout) -> Summary:
-    described = custom_scalar.create_summary_metadata()
-    described.data_class = DATA_CLASS_TENSOR
-    tensor = TensorProto(
-        dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[layout.SerializeToString()]
-    )
-    tag = custom_scalar.CONFIG_SUMMARY_TAG
-    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=tensor)])
-
-
-def _layout(study: StudyConfig) -> layout_pb2.Layout:
+def _layout(study: StudyConfig) -> Summary:
     """The custom-scalars dashboard: training and validation in one chart, for every run."""
     title = f"training and {held_out(study)}"
-    if study.validation_is_test:
-        title += f" ({TEST_WAS_SEEN})"
-    charts = [
-        layout_pb2.Chart(
-            title=f"{kind}: training and {held_out(study)}",
-            # TensorBoard matches these regular expressions with the tags of each run.
-            multiline=layout_pb2.MultilineChartContent(
-                tag=[f"^{kind}/train$", f"^{kind}/validation$"]
-            ),
-        )
+    # TensorBoard matches these regular expressions with the tags of each run.
+    charts = {
+        f"{kind}: {title}": ["Multiline", [f"^{kind}/train$", f"^{kind}/validation$"]]
         for kind in ("loss", "accuracy")
-    ]
-    return layout_pb2.Layout(category=[layout_pb2.Category(title=title, chart=charts)])
+    }
+    summary = custom_scalars({title + protocol_note(study, " ({})"): charts})
+    summary.value[0].metadata.data_class = DATA_CLASS_TENSOR
+    return summary
 
 
-def _experiment(study: StudyConfig, domains: Mapping[str, Sequence[Value]]) -> api_pb2.Experiment:
+def _experiment(study: StudyConfig, types: Mapping[str, type]) -> api_pb2.Experiment:
     """The columns of the HParams table: each axis with its values, and the metrics."""
     axes = []
-    for key, values in domains.items():
+    for key, values in study.grid.items():
         # TensorBoard can hide columns that do not differ.
-        axis = api_pb2.HParamInfo(name=key, differs=len(set(values)) > 1)
-        Discrete(values).update_hparam_info(axis)
+        axis = api_pb2.HParamInfo(name=key, differs=len(values) > 1)
+        Discrete([types[key](value) for value in values]).update_hparam_info(axis)
         axes.append(axis)
-    seen = f" ({TEST_WAS_SEEN})" if study.validation_is_test else ""
-    metrics = [
-        ("accuracy/validation", f"validation accuracy{seen}", Metric.VALIDATION),
-        ("loss/validation", f"validation loss{seen}", Metric.VALIDATION),
-        ("accuracy/test", "test accuracy", None),
-        ("loss/test", "test loss", None),
-        ("accuracy/train", "training accuracy", Metric.TRAINING),
-        ("loss/train", "training loss", Metric.TRAINING),
+    seen = protocol_note(study, " ({})")
+    splits = [
+        ("validation", f"validation {{}}{seen}", Metric.VALIDATION),
+        ("test", "test {}", None),
+        ("train", "training {}", Metric.TRAINING),
     ]
     return api_pb2.Experiment(
         name=study.name,
         description=f"Hyperparameter study {study.name}{seen}",
         hparam_infos=axes,
         metric_infos=[
-            Metric(tag, display_name=name, dataset_type=kind).as_proto()
-            for tag, name, kind in metrics
+            Metric(f"{kind}/{split}", display_name=name.format(kind), dataset_type=of).as_proto()
+            for split, name, of in splits
+            for kind in ("accuracy", "loss")
         ],
     )
 
 
-def _one_type(values: Sequence[Value]) -> list[Value]:
-    """Convert the values of an axis to one type, as an HParams column needs it."""
-    if all(isinstance(value, bool) for value in values):
-        return list(values)
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return [float(value) for value in values]
-    return [str(value) for value in values]
-
-
-def _convert(value: Value, domain: Sequence[Value] | None) -> Any:
-    """Convert a trial's value to the type of its axis."""
-    return type(domain[0])(value) if domain else value
+def _type_of(values: Sequence[Value]) -> type:
+    """The type of an HParams column of these values: it has one."""
+    kinds = {type(value) for value in values}
+    return bool if kinds == {bool} else float if kinds <= {int, float} else str

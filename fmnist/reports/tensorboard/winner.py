@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
-from fmnist.reports import sentences, words
+from fmnist.reports import figures, words
 from fmnist.reports.confusion import integers
+from fmnist.reports.findings import Findings
+from fmnist.reports.markdown import escape
 from fmnist.rundir import files
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-    from fmnist.config.results import TrialResult
-    from fmnist.config.study import StudyConfig
-    from fmnist.reports.findings import Findings
 
 WINNER_RUN = "_winner"
 """The run's name. An underscore sorts before every letter, so that the run is above the trials."""
@@ -35,9 +31,6 @@ WINNER_RUN = "_winner"
 EMBEDDING = "penultimate-layer"
 EMBEDDED = 1000
 """Test images in the projector, at most; the browser computes their layout."""
-
-MISTAKES = (5, 8)
-"""Rows and columns of the figure of mistakes."""
 
 
 def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Path:
@@ -54,34 +47,52 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
     Raises:
         ValueError: The outputs and the test set differ in their number of examples.
     """
-    winner, outputs = findings.winner, findings.outputs
-    assert winner is not None
-    assert outputs is not None
-    study, test, (probabilities, features) = findings.config, findings.dataset.test, outputs
-    # The import is slow.
-    from torch.utils.tensorboard import SummaryWriter
-
+    assert findings.winner is not None
+    assert findings.outputs is not None
+    study, test = findings.config, findings.dataset.test
+    probabilities, features = findings.outputs
     sizes = {len(test.images), len(test.labels), len(probabilities), len(features)}
     if len(sizes) > 1:
         raise ValueError(f"images, labels, probabilities and features differ: {sorted(sizes)}")
     images, labels = test.images.cpu().numpy(), integers(test.labels.cpu())
     chances = probabilities.detach().cpu().double().numpy()
     names = [words.one_line(name) for name in findings.classes]
+    chosen, predicted = balanced(labels, EMBEDDED), chances.argmax(axis=1)
+    facts = [
+        [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
+        for i in chosen.tolist()
+    ]
+    said = (words.winner_sentence(study, findings.winner), words.protocol_sentences(study))
     root = out / "tensorboard"
     root.mkdir(exist_ok=True)
     # Written below the root, a run that is not finished would show in TensorBoard.
     with files.scratch_folder(out) as scratch:
+        pictures = {
+            "sample images": figures.samples(images, labels, names, scratch / "samples.png"),
+            "surest mistakes": figures.mistakes(
+                images, labels, chances, names, scratch / "mistakes.png", study
+            ),
+            "confusion matrix": out / "figures" / "confusion.png",
+        }
         # purge_step makes a TensorBoard that is open drop what it has read of the old run.
         with _quiet_writer(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
-            _write_sentences(writer, study, winner)
-            confusion = out / "figures" / "confusion.png"
-            drawn = _draw(scratch, study, images, labels, chances, names)
-            for tag, path in {**drawn, "confusion matrix": confusion}.items():
-                writer.add_image(f"test set/{tag}", _pixels(path), 0, dataformats="HWC")
+            writer.add_text("winner", "\n\n".join(escape(text) for text in said), 0)
+            for tag, path in pictures.items():
+                with Image.open(path) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+                writer.add_image(f"test set/{tag}", pixels, 0, dataformats="HWC")
             for index, name in enumerate(names):
                 tag = f"precision-recall/{name}"
                 writer.add_pr_curve(tag, labels == index, chances[:, index], 0)
-            _write_embedding(writer, features, images, labels, chances.argmax(axis=1), names)
+            writer.add_embedding(
+                # The file is decimal text: five decimals suffice for a plot and halve its size.
+                features.detach().cpu()[torch.from_numpy(chosen)].double().numpy().round(5),
+                metadata=facts,
+                metadata_header=["class", "predicted class", "right", "test image"],
+                # Dark on white: the projector tints white with the colour of the class.
+                label_img=torch.from_numpy(255 - images[chosen]).float() / 255,
+                tag=EMBEDDING,
+            )
             _write_graph(writer, network)
         run = root / WINNER_RUN
         if run.exists():
@@ -107,62 +118,6 @@ def balanced(labels: Any, count: int) -> NDArray[np.intp]:
     return np.sort(np.concatenate([np.empty(0, dtype=np.intp), *chosen]))
 
 
-def mistakes(
-    images: Any,
-    labels: Any,
-    probabilities: Any,
-    classes: Sequence[str],
-    path: Path,
-    study: StudyConfig,
-    shape: tuple[int, int] = MISTAKES,
-) -> Path:
-    """Draw the mistakes of the highest confidence, each with its true and predicted class.
-
-    Args:
-        images: uint8 ``[N, 1, 28, 28]``, numpy or CPU tensor.
-        labels: integers ``[N]``.
-        probabilities: ``[N, classes]``.
-        classes: the names, in the order of the labels.
-        path: the PNG file to write.
-        study: the study; a note says so when it selects on the test set.
-        shape: rows and columns, at most.
-
-    Returns:
-        The path of the file.
-    """
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    from fmnist.reports.canvas import ACCENT, sheet, short, show
-
-    true, chances = integers(labels), np.asarray(probabilities)
-    predicted, sureness = chances.argmax(axis=1), chances.max(axis=1)
-    wrong = np.flatnonzero(predicted != true)
-    # Of equal confidence, the first.
-    worst = wrong[np.argsort(-sureness[wrong], kind="stable")][: shape[0] * shape[1]]
-    rows = max(-(-len(worst) // shape[1]), 1)
-    size = (1.25 * shape[1], 0.8 + 1.6 * rows)
-    title = (
-        f"The {len(worst)} surest of {len(wrong):,} mistakes among {len(true):,} test images: "
-        "true class above, predicted below"
-    )
-    if not len(worst):
-        title = f"No mistake among {len(true):,} test images"
-    with sheet(path, size, title, words.protocol_note(study)) as figure:
-        engine = figure.get_layout_engine()
-        assert isinstance(engine, ConstrainedLayoutEngine)
-        engine.set(hspace=0.08)
-        cells = figure.subplots(rows, shape[1], squeeze=False).ravel()
-        for axes in cells[len(worst) :]:
-            axes.set_axis_off()
-        for axes, index in zip(cells, worst, strict=False):
-            show(axes, np.asarray(images[index]).reshape(images.shape[-2:]))
-            axes.set_title(short(classes[true[index]], 16), size=9, loc="center", pad=3)
-            answer = f"{short(classes[predicted[index]], 16)}\n{sureness[index]:.1%}"
-            axes.text(0.5, -0.05, answer, transform=axes.transAxes, ha="center", va="top",
-                      size=8.5, color=ACCENT, linespacing=1.15)  # fmt: skip
-    return path
-
-
 @contextmanager
 def _quiet_writer() -> Iterator[None]:
     """Print no traceback of an OSError in the writer's thread; the writer raises it again here."""
@@ -179,71 +134,12 @@ def _quiet_writer() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _draw(
-    folder: Path,
-    study: StudyConfig,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    chances: NDArray[np.float64],
-    names: Sequence[str],
-) -> dict[str, Path]:
-    """Draw the figures that only this run has: tag -> file."""
-    from fmnist.reports import figures
-
-    wrong = mistakes(images, labels, chances, names, folder / "mistakes.png", study)
-    return {
-        "sample images": figures.samples(images, labels, names, folder / "samples.png"),
-        "surest mistakes": wrong,
-    }
-
-
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
-
-
-def _write_sentences(writer: SummaryWriter, study: StudyConfig, winner: TrialResult) -> None:
-    from fmnist.reports.markdown import escape
-
-    said = (sentences.winner_sentence(study, winner), sentences.protocol_sentences(study))
-    writer.add_text("winner", "\n\n".join(escape(text) for text in said), 0)
-
-
-def _write_embedding(
-    writer: SummaryWriter,
-    features: Tensor,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    predicted: NDArray[np.intp],
-    names: Sequence[str],
-) -> None:
-    """Write the features of some test images for the projector, with their pixels and classes."""
-    chosen = balanced(labels, EMBEDDED)
-    # The file is decimal text: five decimals suffice for a plot and halve its size.
-    rows = features.detach().cpu()[torch.from_numpy(chosen)].double().numpy().round(5)
-    facts = [
-        [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
-        for i in chosen.tolist()
-    ]
-    # Dark on white: the projector tints white with the colour of the class.
-    sprites = torch.from_numpy(255 - images[chosen]).float() / 255
-    writer.add_embedding(
-        rows,
-        metadata=facts,
-        metadata_header=["class", "predicted class", "right", "test image"],
-        label_img=sprites,
-        tag=EMBEDDING,
-    )
-
-
 def _write_graph(writer: SummaryWriter, network: torch.nn.Module) -> None:
     """Write the module's graph, traced with one image."""
     parameter = next(network.parameters())
     image = torch.zeros(1, 1, 28, 28, dtype=parameter.dtype, device=parameter.device)
     with warnings.catch_warnings(), torch.no_grad():
         # SummaryWriter.add_graph traces with TorchScript, which still works.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", category)
         writer.add_graph(network, image)

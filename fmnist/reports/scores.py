@@ -1,0 +1,120 @@
+"""What results say in numbers: scores, ranks, groups of trials, and series of metrics."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist.config.results import TrialResult, Value
+from fmnist.config.study import StudyConfig
+
+
+def score(study: StudyConfig, result: TrialResult) -> float:
+    """The selecting metric of a trial after its last epoch; NaN when the trial failed."""
+    return float(getattr(result.last, study.metric)) if result.state == "COMPLETE" else math.nan
+
+
+def scores(study: StudyConfig, results: Sequence[TrialResult]) -> list[float]:
+    """The finite scores of these trials."""
+    return [s for result in results if math.isfinite(s := score(study, result))]
+
+
+def goodness(study: StudyConfig, value: float, known: Sequence[float]) -> float:
+    """Where a score lies between the worst of the known ones, 0, and the best, 1."""
+    low, high = min(known), max(known)
+    if low == high:
+        return 1.0
+    place = (value - low) / (high - low)
+    return place if study.direction == "maximize" else 1 - place
+
+
+def ranked(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Sort the trials: the best first, failed ones last, equals by number."""
+    sign = -1.0 if study.direction == "maximize" else 1.0
+
+    def rank(result: TrialResult) -> tuple[float, int]:
+        value = score(study, result)
+        return (sign * value if math.isfinite(value) else math.inf), result.number
+
+    return sorted(results, key=rank)
+
+
+def in_grid_order(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Sort the trials as the grid lists its points; Optuna asks for them in a random order."""
+    grid = {key: list(values) for key, values in study.grid.items()}
+    return sorted(results, key=lambda r: [grid[key].index(r.point[key]) for key in grid])
+
+
+def grouped(
+    study: StudyConfig, results: Sequence[TrialResult], keys: Sequence[str]
+) -> dict[tuple[Value, ...], list[TrialResult]]:
+    """Group the trials by some axes of the grid.
+
+    Args:
+        study: the study.
+        results: the trials.
+        keys: the axes.
+
+    Returns:
+        Values of the axes -> trials by number, in the order of the grid, empty groups included.
+    """
+    groups: dict[tuple[Value, ...], list[TrialResult]] = {
+        point: [] for point in itertools.product(*(study.grid[key] for key in keys))
+    }
+    for result in sorted(results, key=lambda r: r.number):
+        groups[tuple(result.point[key] for key in keys)].append(result)
+    return groups
+
+
+def map_axes(study: StudyConfig) -> list[str]:
+    """The axes of several values: rows and columns of a heat map, then those it averages over."""
+    used = [key for key, values in study.grid.items() if len(values) > 1]
+    # The seed is an axis of the map only when fewer than two others vary.
+    used.sort(key=lambda key: key == "seed")
+    # The longer axis is horizontal, as screens are wide.
+    return sorted(used[:2], key=lambda key: len(study.grid[key])) + used[2:]
+
+
+def series(result: TrialResult, field: str, epochs: int = 0) -> NDArray[np.float64]:
+    """A metric of each epoch, of ``epochs`` at least; NaN where it is unknown or not finite."""
+    values = [getattr(metrics, field) for metrics in result.history]
+    padded = np.array(values + [math.nan] * (epochs - len(values)), dtype=float)
+    return np.where(np.isfinite(padded), padded, math.nan)
+
+
+def epoch_limits(results: Sequence[TrialResult]) -> tuple[float, float]:
+    """The range of the x axis of learning curves: epochs are counted from 1."""
+    last = max((len(result.history) for result in results), default=1) or 1
+    margin = 0.02 * last if last > 1 else 0.5
+    return 1 - margin, last + margin
+
+
+def limits(results: Sequence[TrialResult], kind: str) -> tuple[float, float]:
+    """The range of the y axis: that of the complete trials, so that one that diverges is cut off.
+
+    Args:
+        results: the trials.
+        kind: ``"loss"`` or ``"accuracy"``.
+    """
+    shown = [result for result in results if result.state == "COMPLETE"] or results
+    fields = (f"train_{kind}", f"validation_{kind}")
+    values = np.concatenate([[], *(series(r, field) for r in shown for field in fields)])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    if kind == "loss":
+        high = min(high, 4 * float(np.quantile(values, 0.9)))
+    else:
+        low = max(low, float(np.quantile(values, 0.1)) - 0.25)
+    margin = 0.04 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def faintness(lines: int) -> float:
+    """The opacity of so many grey lines: the densest region is to stand out."""
+    return float(np.clip(25 / max(lines, 1), 0.08, 0.6))
