@@ -127,7 +127,7 @@ def run_study(
         sums = grid.parameter_sums(study, results)
         folder.check_parameters(sums, results)
         with phases("drawing the views"):
-            from fmnist.reports import publish  # seaborn costs a second of start-up
+            from fmnist.reports import publish  # seaborn, which training need not wait for
 
             about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
             lost = folder.lost

@@ -19,7 +19,6 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 
 from fmnist.config.results import TrialResult, winner
 from fmnist.config.study import StudyConfig
-from fmnist.reports import figures
 from fmnist.reports.dashboard import notes
 from fmnist.reports.findings import Findings
 from fmnist.rundir import files, models
@@ -230,6 +229,8 @@ def _upload_trial(
     kinds: Set[str] = OF_A_TRIAL.keys(),
 ) -> None:
     """Upload these kinds of :data:`OF_A_TRIAL`; that of parameters needs their file."""
+    from fmnist.reports import figures  # seaborn costs half a second, which training need not wait
+
     with files.scratch_folder(out) as folder:
         paths = {kind: folder / name for kind, name in _names(result.number).items()}
         figures.curves([result], config, paths["curves"])
