@@ -54,7 +54,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def _tell_variant(self, name: str) -> None:
         if name and name != self._variant:
-            self.message(f"convolutions of lanes: {name}")
+            self.message(f"variant of the model: {name}")
         if name == "blocks" and not self._variant and not runtime.kernels_are_compiled():
             self.message("compiling the kernels, once: about half a minute")
         self._variant = name
