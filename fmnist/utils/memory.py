@@ -26,9 +26,12 @@ _OUT_OF_MEMORY = (
 
 def ran_out(error: BaseException) -> bool:
     """Whether the error says that memory ran out: of a GPU, of the host, or of the loader."""
-    if isinstance(error, RuntimeError | OSError | ImportError):  # torch's are RuntimeErrors
-        return any(words in str(error) for words in _OUT_OF_MEMORY)
-    return isinstance(error, MemoryError)
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    known = isinstance(error, RuntimeError | OSError | ImportError)
+    return known and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def release() -> None:

@@ -85,12 +85,11 @@ def draw(out, config, results):
 
 @contextlib.contextmanager
 def served(out):
-    orders = {"server": "dashboard", "storage": f"sqlite:///{out / 'study.db'}",
-              "artifacts": str(out / "artifacts"), "port": 0}  # fmt: skip
+    orders = {"storage": f"sqlite:///{out / 'study.db'}", "artifacts": str(out / "artifacts")}
     with subprocess.Popen(
         [sys.executable, "-m", "fmnist.view.servers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:
-        server.stdin.write(json.dumps(orders).encode() + b"\n")
+        server.stdin.write(json.dumps(orders | {"port": 0}).encode() + b"\n")
         server.stdin.flush()
         yield server.stdout.readline().decode().strip().rstrip("/")
         server.stdin.close()

@@ -99,6 +99,7 @@ def test_limit_too_small_for_the_libraries_gives_one_line(tmp_path):
     [
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (torch.OutOfMemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("CUDA error: out of memory"), True),
