@@ -11,7 +11,7 @@ _SYSTEM_ERRNOS = {
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; ``str()`` says what, where and what to do.
+    """Something outside the program is wrong; the text names the problem, the place and a remedy.
 
     The text is one line without control characters, also when it quotes a file's name or content.
     """
@@ -39,7 +39,7 @@ def system_error(error: OSError, place: object = "") -> str:
 
 
 def printable(text: str) -> str:
-    """The text with every unprintable character escaped.
+    """Escape every unprintable character of a text.
 
     Those are newlines, terminal escapes, marks of the reading direction and lone surrogates.
     """

@@ -1,4 +1,4 @@
-"""Replaces passwords in storage URLs by stars, in every text that is shown or stored."""
+"""Replaces passwords in storage URLs by asterisks, in every text that is shown or stored."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def hide(text: str, *urls: str) -> str:
         for secret in sorted(_secrets(url), key=len, reverse=True):
             if len(secret) >= _SHORT:
                 text = text.replace(secret, "***")
-            else:  # a password of one letter is no reason to star every word with that letter
+            else:  # a password of one letter must not be replaced within words
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
 
 
 def reason_of(error: Exception, url: str) -> str:
-    """What an error of a storage says, on one line, without SQL and what is secret in the URL."""
-    cause = error.__cause__ or error  # Optuna's says no more than that something went wrong
+    """Return the message of an error of a storage on one line, without SQL and passwords."""
+    cause = error.__cause__ or error  # Optuna's error does not have the reason
     reason = re.split(r" \[SQL| \(Background on", " ".join(str(cause).split()))[0]
     return hide(reason, url)[:300]
 
@@ -56,7 +56,7 @@ def hide_arguments(text: str, arguments: Iterable[str]) -> str:
 
 
 def of_arguments(arguments: Iterable[str]) -> list[str]:
-    """The URLs with passwords among the arguments of a command line."""
+    """Return the URLs with passwords in the arguments of a command line."""
     urls = filter(None, map(_URL.search, arguments))
     return [url[0] for url in urls if _password_spans(url[0])]
 
