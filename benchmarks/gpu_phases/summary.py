@@ -1,4 +1,4 @@
-"""The last lines of gpu.py: what was found, in no more than 80 lines."""
+"""The summary of gpu.py in at most 80 lines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gpu_phases import PHASES
 
 LINES, WIDTH = 80, 160
 _ROWS = {"engines": 14, "convolutions": 10, "step": 14, "job": 8, "training": 5}
-"""Rows that the tables of a phase get at most; 4 elsewhere."""
+"""Maximum number of rows of the tables of a phase; 4 for the others."""
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """The lines: for each phase its outcome, what failed and was skipped, and its tables."""
+    """Return the lines: for each phase its outcome, failed and skipped checks, and tables."""
     checks = [check for phase in found["phases"].values() for check in phase["checks"]]
     counts = [f"{_count(checks, status)} {status}" for status in ("passed", "failed", "skipped")]
     head = [

@@ -1,4 +1,4 @@
-"""Study files: what they mean, and that each mistake is told in one line."""
+"""Study files: their meaning, and a message of one line for each mistake."""
 
 import json
 import math
@@ -120,7 +120,7 @@ def test_axes(write, axis, values):
     assert [type(value) for value in study.grid[key]] == [type(value) for value in values]
 
 
-def test_a_trial_is_a_point_with_the_rest_filled_in(write):
+def test_trial_has_the_settings_of_its_point_and_the_study(write):
     study = load(
         write(
             "[study]\nseed = 7\n[model]\ndropout = 0.25\n[optimizer]\nweight_decay = 1\n"
@@ -142,7 +142,7 @@ def test_a_trial_is_a_point_with_the_rest_filled_in(write):
             study.trial(point)
 
 
-def test_a_trial_does_not_carry_what_its_algorithm_ignores():
+def test_settings_without_effect_have_their_default():
     overrides = ["algorithm=adam,sgd", "momentum=0.9", "nesterov=true", "beta1=0.8"]
     study = load(overrides=[*overrides, "learning_rate=0.1", "batch_size=100"])
     adam, sgd = map(study.trial, study.points())
@@ -169,7 +169,7 @@ def test_set_replaces_settings_and_axes(write):
     assert study.grid["nesterov"] == (True, False)
 
 
-def test_a_byte_order_mark_is_no_mistake(write):
+def test_byte_order_mark_is_accepted(write):
     assert load(write(b"\xef\xbb\xbf[study]\r\nepochs = 3\r\n")).epochs == 3
 
 
@@ -331,7 +331,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "a\\nb\\x1b.toml: cannot be read" in refusal(tmp_path / "a\nb\x1b.toml")
 
 
-def test_a_study_made_in_python_is_checked_as_well():
+def test_study_made_in_python_is_checked():
     study = StudyConfig(
         optimizer=OptimizerConfig(weight_decay=1), grid={"hidden": [(8, 4), ()], "seed": [1]}
     )
@@ -356,7 +356,7 @@ def test_a_study_made_in_python_is_checked_as_well():
 @pytest.mark.parametrize(
     "data", [None, [], 3, {3: {}}, {"study": {None: 1}}, {"grid": {"seed": 1}}]
 )
-def test_from_dict_refuses_what_is_no_study(data):
+def test_from_dict_refuses_invalid_tables(data):
     with pytest.raises(ConfigError) as caught:
         StudyConfig.from_dict(data)
     assert_one_line(caught.value)
@@ -432,7 +432,7 @@ VALUES = {
 
 @st.composite
 def studies(draw):
-    """A valid study: settings and axes are drawn freely, then made to go together."""
+    """A valid study of random settings and axes."""
     keys = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True))
     axes = {
         key: draw(axis_of(VALUES[key]))
@@ -490,7 +490,7 @@ def test_round_trips(write, study):
 
 @few
 @given(studies(), studies())
-def test_differences_are_there_exactly_when_studies_differ(a, b):
+def test_differences_are_empty_exactly_for_equal_studies(a, b):
     same = a == b and list(a.grid) == list(b.grid)
     assert bool(differences(a, b)) != same
     for line in differences(a, b):

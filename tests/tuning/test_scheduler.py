@@ -1,4 +1,4 @@
-"""The grid in Optuna: asked whole, told once, continued after a kill, refused when it differs."""
+"""The trials of the grid in Optuna: complete, reported once, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def storage(tmp_path):
 
 
 def finish(study, config=CONFIG, stop_after=None, max_lanes=8):
-    """Run to the end, or drop the generator after so many finished trials, as a kill would."""
+    """Run to the end, or stop after a number of finished trials, as a kill would."""
     seen = []
     events = scheduler.run(study, config, SPLITS, max_lanes=max_lanes)
     for event in events:
@@ -99,7 +99,7 @@ def test_killed_study_continues_to_the_same_results(storage, tmp_path, stop_afte
 
 
 def test_intermediate_values_of_a_killed_trial_are_replaced(storage):
-    """As on another number of threads: the curve in Optuna is then that of the result."""
+    """As after a change of rounding: the curve in Optuna is then that of the result."""
     finish(open_study(CONFIG, storage), stop_after=2)
     study = open_study(CONFIG, storage)
     interrupted = [t for t in study.trials if t.state == TrialState.RUNNING]
@@ -160,7 +160,7 @@ def test_diverging_lane_fails_only_its_trial(storage, tmp_path):
 
 
 def test_lanes_are_halved_when_memory_runs_out(storage, tmp_path, monkeypatch):
-    """More than one lane in the second epoch is too much: no trial is lost, none is repeated."""
+    """Memory runs out for two lanes in the second epoch. No trial is lost or repeated."""
     config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
     whole = open_study(config, f"sqlite:///{tmp_path}/whole.db")
     finish(whole, config)
