@@ -181,7 +181,7 @@ def ratios(rows: list[Row]) -> dict[str, object]:
 
 
 def plot(rows: list[Row], path: str) -> None:
-    """Plot time against lanes, one panel for each batch size. Sequential engines are level lines."""
+    """Plot time against lanes, a panel for each batch size. Sequential engines are level lines."""
     import seaborn as sns
     from matplotlib.figure import Figure
 

@@ -120,7 +120,7 @@ def run(
     folder: Path,
     found: dict[str, Any],
 ) -> dict[str, Any]:
-    """Run a phase. Return its findings, ``status`` (done or failed), ``error`` and ``wall`` seconds.
+    """Run a phase. Return its findings, ``status`` (done, failed), ``error`` and ``wall`` seconds.
 
     If an error of the GPU makes its process unusable, another process continues.
     """

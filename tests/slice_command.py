@@ -23,5 +23,5 @@ if __name__ == "__main__":
     if "--no-views" in sys.argv:
         sys.argv.remove("--no-views")
         # In the place of the module, which loads much.
-        sys.modules["fmnist.reports.publish"] = SimpleNamespace(publish=lambda *_, **__: None)
+        sys.modules["fmnist.reports.publish"] = SimpleNamespace(publish=lambda *_, **__: [])
     command_line.run(main, stopped="stopped; the same command continues where it was")

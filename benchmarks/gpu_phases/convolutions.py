@@ -113,7 +113,7 @@ def repeated(part: Part, run: Callable[[], object]) -> Callable[[], object]:
 
 
 def void(_: object) -> None:
-    """Wrap a function to return None, as a graph requires."""
+    """Discard a value, because a graph requires functions that return None."""
 
 
 def keep(

@@ -107,7 +107,7 @@ def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], l
 
 
 def rooms(part: Part, small: Small) -> list[float]:
-    """Yield limits to try, in bytes."""
+    """Return limits to try, in bytes."""
     if not part.cuda:
         reserved(part, small, 1)  # what is loaded, compiled and started at first does not count
         # Upwards: what was had once is kept, and would be had again under any limit.
