@@ -30,7 +30,7 @@ def rate(lane: int) -> float:
 class Contender:
     """One engine at one batch size and number of lanes."""
 
-    sequential = False  # trains lane after lane: its time a trial does not depend on them
+    sequential = False  # trains lane after lane; the time per trial does not depend on their number
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         self.split, self.batch_size, self.lanes = split, batch_size, lanes
@@ -48,7 +48,7 @@ class Lanes(Contender):
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)
-        probe = Split(split.images[:1], split.labels[:1])  # evaluation is not what is timed
+        probe = Split(split.images[:1], split.labels[:1])  # evaluation should take no time
         self._epochs = fmnist.fit(
             fmnist.cnn(precision=self.precision), fmnist.adam, split, probe,
             lanes={"learning_rate": [rate(i) for i in range(lanes)]},
@@ -217,8 +217,8 @@ class StraightVmap(Contender):
         return (total / examples).tolist()
 
     def _loss(self, params, buffers, images, labels):  # noqa: ANN001
-        # batch_norm's in-place update of its statistics is not for vmap: as functional_call
-        # works on a copy, the new statistics are returned.
+        # vmap does not allow batch_norm's in-place update of its statistics. functional_call
+        # works on a copy, so the new statistics are returned.
         buffers = {name: t.clone() for name, t in buffers.items()}
         logits = torch.func.functional_call(self._network, (params, buffers), (images,))
         loss = F.cross_entropy(logits, labels)

@@ -83,7 +83,7 @@ def main() -> int:
         lanes = [int(n) for n in args.lanes.split(",")]
     rounds = args.rounds or (5 if args.quick else 3)
     split = prepare(args.images or (6_000 if args.quick else 10_000), device)
-    # Numba compiles once a machine; that is no engine's turn.
+    # Numba compiles once on a machine; no engine should be charged for it.
     contenders.Lanes(contenders.Split(split.images[:64], split.labels[:64]), 32, 1).epoch()
     rows: list[Row] = []
     for batch_size in map(int, args.batch_sizes.split(",")):
@@ -128,7 +128,7 @@ def measure(
             took = time.perf_counter() - began
             print(f"{name}, batch size {batch_size}, {count} lanes: {took:.1f} s", file=sys.stderr)
             field[name, count] = contender
-            if took > budget:  # more lanes would only be slower still
+            if took > budget:  # more lanes would be even slower
                 break
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in field}
     losses: dict[tuple[str, int], float] = {}

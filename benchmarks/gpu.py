@@ -148,7 +148,7 @@ def run(
 
 def end_of(command: list[str], until: float) -> tuple[int, str]:
     """Run a command with a deadline. Return its exit status, and a reason if it failed."""
-    # A process group of its own: what the phase started ends with it.
+    # A separate process group, so that processes started by the phase end with it.
     child = subprocess.Popen(command, env=environment(), stdout=sys.stderr, start_new_session=True)
     try:
         code = child.wait(max(until - time.monotonic(), 0.1))

@@ -68,7 +68,7 @@ def main() -> int:
         copies.append(2 * big.numel() * 4 / timed(lambda: out.copy_(big), device) / 1e9)
         rounds.append([])
         for size, engine in zip(sizes, engines, strict=True):
-            # What the machine can do at this moment: neighbours come and go within seconds.
+            # The limits at this moment: the load of a shared machine changes within seconds.
             speeds.append(2 * 2048**3 / min(timed(lambda: a @ a, device) for _ in range(3)))
             convolutions = convolution_seconds(size, args.lanes, device)
             floor = flops(ModelConfig()) * EPOCH / speeds[-1]

@@ -47,7 +47,7 @@ def main() -> int:
         if args.fail:
             fail_on_purpose(args.fail)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # What the package says goes beside the progress: standard output is the summary's.
+        # Output of the package goes to stderr, as stdout is for the summary.
         with contextlib.redirect_stdout(sys.stderr):
             importlib.import_module(f"gpu_phases.{args.phase}").run(part)
     except Exception as error:

@@ -42,7 +42,7 @@ NETWORKS = {"one seed": (0, 1), "seeds of their own": (2, 1)}
 def run(part: Part) -> None:
     """Measure, and report the fastest back end for the baseline's network."""
     backends = list(conv.BACKENDS)
-    lanes = (2,) if part.quick else (64, 8)  # a single lane is the same by all of them
+    lanes = (2,) if part.quick else (64, 8)  # for a single lane all back ends are the same
     batches = (20,) if part.quick else (100, 1000)
     types = (torch.float32,) if part.quick else (torch.float32, torch.bfloat16)
     times: dict[tuple[object, ...], dict[str, tuple[float, float]]] = {}
@@ -53,7 +53,7 @@ def run(part: Part) -> None:
 
         def measure(key=(dtype, count, batch, place), layer=layer) -> str:  # noqa: ANN001
             dtype, count, batch, _ = key
-            # Lanes that share their images are one wide convolution, by whatever back end.
+            # With shared images, lanes are one wide convolution in every back end.
             different = backends[:1] if layer.shared else backends
             found = {how: timed(part, layer, how, count, batch, dtype) for how in different}
             times[key] = dict.fromkeys(backends, found[backends[0]]) | found
@@ -89,7 +89,7 @@ def timed(
 
         def both() -> object:
             def one(x, weight, bias, upstream):  # noqa: ANN001
-                if layer.inputs == 1:  # nobody needs the gradient for the images
+                if layer.inputs == 1:  # the gradient of the images is not needed
                     return torch.func.vjp(lambda w: convolve(x, w, bias), weight)[1](upstream)
                 return torch.func.vjp(lambda x, w: convolve(x, w, bias), x, weight)[1](upstream)
 

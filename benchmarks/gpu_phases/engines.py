@@ -67,7 +67,7 @@ def measured(part: Part, build: Build, batch: int, lanes: int) -> tuple[float, f
             raise SkipError("there are no CUDA graphs on a CPU")
         if part.left() < COMPILING:
             raise SkipError("no time to compile")
-        torch._dynamo.reset()  # or the second batch size is compiled for any
+        torch._dynamo.reset()  # else the second batch size is compiled for dynamic shapes
     steps = steps_of(batch, lanes, part.examples(), quick=part.quick)
     split = part.images(steps * batch)
     contender = build(split, batch, lanes)

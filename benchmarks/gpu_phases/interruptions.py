@@ -82,7 +82,7 @@ def halved(part: Part) -> str:
         for mine, its in zip(one, other, strict=True)
         for a, b in zip(mine, its, strict=True)
     )
-    # Other numbers of lanes round in other ways, but not on a CPU.
+    # On a GPU, rounding depends on the number of lanes.
     assert worst <= (0.02 if part.cuda else 0.0), f"metrics differ by {worst}"
     return f"{', '.join(map(str, said))} lanes halved; metrics differ by at most {worst:.0e}"
 
@@ -109,10 +109,10 @@ def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], l
 def rooms(part: Part, small: Small) -> list[float]:
     """Return limits to try, in bytes."""
     if not part.cuda:
-        reserved(part, small, 1)  # what is loaded, compiled and started at first does not count
-        # Upwards: what was had once is kept, and would be had again under any limit.
+        reserved(part, small, 1)  # loading and compiling at first do not count
+        # Upwards, because memory that was allocated once is kept and fits under any limit.
         return [40 * MIB * 1.25**i for i in range(16)]
-    # Once before: what is timed and compiled at first needs memory of its own.
+    # Repeated, because timing and compiling at first need additional memory.
     counts = (small.lanes // 2, small.lanes)
     half, whole = [[reserved(part, small, count) for count in counts] for _ in range(2)][1]
     return [half + share * (whole - half) for share in (0.5, 0.3, 0.7, 0.1, 0.9, -0.2, -0.4)]

@@ -45,7 +45,7 @@ def study(part: Part) -> str:
         try:
             runs.run_study(own, folder, dataset=dataset, device=str(part.device))
             late_by = ""
-        except KeyboardInterrupt:  # what was trained is there, and may be all of it
+        except KeyboardInterrupt:  # trained trials are stored, and may be all
             late_by = f"not done after {time.perf_counter() - began:.0f} s"
         finally:
             late.cancel()

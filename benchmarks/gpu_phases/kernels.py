@@ -50,7 +50,7 @@ def pooling(part: Part) -> tuple[list[Named], list[Named]]:
         return [], []
     how = "compiled" if part.cuda else "interpreted"
     if not part.cuda:
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at import
         part.skip(title.format("compiled", "all"), "not a CUDA device; interpreted below")
     from gpu_phases import pooling_checks
 

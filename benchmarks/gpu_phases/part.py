@@ -53,7 +53,7 @@ class Part:
     ) -> None:
         self.device, self.quick, self.earlier = device, quick, earlier
         self.found: dict[str, Any] = {"checks": [], "tables": {}, "values": {}}
-        if path.exists():  # the phase goes on in a new process
+        if path.exists():  # the phase continues in a new process
             self.found |= json.loads(path.read_text(encoding="utf-8"))
         self._path, self._end = path, until
         self._data = data or os.environ.get("FMNIST_DATA")
@@ -125,7 +125,7 @@ class Part:
         self.found |= more
         write_json(self._path, self.found)
 
-    # What several phases need -------------------------------------------------------------------
+    # Shared by several phases -------------------------------------------------------------------
 
     def limit(self, name: str) -> float | None:
         """Return a limit of the machine from the first phase; None if it was not measured."""

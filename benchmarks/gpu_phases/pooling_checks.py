@@ -55,7 +55,7 @@ def take_cpu_tensors():
     nrp._DEVICES.add("cpu")
 
 
-# What is right, in plain torch -----------------------------------------------------------------
+# The definition, in plain torch -----------------------------------------------------------------
 
 
 def squares(x):
@@ -70,7 +70,7 @@ def right_forward(x, weight, bias, mean, var):
 
     The position is 4 if no pixel is positive. Of equal pixels the first counts, of NaNs the last.
     """
-    root = torch.sqrt((var + EPS).double()).float()  # by way of float64: rounded in the last bit
+    root = torch.sqrt((var + EPS).double()).float()  # in float64, for correct rounding
     scale = (weight.double() / root.double()).float()
     mean, scale, shift = (t[:, None, None] for t in (mean, scale, bias))
     centred = squares(x - mean)
@@ -337,7 +337,7 @@ def check_zero_variance():
     torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-4, atol=1e-5)
     for mine, theirs in zip(ours[1:], exact[1:], strict=True):
         assert mine.isfinite().all()
-        # The flat channel's gradient is a difference of large numbers: it is finite, no more.
+        # The flat channel's gradient is a difference of large numbers: only finiteness is checked.
         mine, theirs = (t.index_select(min(t.dim() - 1, 1), sound) for t in (mine, theirs))
         size = theirs.abs().max().item()
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4 * size)
@@ -371,7 +371,7 @@ def checks(device: torch.device) -> dict[str, Callable[[], None]]:
     spread = partial(normal, scale=2.0, shift=1.0)
     found["lanes 3"] = partial(check_lanes, 3, (3, 5, 6, 5))
     if device.type == "cuda":  # interpreted, this takes minutes
-        # As many rows as the baseline has, or the compiler unrolls the loop over them.
+        # As many rows as in the baseline, else the compiler unrolls the loop over them.
         found["lanes 6 of the baseline"] = partial(check_lanes, 6, (500, 12, 24, 24))
     found["lanes 64"] = partial(check_lanes, 64, (3, 3, 6, 5))
     for shape in SHAPES:

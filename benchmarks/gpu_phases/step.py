@@ -22,7 +22,7 @@ from gpu_phases.training import group
 
 MOST = 12
 
-os.environ.setdefault("TEARDOWN_CUPTI", "0")  # or a second profile may see no kernels
+os.environ.setdefault("TEARDOWN_CUPTI", "0")  # else a second profile may have no kernels
 
 
 def run(part: Part) -> None:
@@ -125,7 +125,7 @@ def bytes_moved(part: Part, count: int, batch: int) -> int:
     state = trainer.start(*own, part.device)
     numbers = stacked_numbers(own.lanes, part.device)
     chosen = torch.arange(batch, device=part.device)
-    _, model = trainer.variant(*own, split)  # may be timed: not while bytes are counted
+    _, model = trainer.variant(*own, split)  # may time variants, which must not be counted
     with Counting() as counted:
         vmap.train_step(
             state,

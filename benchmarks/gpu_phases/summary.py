@@ -21,7 +21,7 @@ def summary(found: dict[str, Any]) -> list[str]:
         f"{found['command']}: {', '.join(counts)}, {found['seconds']:.0f} s on {found['device']}",
     ]
     bodies = {name: _phase(name, phase) for name, phase in found["phases"].items()}
-    # Where there is too much, the longest tables give up their last rows.
+    # If there are too many lines, the longest tables lose their last rows.
     while len(head) + sum(map(len, bodies.values())) > LINES:
         longest = max(bodies, key=lambda name: len(bodies[name]))
         bodies[longest][-2:] = ["  ... (the rest is in the JSON)"]
@@ -54,11 +54,11 @@ def _phase(name: str, phase: dict[str, Any]) -> list[str]:
         values = phase["values"]
         keys = ("machine", "driver", "libraries", "versions", "commit", "date", "data")
         lines += [f"  {key}: {values[key]}" for key in keys if values.get(key)]
-    if name not in ("kernels", "engines", "convolutions"):  # many that say the same, or tables
+    if name not in ("kernels", "engines", "convolutions"):  # many similar ones, or tables
         passed = [check for check in checks if check["status"] == "passed" and check["detail"]]
         lines += [f"  {check['name']}: {check['detail']}" for check in passed[:9]]
     for title, table in phase["tables"].items():
-        if title == "Milliseconds forward + backward":  # its sums follow
+        if title == "Milliseconds forward + backward":  # the sums follow
             continue
         lines.append(f"  {title}")
         lines += [f"    {line}" for line in _table(table, _ROWS.get(name, 4))]

@@ -90,7 +90,7 @@ def sizes(part: Part) -> tuple[int, int, int]:
 
 def parity(part: Part) -> str:
     """Compare two epochs in float64. The last step of each is smaller."""
-    # Few steps: Adam divides by what is nearly nothing, which magnifies rounding with each.
+    # Few steps: Adam divides by values near zero, which magnifies rounding at each step.
     split, batch = part.images(90 if part.quick else 490), 20 if part.quick else 100
     *_, ours = fmnist.fit(
         fmnist.cnn(), fmnist.adam, split, split, lanes={"learning_rate": RATES},

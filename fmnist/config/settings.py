@@ -215,9 +215,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("nesterov", "optimizer", "static", kinds.SWITCH, need=_SGD),
     )
 }
-"""The settings of a study of the built-in network, by name. For other models see
-:mod:`fmnist.config.factory`.
-"""
+"""The settings of a study of the built-in network, by name."""
 
 STATIC_KEYS = tuple(key for key, setting in SETTINGS.items() if setting.role == "static")
 """Trials with different values of these settings need different programs."""
@@ -267,7 +265,7 @@ def given_twice(setting: Setting, value: object) -> ConfigError:
 
 def unknown(
     settings: Mapping[str, Setting],
-    what: str,
+    kind: str,
     key: object,
     value: object,
     names: Collection[str],
@@ -275,8 +273,8 @@ def unknown(
 ) -> ConfigError:
     """Make the error for a name that is unknown or belongs to another table."""
     if key not in settings:
-        reason = f"unknown {what}{nearest(key, names)}"
-    elif "[grid]" in what:
+        reason = f"unknown {kind}{nearest(key, names)}"
+    elif "[grid]" in kind:
         reason = "cannot be an axis of the grid"
     else:
         reason = f"belongs in the table [{settings[str(key)].table}]"

@@ -250,11 +250,8 @@ class StudyConfig:
         return [True] if need is None else [need.met(value) for value in self._values(need.key)]
 
     def _check_effects(self, given: Collection[str]) -> None:
-        """Check that each setting has an effect in some trial, and each axis in all trials.
-
-        If an axis had no effect in some trials, the same configuration would be trained twice.
-        """
-        for key in given:
+        """Check that each setting has an effect in some trial, and each axis in all trials."""
+        for key in given:  # an axis without effect in some trials would train them twice
             need, axis, met = self.settings[key].need, self.grid.get(key), self._needs_met(key)
             if need is not None and not (any if axis is None else all)(met):
                 other = shown(self._values(need.key)[met.index(False)])

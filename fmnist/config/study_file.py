@@ -94,10 +94,7 @@ def _names_in(settings: Mapping[str, Setting], table: str) -> list[str]:
 
 
 def override(text: str, settings: Mapping[str, Setting]) -> tuple[str, list[object]]:
-    """Parse the text of ``--set KEY=V1,V2``.
-
-    Returns:
-        The key and the list of values.
+    """Parse the text of ``--set KEY=V1,V2`` into the key and the list of values.
 
     Raises:
         ConfigError: The text has no ``=``, the key is unknown, or it cannot be an axis.

@@ -83,11 +83,7 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Read a regular file. A pipe or a device may have no end.
-
-    Raises:
-        PictureError: The file is not regular, cannot be read, is empty or is too large.
-    """
+    """Read a regular file. Pipes and devices are refused, because they may have no end."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PictureError("is not a regular file, but a folder, a pipe or a device")

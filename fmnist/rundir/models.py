@@ -85,10 +85,10 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
     if wrong:
         first = wrong[0]
         difference = f"{shapes.get(first, 'missing')}, not {expected.get(first, 'to be there')}"
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        others = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise CheckpointError(
             f"{path}: is not of the model that the run's settings describe: "
-            f"{clipped(first, 200)} is {difference}{more}"
+            f"{clipped(first, 200)} is {difference}{others}"
         )
     params, state = optree.tree_unflatten(treespec, [tensors[name] for name in names])
     return params, state

@@ -125,11 +125,7 @@ class Checkpointer:
             shutil.rmtree(self.folder)
 
     def restore(self, trials: Iterable[Trial], device: torch.device) -> list[GroupProgress]:
-        """Read the snapshots of these trials and delete those that cannot be used.
-
-        Returns:
-            The progress of each group that has a snapshot.
-        """
+        """Read the progress of each group from its snapshots. Delete unusable snapshots."""
         pending = {trial.number: trial for trial in trials}
         groups = []
         for folder in sorted(self.folder.glob("*/")):

@@ -262,10 +262,8 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
 
 
 def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
-    """Return how many lanes of the largest of these configurations fit in half of the free memory.
-
-    The estimate is rough, hence only half. If memory still runs out, the lanes are halved.
-    """
+    """Return how many lanes of the largest configuration fit in half of the free memory."""
+    # Half, because the estimate is rough. If memory still runs out, the lanes are halved.
     largest = max((trainer.lane_bytes(program_of(config)) for config in configs), default=1)
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory.available()

@@ -8,9 +8,7 @@ from urllib.parse import quote
 
 
 def of_run(out: str | Path) -> str:
-    """Return the URL of the database in a run's folder.
-
-    Characters with a meaning in URLs (``?``, ``%``) or for Optuna (braces) are escaped.
-    """
+    """Return the URL of the database in a run's folder."""
+    # ? and % have a meaning in URLs, braces for Optuna.
     path = str(Path(out) / "study.db")
     return "sqlite:///" + re.sub("[?%{}]", lambda match: quote(match[0]), path)

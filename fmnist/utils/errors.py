@@ -34,8 +34,8 @@ def system_error(error: OSError, place: object = "") -> str:
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
     if error.errno not in _SYSTEM_ERRNOS or not error.strerror:
         return ""
-    where = error.filename2 or error.filename or place  # filename2 is the target of a rename
-    return f"{where}: {error.strerror}" if where else error.strerror
+    path = error.filename2 or error.filename or place  # filename2 is the target of a rename
+    return f"{path}: {error.strerror}" if path else error.strerror
 
 
 def printable(text: str) -> str:

@@ -29,7 +29,7 @@ def starred_text(text: str) -> str:
 
     A URL ends at a blank, except at one after a semicolon.
     """
-    return re.sub(r"(?:\S|(?<=;) )+", lambda found: starred(found[0]), text)
+    return re.sub(r"(?:\S|(?<=;) )+", lambda match: starred(match[0]), text)
 
 
 def hide(text: str, *urls: str) -> str:
@@ -63,19 +63,19 @@ def of_arguments(arguments: Iterable[str]) -> list[str]:
 
 def _password_spans(url: str) -> list[tuple[int, int]]:
     """The ``(start, end)`` of each password in the URL, in order and without overlap."""
-    found = []
-    # Before the host. A user's name or a password may hold an @, as a mail address does.
+    spans = []
+    # Before the host. A user's name or a password may contain an @, as a mail address does.
     login, host = _LOGIN.search(url), url.rfind("@")
     if login and login.end() <= host:
-        found.append((login.end(), host))
+        spans.append((login.end(), host))
     for field in _FIELD.finditer(url):
         if _KEY.search(unquote_plus(field[1])):
-            found.append(field.span(2))
+            spans.append(field.span(2))
         elif _KEY.search(unquote_plus(field[2])):  # a connection string, such as ODBC's
-            found.append((field.start(2), len(url)))
+            spans.append((field.start(2), len(url)))
             break
     apart: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for start, end in sorted(spans):
         if apart and start <= apart[-1][1]:
             start, end = apart[-1][0], max(end, apart.pop()[1])
         apart.append((start, end))
@@ -84,18 +84,18 @@ def _password_spans(url: str) -> list[tuple[int, int]]:
 
 def _secrets(url: str) -> set[str]:
     """The URL and its passwords, in every spelling that a message may quote."""
-    found = {url}
+    secrets = {url}
     for start, end in _password_spans(url):
         secret = url[start:end]
-        # With an @ in it, a driver takes the end of the password for the host's name.
-        found |= {secret, *secret.split("@")}
+        # If a password contains an @, a driver may quote its end as the name of the host.
+        secrets |= {secret, *secret.split("@")}
         if _KEY.search(plain := unquote_plus(secret)):
             for pair in _PAIR.findall(plain):
                 inner = pair.removeprefix("{").removesuffix("}").replace("}}", "}")  # as ODBC does
-                found |= {pair, pair.strip("'"), inner}
-    found |= {*map(unquote, found), *map(unquote_plus, found)}
-    found |= {*(quote(secret, safe="") for secret in found), *map(quote_plus, found)}
-    return found - {""}
+                secrets |= {pair, pair.strip("'"), inner}
+    secrets |= {*map(unquote, secrets), *map(unquote_plus, secrets)}
+    secrets |= {*(quote(secret, safe="") for secret in secrets), *map(quote_plus, secrets)}
+    return secrets - {""}
 
 
 def cover_arguments() -> None:

@@ -85,7 +85,7 @@ def test_baseline_toml_is_the_default_written_out():
     study = load(BASELINE)
     assert study == StudyConfig() == load(str(BASELINE))
     assert list(study.grid) == list(StudyConfig().grid)
-    # Every setting is there, so that the file can serve as the list of them.
+    # The file also serves as the list of all settings.
     assert tomllib.loads(BASELINE.read_text()) == tomllib.loads(study.to_toml())
 
 
@@ -154,7 +154,7 @@ def test_set_replaces_settings_and_axes(write):
     path = write("[study]\nseed = 3\n[grid]\nlearning_rate = [0.1, 0.2]\nbatch_size = [10, 20]\n")
     assert load(path, overrides=["learning_rate=1"]).grid == {"batch_size": (10, 20)}
     assert load(path, overrides=["learning_rate=1"]).optimizer.learning_rate == 1.0
-    # An axis that is replaced keeps its place, a new one comes last; the setting gives way.
+    # A replaced axis keeps its place, and a new one comes last. An axis replaces its setting.
     study = load(path, overrides=["seed=1,2", "learning_rate=0.3,0.4"], epochs=2)
     assert list(study.grid.items()) == [
         ("learning_rate", (0.3, 0.4)),
@@ -176,7 +176,7 @@ def test_byte_order_mark_is_accepted(write):
 # Mistakes
 
 IN_FILES = [
-    # content, what the line must say
+    # content, text that the line must contain
     ("[optimizer]\nlearning_rat = 0.1", ["learning_rat = 0.1", "did you mean learning_rate?"]),
     ("[grid]\nbatchsize = [1]", ["batchsize = [1]", "did you mean batch_size?"]),
     ("[optimiser]\nbeta1 = 0.5", ["optimiser", "did you mean optimizer?"]),
@@ -516,7 +516,7 @@ def test_trials_share_a_program_exactly_when_they_differ_in_dynamic_keys(study, 
     assert len({one.static, two.static}) == (1 if one.static == two.static else 2)
     assert (one == two) == (not differing), "no two points are the same trial"
     numbers = {k for k in HYPERPARAMS if one.hyperparams[k] != two.hyperparams[k]}
-    if "algorithm" in differing:  # then numbers that only one of the two reads differ as well
+    if "algorithm" in differing:  # then the numbers of only one of the two differ, too
         assert numbers >= differing & set(HYPERPARAMS)
     else:
         assert numbers == differing & set(HYPERPARAMS)
@@ -604,7 +604,7 @@ keys = st.sampled_from([*SETTINGS, "grid", "learning_rat"]) | st.text(max_size=5
 @example({"grid": {"hidden": [[120, 60], 120, "60"]}})
 @example({"study": {"epochs": 10**400}})
 def test_arbitrary_tables(data):
-    # TOML yields nothing else: tables, lists, texts, numbers, booleans and dates (and no None).
+    # TOML yields only tables, lists, texts, numbers, booleans and dates.
     try:
         study = StudyConfig.from_dict(data)
     except ConfigError as error:

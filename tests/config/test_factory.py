@@ -234,7 +234,7 @@ def test_source_covers_the_modules_that_the_factory_uses(tmp_path, monkeypatch):
     (tmp_path / f"{main}.py").write_text(text)
     found = factory.load(f"{main}:linear")
     files = factory._files(__import__(main))
-    assert set(files) == {main, used}  # neither torch, nor fmnist, nor what is beside it unused
+    assert set(files) == {main, used}  # no torch, fmnist or unused modules
 
     def changed(name, more):
         path = tmp_path / f"{name}.py"

@@ -206,12 +206,12 @@ def test_a_damaged_cache_is_replaced(tiny, tmp_path, cache, caplog, damage):
         path.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + b"\1")
     assert_tiny(fashion_mnist.load())
     warnings = warnings_of(caplog)
-    if damage == "folder":  # which we do not dare to remove
+    if damage == "folder":  # a folder is not removed
         assert len(warnings) == 2
         assert "not cached" in warnings[1]
     else:
         assert path.read_bytes() == tiny[TRAIN_LABELS]
-        assert len(warnings) == (damage != "missing")  # a file not there yet is no damage
+        assert len(warnings) == (damage != "missing")  # a missing file is not damage
     assert all(TRAIN_LABELS in warning and "\n" not in warning for warning in warnings)
 
 
@@ -269,7 +269,7 @@ def test_a_bad_file_gives_one_line(tiny, tmp_path, cache, case):
     assert name in message
     assert "\n" not in message
     assert message.endswith("correct that, or leave out --data and FMNIST_DATA to have it fetched")
-    assert not cache.exists()  # nothing of a bad folder is cached
+    assert not cache.exists()  # a bad folder is not cached
 
 
 def test_files_without_the_official_checksum_are_refused(tmp_path):

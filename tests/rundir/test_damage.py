@@ -482,7 +482,7 @@ def test_folder_with_a_name_that_is_not_utf8_is_refused(small, tmp_path):
 def test_study_deleted_during_training_gives_one_line(small, tmp_path):
     class Deletes(Said):
         def epoch(self, *args):
-            with contextlib.suppress(KeyError):  # it is, after the first time
+            with contextlib.suppress(KeyError):  # already deleted after the first time
                 optuna.delete_study(study_name=CONFIG.name, storage=storage_url.of_run(tmp_path))
 
     with pytest.raises(UserError, match=r"deleted from the storage; .* give the same command"):

@@ -72,7 +72,7 @@ class Place:
         return path
 
 
-# What is done with an input of each kind; it is then taken, unless it raises
+# The readers of the kinds. An input is accepted if its reader does not raise.
 
 
 def study_file(content: bytes, place: Place, chance: random.Random) -> None:
@@ -244,7 +244,7 @@ def command(argv: list[str]) -> None:
         raise UserError(err.getvalue().removesuffix("\n"))
 
 
-# The kinds: what is tried at first, and what is made at random
+# The kinds: attacks and generators of random input
 
 
 def snapshots() -> dict[str, bytes]:
@@ -316,7 +316,7 @@ def kinds(place: Place) -> dict[str, Kind]:
         return iter(())
 
     def small() -> Iterator[Input]:
-        # Half a million tensors under a right checksum are no damage.
+        # Half a million tensors with a right checksum are not damage.
         return (attack for attack in bad_input.parameter_attacks() if len(attack[1]) < 10**6)
 
     b = bad_input

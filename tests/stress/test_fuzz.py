@@ -153,7 +153,7 @@ def test_any_overrides_give_a_study_or_one_line(overrides):
     sound(lambda: studies.load(overrides=texts))
 
 
-# What the fuzzer and its attacks have found
+# Faults that the fuzzer and its attacks found earlier
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_results_under_a_memory_limit_are_the_same(tmp_path):
         "--set", f"seed={','.join(map(str, range(4)))}", "--out",
     ]  # fmt: skip
 
-    def limited():  # each thread's stack takes of it
+    def limited():  # the stack of each thread counts
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def run(name, *more, **options):
@@ -70,7 +70,7 @@ def test_results_under_a_memory_limit_are_the_same(tmp_path):
 
     assert "memory ran out" not in run("free", "--max-lanes", "4")
     assert "memory ran out: 4 lanes" in run("forced", "--max-lanes", "4", preexec_fn=limited)
-    said = run("chosen", preexec_fn=limited)  # by itself it begins with fewer
+    said = run("chosen", preexec_fn=limited)  # by default it starts with fewer lanes
     assert "4 trials, 1 epochs" not in said
     assert history(tmp_path / "free") == history(tmp_path / "forced")
     assert history(tmp_path / "free") == history(tmp_path / "chosen")

@@ -36,7 +36,7 @@ class Server:
             self.port = probe.getsockname()[1]
         secret = folder / "secret"
         secret.write_text(PASSWORD)
-        if os.getuid() == 0:  # as whom PostgreSQL does not run
+        if os.getuid() == 0:  # PostgreSQL does not run as root
             shutil.chown(folder, "postgres")
             shutil.chown(secret, "postgres")
             folder.parent.chmod(0o711)

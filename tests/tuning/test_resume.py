@@ -159,14 +159,14 @@ def test_killed_study_resumes_to_the_same_bits(study, tmp_path, expected, stop_a
         if isinstance(event, scheduler.EpochFinished | scheduler.TrialFinished):
             seen.append(event)
         if len(seen) == stop_after:
-            break  # as a kill: nothing after this event is done
+            break  # like a kill after this event
     again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     results, params = expected
     assert same(grid.results(study, CONFIG), results)
     assert equal(final(again), params)
     epochs = sum(isinstance(e, scheduler.EpochFinished) for e in seen)
     repeated = sum(isinstance(e, scheduler.EpochFinished) for e in again)
-    assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most the one that was not kept
+    assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most one epoch without a snapshot
     checkpointer.clear()
     assert not checkpointer.folder.exists()
 
@@ -178,7 +178,7 @@ def test_resumed_group_has_only_the_trials_that_optuna_lacks(study, tmp_path, ex
     for event in events:
         told += isinstance(event, scheduler.TrialFinished)
         if told == 2:
-            break  # the first is told, the second is not
+            break  # Optuna has the first trial, but not the second
     again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     started = [e for e in again if isinstance(e, scheduler.GroupStarted)]
     assert len(started[0].trials) == 3
@@ -210,7 +210,7 @@ def test_intervals_between_snapshots():
     checkpointer = Checkpointer(Path("nowhere"), clock=lambda: next(times))
     assert [checkpointer.due(), checkpointer.due()] == [False, True]
     assert [checkpointer.overdue(), checkpointer.overdue()] == [False, True]
-    checkpointer.save(GroupProgress([]))  # nothing to keep, but it was asked
+    checkpointer.save(GroupProgress([]))  # writes no snapshot, but counts as one
     assert not checkpointer.due()
 
 
@@ -327,7 +327,7 @@ def test_stopped_command_ends_soon_and_resumes(tmp_path, number, status):
         sys.executable, "-m", "fmnist.study", "--epochs", "2", "--set", "batch_size=1000",
         "--set", "learning_rate=0.01,0.001", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    # The same, but for the views, at which nobody looks.
+    # The same command without views, which this test does not read.
     again = [sys.executable, str(HERE / "slice_command.py"), "--whole", "--no-views", *command[3:]]
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
