@@ -342,9 +342,9 @@ def test_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factory,
         found = results
     shutil.rmtree(out)
     if found is not None:
-        told = grid.results(open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
-        assert [result for result in found if result not in told] == []
-        assert [r for r in told if r not in found and r.point not in again] == []
+        original = grid.results(open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
+        assert [result for result in found if result not in original] == []
+        assert [r for r in original if r not in found and r.point not in again] == []
 
 
 def test_file_that_is_no_database_gives_one_line(run, small):

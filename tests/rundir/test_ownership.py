@@ -149,11 +149,11 @@ def test_lost_identity_of_a_folder_can_be_written_by_hand(tmp_path):
     shared = {"storage": f"sqlite:///{tmp_path}/shared.db", "dataset": TINY}
     results = run_study(CONFIG, tmp_path / "run", **shared)
     mark = tmp_path / "run" / ".run"
-    told = mark.read_text()
+    identity = mark.read_text()
     mark.write_text("")
-    with pytest.raises(UserError, match=rf"which holds {told} in its file \.run"):
+    with pytest.raises(UserError, match=rf"which holds {identity} in its file \.run"):
         run_study(CONFIG, tmp_path / "run", **shared)
-    mark.write_text(f"{told}\n")
+    mark.write_text(f"{identity}\n")
     assert run_study(CONFIG, tmp_path / "run", **shared) == results
 
 

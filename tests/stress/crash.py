@@ -35,7 +35,7 @@ from fmnist.utils import runtime
 runtime.prepare()
 
 import optuna
-import torch._dynamo  # noqa: F401  # what every child would load anew
+import torch._dynamo  # noqa: F401  # else every child would load it
 from compare_runs import differences, outcome
 from slice_study import dataset
 

@@ -174,10 +174,10 @@ def test_killed_study_resumes_to_the_same_bits(study, tmp_path, expected, stop_a
 def test_resumed_group_has_only_the_trials_that_optuna_lacks(study, tmp_path, expected):
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     events = scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer)
-    told = 0
+    finished = 0
     for event in events:
-        told += isinstance(event, scheduler.TrialFinished)
-        if told == 2:
+        finished += isinstance(event, scheduler.TrialFinished)
+        if finished == 2:
             break  # Optuna has the first trial, but not the second
     again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     started = [e for e in again if isinstance(e, scheduler.GroupStarted)]
