@@ -99,8 +99,7 @@ class StudyConfig:
     Attributes:
         name: name of the study and of its folder.
         epochs: number of epochs of each trial.
-        holdout: number of images in the validation split; with 0 the test set is used for
-            validation.
+        holdout: number of validation images; with 0 the test set is used for validation.
         metric: the metric that Optuna optimizes.
         seed, batch_size, model, optimizer: values of the settings that are not axes of the grid.
         grid: values of each axis, in the order of the file; empty means one trial.
@@ -194,11 +193,7 @@ class StudyConfig:
             yield dict(zip(self.grid, values, strict=True))
 
     def trial(self, point: Point) -> TrialConfig:
-        """Return the settings of a point. Settings without effect have their default.
-
-        Raises:
-            ValueError: The grid does not have this point.
-        """
+        """Return the settings of a point of the grid; settings without effect have their default."""
         if set(point) != set(self.grid) or any(point[key] not in self.grid[key] for key in point):
             raise ValueError(f"{dict(point)} is no point of the grid of {self.name}")
         values = {
@@ -224,11 +219,7 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
-        """Make a configuration from the tables of a study file. Without a grid it has one trial.
-
-        Raises:
-            ConfigError: A table or a setting is unknown or invalid.
-        """
+        """Make a configuration from the tables of a study file. Without a grid it has one trial."""
         return _build(*study_file.split(data))
 
     def to_toml(self) -> str:
@@ -355,11 +346,7 @@ def load(
 
 
 def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
-    """Compare two studies.
-
-    Returns:
-        Lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here.
-    """
+    """Return lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here."""
     settings_a, settings_b = _flat(a), _flat(b)
     lines = [
         f"{key}: {settings_a.get(key, 'unused')} there, {settings_b.get(key, 'unused')} here"
