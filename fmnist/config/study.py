@@ -193,7 +193,7 @@ class StudyConfig:
             yield dict(zip(self.grid, values, strict=True))
 
     def trial(self, point: Point) -> TrialConfig:
-        """Return the settings of a point of the grid; settings without effect have their default."""
+        """Return the settings of a point of the grid. Unused settings have their default."""
         if set(point) != set(self.grid) or any(point[key] not in self.grid[key] for key in point):
             raise ValueError(f"{dict(point)} is no point of the grid of {self.name}")
         values = {
