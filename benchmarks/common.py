@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: the data, the machine's description, medians, tables."""
+"""Shared by the benchmark scripts: data, description of the machine, medians, tables."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NUMBERS = {
 
 
 def prepare(examples: int, device: torch.device) -> Split:
-    """The first images of the real training set, on the device."""
+    """Return the first images of the real training set, on the device."""
     train = fmnist.load().train
     return Split(train.images[:examples].to(device), train.labels[:examples].to(device))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds that ``run`` takes, the device's work included."""
+    """Return the seconds that ``run`` takes, including work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -41,12 +41,12 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value."""
+    """Return the median."""
     return statistics.median(values)
 
 
 def spread(values: Sequence[float]) -> float:
-    """Half the distance between the quartiles, over the median; 0 for a single value."""
+    """Return half the distance between the quartiles over the median; 0 for a single value."""
     if len(values) < 3:
         return (max(values) - min(values)) / 2 / median(values)
     low, _, high = statistics.quantiles(values, n=4)
@@ -54,7 +54,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Where and when a table was measured."""
+    """Return the machine and date of a measurement."""
     return {
         "machine": provenance.machine(device),
         "threads": str(torch.get_num_threads()),
@@ -65,13 +65,13 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def write_json(path: str | None, content: dict[str, object]) -> None:
-    """Write the results where ``--json`` says."""
+    """Write the results to the file of ``--json``."""
     if path:
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, padded so that it reads as plain text too."""
+    """Return a Markdown table, padded to be readable as plain text."""
     cells = [list(map(str, row)) for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 

@@ -1,4 +1,4 @@
-"""The engines that engines.py compares: each trains the same steps and reports its loss.
+"""The engines that engines.py compares. Each trains the same steps and returns its loss.
 
 A contender is built for a batch size and a number of lanes, and ``epoch()`` trains one epoch of
 every lane and returns the lanes' mean training loss. The order of the examples, the initial
@@ -19,36 +19,36 @@ from fmnist.functional.types import ModelConfig, Split
 from fmnist.reference import Network, fit_reference
 
 RATES = (0.01, 0.001)
-"""Learning rates of the lanes, in turn, as in the baseline study."""
+"""The learning rates of the baseline study, which the lanes use in turn."""
 
 
 def rate(lane: int) -> float:
-    """The learning rate of a lane."""
+    """Return the learning rate of a lane."""
     return RATES[lane % len(RATES)]
 
 
 class Contender:
     """One engine at one batch size and number of lanes."""
 
-    sequential = False  # trains lane after lane: its time a trial does not depend on them
+    sequential = False  # trains lane after lane; the time per trial does not depend on their number
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         self.split, self.batch_size, self.lanes = split, batch_size, lanes
         self.done = 0
 
     def epoch(self) -> list[float]:
-        """Train one epoch of every lane; the mean training loss of each."""
+        """Train one epoch of every lane. Return the mean training loss of each."""
         raise NotImplementedError
 
 
 class Lanes(Contender):
-    """Ours: fmnist.fit()."""
+    """The lanes of this package: fmnist.fit()."""
 
     precision = "float32"
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)
-        probe = Split(split.images[:1], split.labels[:1])  # evaluation is not what is timed
+        probe = Split(split.images[:1], split.labels[:1])  # evaluation should take no time
         self._epochs = fmnist.fit(
             fmnist.cnn(precision=self.precision), fmnist.adam, split, probe,
             lanes={"learning_rate": [rate(i) for i in range(lanes)]},
@@ -61,7 +61,7 @@ class Lanes(Contender):
 
 
 class Eager(Contender):
-    """The reference model, fused Adam, tensors resident."""
+    """The reference model with fused Adam and data on the device."""
 
     sequential = True
     memory_format = torch.contiguous_format
@@ -89,7 +89,7 @@ class EagerChannelsLast(Eager):
 
 
 class _OwnLoop(Contender):
-    """A loop over modules that subclasses vary."""
+    """A training loop over modules. Subclasses change its parts."""
 
     sequential = True
     fused = True
@@ -104,11 +104,11 @@ class _OwnLoop(Contender):
             self._trained.append((network, optimizer, self.forward(network)))
 
     def forward(self, network: Network) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The function from a batch to its loss."""
+        """Return the function from a batch to its loss."""
         return lambda images, labels: F.cross_entropy(network(images), labels)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The minibatches of the next epoch."""
+        """Return the minibatches of the next epoch."""
         device, examples = self.split.images.device, len(self.split.labels)
         order = batching.permutation(0, self.done, examples).to(device)
         for indices in order.split(self.batch_size):
@@ -146,7 +146,7 @@ class CompiledGraphs(_OwnLoop):
 
 
 class _AsTheOriginalHadIt(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """torchvision's data set with ToTensor: a PIL image and a conversion for each example."""
+    """The data set of torchvision with ToTensor, which converts a PIL image for each example."""
 
     def __init__(self, split: Split) -> None:
         from torchvision.transforms import ToTensor
@@ -167,7 +167,7 @@ class _AsTheOriginalHadIt(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Ten
 
 
 class DataLoaderStyle(_OwnLoop):
-    """The original's style: a DataLoader, a module, Adam as it comes."""
+    """The style of the original project: a DataLoader, a module, Adam with its defaults."""
 
     fused = False
 
@@ -182,7 +182,7 @@ class DataLoaderStyle(_OwnLoop):
 
 
 class StraightVmap(Contender):
-    """``vmap(grad)`` as torch does it: no kernels of ours, no tracing."""
+    """Plain ``vmap(grad)`` of torch, without the kernels and the tracing of this package."""
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)
@@ -217,8 +217,8 @@ class StraightVmap(Contender):
         return (total / examples).tolist()
 
     def _loss(self, params, buffers, images, labels):  # noqa: ANN001
-        # batch_norm's in-place update of its statistics is not for vmap: as functional_call
-        # works on a copy, the new statistics are returned.
+        # vmap does not allow batch_norm's in-place update of its statistics. functional_call
+        # works on a copy, so the new statistics are returned.
         buffers = {name: t.clone() for name, t in buffers.items()}
         logits = torch.func.functional_call(self._network, (params, buffers), (images,))
         loss = F.cross_entropy(logits, labels)

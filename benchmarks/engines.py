@@ -1,4 +1,4 @@
-"""Seconds a trial and epoch of 60,000 images, engine by engine, taking turns in one run.
+"""Measures the seconds per trial and epoch of 60,000 images. The engines take turns in one run.
 
 python benchmarks/engines.py --quick            # the baseline's grid, under 4 minutes on 2 cores
 python benchmarks/engines.py --json engines.json --plot engines.png
@@ -36,7 +36,7 @@ ENGINES = {
 
 @dataclass
 class Row:
-    """One measured time. Sequential engines are measured with one lane and say so."""
+    """A measured time. Sequential engines have one lane."""
 
     engine: str
     batch_size: int
@@ -49,7 +49,7 @@ class Row:
 
 
 def main() -> int:
-    """Measure, print a table, and write JSON and a plot where asked."""
+    """Measure, print a table, and write JSON and a plot if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the baseline's grid: 2 lanes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +83,7 @@ def main() -> int:
         lanes = [int(n) for n in args.lanes.split(",")]
     rounds = args.rounds or (5 if args.quick else 3)
     split = prepare(args.images or (6_000 if args.quick else 10_000), device)
-    # Numba compiles once a machine; that is no engine's turn.
+    # Numba compiles once on a machine; no engine should be charged for it.
     contenders.Lanes(contenders.Split(split.images[:64], split.labels[:64]), 32, 1).epoch()
     rows: list[Row] = []
     for batch_size in map(int, args.batch_sizes.split(",")):
@@ -118,7 +118,7 @@ def measure(
     rounds: int,
     budget: float,
 ) -> list[Row]:
-    """One batch size: every engine and lane count gets a turn, then again, for each round."""
+    """Measure one batch size. In each round, every engine and number of lanes has a turn."""
     field: dict[tuple[str, int], contenders.Contender] = {}
     for name, engine in engines.items():
         for count in [1] if engine.sequential else lanes:
@@ -128,7 +128,7 @@ def measure(
             took = time.perf_counter() - began
             print(f"{name}, batch size {batch_size}, {count} lanes: {took:.1f} s", file=sys.stderr)
             field[name, count] = contender
-            if took > budget:  # more lanes would only be slower still
+            if took > budget:  # more lanes would be even slower
                 break
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in field}
     losses: dict[tuple[str, int], float] = {}
@@ -150,7 +150,7 @@ def measure(
 
 
 def ratios(rows: list[Row]) -> dict[str, object]:
-    """The better eager reference over the lanes, and others, for each batch size."""
+    """Return ratios such as the better eager reference over the lanes, for each batch size."""
     at = {(r.engine, r.batch_size, r.lanes): r.seconds_per_trial_epoch for r in rows}
     sizes = sorted({r.batch_size for r in rows})
     found: dict[str, object] = {}
@@ -181,7 +181,7 @@ def ratios(rows: list[Row]) -> dict[str, object]:
 
 
 def plot(rows: list[Row], path: str) -> None:
-    """Time against lanes, a panel a batch size; sequential engines are level lines."""
+    """Plot time against lanes, a panel for each batch size. Sequential engines are level lines."""
     import seaborn as sns
     from matplotlib.figure import Figure
 

@@ -1,11 +1,11 @@
-"""One command that shows what works on a GPU and how fast; rehearsed on a CPU.
+"""Checks and measures everything on a GPU. It also runs on a CPU, as a rehearsal.
 
     python benchmarks/gpu.py [--seconds 420] [--json FILE] [--device cuda|cpu] [--quick]
 
-Phases run in order of value, each in a process of its own with its own share of the time. What a
-phase found is kept when it raises, crashes or hangs, and the next one goes on; the JSON is written
-anew after each. The last lines printed, at most 80, are a summary to paste into a report. The exit
-status is 1 when a check failed. It needs the package and its dependencies, nothing else.
+The phases run in order of importance, each in a separate process with a share of the time. If one
+raises, crashes or hangs, its findings are kept and the next one runs. The JSON is written after
+each phase. The last lines printed, at most 80, are a summary to paste into a report. The exit
+status is 1 if a check failed. Only the package and its dependencies are needed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gpu_phases.summary import summary
 
 HERE = Path(__file__).resolve().parent
 TRIES = 5
-"""Processes that a phase may take, when errors of the GPU leave them useless."""
+"""Maximum number of processes of a phase. Errors of the GPU can make one unusable."""
 
 GRACE = 20.0
 """Seconds beyond its share after which a phase is ended."""
 
 
 def main() -> int:
-    """Run the phases and print the summary; 1 when a check failed."""
+    """Run the phases and print the summary. Return 1 if a check failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=420.0, help="default: 420")
     parser.add_argument("--json", type=Path, metavar="FILE", help="written anew after each phase")
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def run_all(names: list[str], device: str, args: argparse.Namespace, found: dict[str, Any]) -> None:
-    """One phase after the other; what is left of a share is for those that follow."""
+    """Run the phases in sequence. Later phases share the time that earlier ones leave."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for place, name in enumerate(names):
@@ -84,9 +84,9 @@ def run_all(names: list[str], device: str, args: argparse.Namespace, found: dict
 
 
 def first_use(wanted: str | None, parser: argparse.ArgumentParser) -> str:
-    """Import what all phases import, and touch the device: at first that takes long.
+    """Import the common libraries in a process and use the device, as the first time is slow.
 
-    This process stays without torch, so that what a phase does to it is the phase's own trouble.
+    This process does not import torch, so faults of a phase cannot affect it.
 
     Returns:
         ``"cuda"`` or ``"cpu"``.
@@ -107,7 +107,7 @@ def first_use(wanted: str | None, parser: argparse.ArgumentParser) -> str:
 
 
 def environment() -> dict[str, str]:
-    """That of the phases: they find this folder and the package beside it."""
+    """Return the environment of the phases, with this folder and the package in their path."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -120,9 +120,9 @@ def run(
     folder: Path,
     found: dict[str, Any],
 ) -> dict[str, Any]:
-    """One phase: what it found, ``status`` (done or failed), ``error`` and ``wall`` seconds.
+    """Run a phase. Return its findings, ``status`` (done, failed), ``error`` and ``wall`` seconds.
 
-    A process that an error of the GPU leaves useless is followed by another, which goes on.
+    If an error of the GPU makes its process unusable, another process continues.
     """
     part, earlier = folder / f"{name}.json", folder / "earlier.json"
     earlier.write_text(json.dumps(found["phases"]), encoding="utf-8")
@@ -147,8 +147,8 @@ def run(
 
 
 def end_of(command: list[str], until: float) -> tuple[int, str]:
-    """Run a command until then at most: its exit status, and what is wrong with how it ended."""
-    # A process group of its own: what the phase started ends with it.
+    """Run a command with a deadline. Return its exit status, and a reason if it failed."""
+    # A separate process group, so that processes started by the phase end with it.
     child = subprocess.Popen(command, env=environment(), stdout=sys.stderr, start_new_session=True)
     try:
         code = child.wait(max(until - time.monotonic(), 0.1))

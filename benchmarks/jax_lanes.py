@@ -55,7 +55,7 @@ def _step(carry, images, labels, learning_rate):  # noqa: ANN001
 
 
 class Jax(Contender):
-    """``jit(vmap(train_step))``, a call a step; images gathered and scaled inside it."""
+    """``jit(vmap(train_step))``, called once a step. It also gathers and scales the images."""
 
     def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
         super().__init__(split, batch_size, lanes)

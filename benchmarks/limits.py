@@ -1,10 +1,10 @@
-"""What this machine can do at most, and what fraction of it the engine reaches.
+"""Measures the limits of this machine, and the fraction of them that the engine reaches.
 
     python benchmarks/limits.py [--json FILE]
 
-The floor is the time of all floating-point operations of a training step at the speed of the
-machine's largest matrix products. Convolution and memory limits say what stands in between.
-Products and engine take turns; the fraction is taken turn by turn, and its median is printed.
+The floor is the time of all floating-point operations of a training step at the speed of large
+matrix products. The limits of convolutions and memory explain the difference. Products and engine
+take turns. The result is the median of the fractions of the turns.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ EPOCH = 60_000
 
 
 def flops(config: ModelConfig) -> int:
-    """Floating-point operations of training on one image, two a multiply-add.
+    """Return the floating-point operations of training on one image, two for each multiply-add.
 
-    Forward once and backward twice, but for the first layer, whose input needs no gradient.
-    Normalisation, pooling and the optimizer are not counted: the floor is a floor.
+    The backward pass counts twice, but once in the first layer, whose input needs no gradient.
+    Normalisation, pooling and the optimizer are not counted, so this is a lower bound.
     """
     side, inputs, total = 28, 1, 0
     for i, outputs in enumerate(config.channels):
@@ -45,7 +45,7 @@ def flops(config: ModelConfig) -> int:
 
 
 def main() -> int:
-    """Measure the limits and the engine in turns, and print what fraction is reached."""
+    """Measure the limits and the engine in turns, and print the fraction."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lanes", type=int, default=2)
@@ -68,7 +68,7 @@ def main() -> int:
         copies.append(2 * big.numel() * 4 / timed(lambda: out.copy_(big), device) / 1e9)
         rounds.append([])
         for size, engine in zip(sizes, engines, strict=True):
-            # What the machine can do at this moment: neighbours come and go within seconds.
+            # The limits at this moment: the load of a shared machine changes within seconds.
             speeds.append(2 * 2048**3 / min(timed(lambda: a @ a, device) for _ in range(3)))
             convolutions = convolution_seconds(size, args.lanes, device)
             floor = flops(ModelConfig()) * EPOCH / speeds[-1]
@@ -104,9 +104,9 @@ def main() -> int:
 
 
 def convolution_seconds(batch: int, lanes: int, device: torch.device) -> float:
-    """What torch's own convolutions take of an epoch a trial, forward and backward, no more.
+    """Return the time of torch's convolutions per trial and epoch, forward and backward.
 
-    Called once for all lanes, channels last: the fastest way there is to call them on a CPU.
+    They are called once for all lanes with channels last, the fastest way on a CPU.
     """
     last = torch.channels_last
     plain = ([1, 1], [0, 0], [1, 1], False, [0, 0])

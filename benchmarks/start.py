@@ -1,8 +1,8 @@
-"""Seconds from the command `python -m fmnist.study` to the end of its first training step.
+"""Measures the time from the command `python -m fmnist.study` to the end of its first step.
 
     python benchmarks/start.py [--runs N]
 
-The data are cached and the kernels compiled: a first run sees to both and is not counted.
+A first run, which is not counted, caches the data and compiles the kernels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The whole baseline study, ours against fmnist.reference, as a user runs them.
+"""Compares the whole baseline study with fmnist.reference, as a user runs them.
 
     python benchmarks/study.py [--epochs N] [--rounds N] [--keep FOLDER] [--json FILE]
 
-Start-up, evaluation and views are in it; the two take turns.
+The times include start-up, evaluation and views. The two commands take turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMANDS = {"lanes": "fmnist.study", "reference": "fmnist.reference"}
 
 
 def main() -> int:
-    """Time both commands and compare what they found."""
+    """Time both commands and compare their results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--rounds", type=int, default=1)

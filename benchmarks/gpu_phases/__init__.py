@@ -1,4 +1,4 @@
-"""What gpu.py runs: the phases, most valuable first, each in a process of its own."""
+"""The phases of gpu.py, the most important first. Each runs in a separate process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 LOST = 3
-"""The exit status of a phase's process that cannot use the GPU any more."""
+"""Exit status of a process that can no longer use the GPU."""
 
 
 class Phase(NamedTuple):
-    """One phase of gpu.py; its module has a function ``run(part)``.
+    """A phase of gpu.py. Its module has a function ``run(part)``.
 
     Attributes:
-        title: what the summary calls it.
-        weight: its share of the time, as a part of the sum of all weights.
+        title: its title in the summary.
+        weight: its share of the time, relative to the sum of all weights.
     """
 
     title: str
@@ -32,11 +32,11 @@ PHASES = {
     "convolutions": Phase("Convolutions", 3),
     "step": Phase("Where a step goes", 2),
 }
-"""Module -> what it is, in the order in which they run."""
+"""The phases by module, in the order in which they run."""
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a JSON file that is whole at any moment."""
+    """Write a JSON file atomically."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     new.replace(path)

@@ -1,4 +1,4 @@
-"""One phase in this process: ``python -m gpu_phases PHASE``, as gpu.py calls it."""
+"""Runs one phase: ``python -m gpu_phases PHASE``. gpu.py calls it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpu_phases.part import Part, describe_error
 
 
 def main() -> int:
-    """Run the phase; what it finds is in the file ``--part``, also when it raises."""
+    """Run the phase. Its findings are in the file ``--part``, even if it raises."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("phase", choices=PHASES)
     parser.add_argument("--device", required=True)
@@ -47,7 +47,7 @@ def main() -> int:
         if args.fail:
             fail_on_purpose(args.fail)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # What the package says goes beside the progress: standard output is the summary's.
+        # Output of the package goes to stderr, as stdout is for the summary.
         with contextlib.redirect_stdout(sys.stderr):
             importlib.import_module(f"gpu_phases.{args.phase}").run(part)
     except Exception as error:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def fail_on_purpose(how: str) -> None:
-    """As a phase may fail: with an exception, with the process, or without an end."""
+    """Fail as a phase may: by an exception, a crash or a hang."""
     if how == "crash":
         os.abort()
     while how == "hang":

@@ -1,6 +1,6 @@
 """Convolutions: each back end by shape and lanes, forward and backward.
 
-They are timed as they are used: captured in a graph on a GPU, called on a CPU.
+As in training, they are captured in a graph on a GPU, and called on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpu_phases.part import Part
 
 
 class Layer(NamedTuple):
-    """A convolution of the network; its first layer's images may be the same for all lanes."""
+    """A convolution of the network. In the first layer, lanes may share their images."""
 
     name: str
     inputs: int
@@ -36,13 +36,13 @@ LAYERS = (
     Layer("32 to 64", 32, 64, 12, False),
 )
 NETWORKS = {"one seed": (0, 1), "seeds of their own": (2, 1)}
-"""The baseline's two layers, where lanes share their images and where they do not."""
+"""The two layers of the baseline, with and without shared images."""
 
 
 def run(part: Part) -> None:
-    """Measure, and say which back end is the fastest for the baseline's network."""
+    """Measure, and report the fastest back end for the baseline's network."""
     backends = list(conv.BACKENDS)
-    lanes = (2,) if part.quick else (64, 8)  # a single lane is the same by all of them
+    lanes = (2,) if part.quick else (64, 8)  # for a single lane all back ends are the same
     batches = (20,) if part.quick else (100, 1000)
     types = (torch.float32,) if part.quick else (torch.float32, torch.bfloat16)
     times: dict[tuple[object, ...], dict[str, tuple[float, float]]] = {}
@@ -53,7 +53,7 @@ def run(part: Part) -> None:
 
         def measure(key=(dtype, count, batch, place), layer=layer) -> str:  # noqa: ANN001
             dtype, count, batch, _ = key
-            # Lanes that share their images are one wide convolution, by whatever back end.
+            # With shared images, lanes are one wide convolution in every back end.
             different = backends[:1] if layer.shared else backends
             found = {how: timed(part, layer, how, count, batch, dtype) for how in different}
             times[key] = dict.fromkeys(backends, found[backends[0]]) | found
@@ -69,7 +69,7 @@ def run(part: Part) -> None:
 def timed(
     part: Part, layer: Layer, how: str, lanes: int, batch: int, dtype: torch.dtype
 ) -> tuple[float, float]:
-    """Milliseconds forward, and backward; infinity where there is not enough memory."""
+    """Return milliseconds forward and backward; infinity if memory runs out."""
     kernel = 5
     own = () if layer.shared else (lanes,)
     out = layer.side - kernel + 1
@@ -89,7 +89,7 @@ def timed(
 
         def both() -> object:
             def one(x, weight, bias, upstream):  # noqa: ANN001
-                if layer.inputs == 1:  # nobody needs the gradient for the images
+                if layer.inputs == 1:  # the gradient of the images is not needed
                     return torch.func.vjp(lambda w: convolve(x, w, bias), weight)[1](upstream)
                 return torch.func.vjp(lambda x, w: convolve(x, w, bias), x, weight)[1](upstream)
 
@@ -106,20 +106,20 @@ def timed(
 
 
 def repeated(part: Part, run: Callable[[], object]) -> Callable[[], object]:
-    """The same work, without what Python takes to launch it where there are graphs."""
+    """Return a function that repeats the work; on a GPU as a graph, without the time of Python."""
     if not part.cuda:
         return run
     return capture_cuda(lambda: void(run()), part.device)
 
 
 def void(_: object) -> None:
-    """A graph wants functions that return nothing."""
+    """Discard a value, because a graph requires functions that return None."""
 
 
 def keep(
     part: Part, times: dict[tuple[object, ...], dict[str, tuple[float, float]]], backends: list[str]
 ) -> None:
-    """The times so far, and the sums over the baseline's network."""
+    """Return the table of the times so far, and the sums over the baseline's network."""
     rows = [
         (LAYERS[place].name, str(dtype).removeprefix("torch."), lanes, batch,
          *(f"{own[how][0]:.3f} + {own[how][1]:.3f}" for how in backends))

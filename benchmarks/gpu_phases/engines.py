@@ -13,25 +13,25 @@ from gpu_phases.part import Part, SkipError
 
 EPOCH = 60_000
 COMPILING = 45.0
-"""Seconds that torch.compile may take: it is not begun with less."""
+"""Seconds that torch.compile may take. With less time left it is skipped."""
 
 Build = Callable[[contenders.Split, int, int], contenders.Contender]
 
 
 class LanesTf32(contenders.Lanes):
-    """Ours, with tensor cores that round float32."""
+    """The lanes with TF32."""
 
     precision = "tf32"
 
 
 class LanesBfloat16(contenders.Lanes):
-    """Ours, with products in bfloat16."""
+    """The lanes with products in bfloat16."""
 
     precision = "bfloat16"
 
 
 def run(part: Part) -> None:
-    """Measure each cell of the table, those that say most first."""
+    """Measure each cell of the table, the most important first."""
     lanes = (1, 2) if part.quick else (64, 8, 1, 32, 128)
     batches = (100,) if part.quick else (100, 500, 1000)
     cells: list[tuple[str, Build, int, bool]] = [
@@ -61,13 +61,13 @@ def run(part: Part) -> None:
 
 
 def measured(part: Part, build: Build, batch: int, lanes: int) -> tuple[float, float]:
-    """Milliseconds a step: the median of some short epochs, and half the quartiles' distance."""
+    """Return milliseconds per step: the median of short epochs, and the spread."""
     if build is contenders.CompiledGraphs:
         if not part.cuda:
             raise SkipError("there are no CUDA graphs on a CPU")
         if part.left() < COMPILING:
             raise SkipError("no time to compile")
-        torch._dynamo.reset()  # or the second batch size is compiled for any
+        torch._dynamo.reset()  # else the second batch size is compiled for dynamic shapes
     steps = steps_of(batch, lanes, part.examples(), quick=part.quick)
     split = part.images(steps * batch)
     contender = build(split, batch, lanes)
@@ -83,9 +83,9 @@ def measured(part: Part, build: Build, batch: int, lanes: int) -> tuple[float, f
 
 
 def steps_of(batch: int, lanes: int, examples: int, *, quick: bool) -> int:
-    """How many steps a short epoch has, as far as there are images.
+    """Return the number of steps of a short epoch, limited by the number of images.
 
-    An epoch's own costs (its order, copies, evaluation) weigh more here than in a whole one.
+    The fixed costs of an epoch (order, copies, evaluation) count more than in a full one.
     """
     steps = 3 if quick else 100 if lanes == 1 else max(20, 10_000 // batch)
     return min(steps, examples // batch)
@@ -97,7 +97,7 @@ def keep(
     seconds: dict[str, dict[int, float]],
     batches: tuple[int, ...],
 ) -> None:
-    """The table so far."""
+    """Return the table so far."""
     part.table(
         "Seconds a trial and epoch of 60,000 images (milliseconds a step)",
         ("engine", *(f"batch size {batch}" for batch in batches)),

@@ -1,4 +1,4 @@
-"""What a study survives: memory that really runs out, and Ctrl-C; and then the same numbers."""
+"""Interruptions of a study: memory that runs out, and Ctrl-C. The results must not change."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MIB = 1 << 20
 
 
 def run(part: Part) -> None:
-    """Both, each on a study of its own."""
+    """Check both, each with a separate study."""
     part.check("Ctrl-C, and the study goes on to the same numbers", lambda: stopped(part))
     part.check("memory runs out, the halves go on to the same numbers", lambda: halved(part))
 
 
 class Small:
-    """A study of some lanes on a few images, in a folder of its own."""
+    """A study of some lanes on a few images, in a separate folder."""
 
     def __init__(self, part: Part, lanes: int, batch_size: int, epochs: int, images: int) -> None:
         self.lanes = lanes
@@ -52,7 +52,7 @@ class Small:
         stop: Stop | None = None,
         seen: list[object] | None = None,
     ) -> list[tuple[object, ...]]:
-        """Train what is left of it; each trial's history."""
+        """Train the rest of the study. Return the history of each trial."""
         study = storage.open_study(self.config, f"sqlite:///{folder}/study.db")
         events = scheduler.run(
             study,
@@ -69,7 +69,7 @@ class Small:
 
 
 def halved(part: Part) -> str:
-    """As many lanes as do not fit; then as many as do."""
+    """Start with more lanes than fit in memory, then with fewer."""
     lanes = 4 if part.quick or not part.cuda else 32
     small = Small(part, lanes, batch_size=1500, epochs=1, images=3000)
     starved, said = under_a_limit(part, small)
@@ -82,15 +82,15 @@ def halved(part: Part) -> str:
         for mine, its in zip(one, other, strict=True)
         for a, b in zip(mine, its, strict=True)
     )
-    # Other numbers of lanes round in other ways, but not on a CPU.
+    # On a GPU, rounding depends on the number of lanes.
     assert worst <= (0.02 if part.cuda else 0.0), f"metrics differ by {worst}"
     return f"{', '.join(map(str, said))} lanes halved; metrics differ by at most {worst:.0e}"
 
 
 def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], list[int]]:
-    """The histories under a limit where all lanes are too many, and how many were halved.
+    """Return the histories under a limit that is too small for all lanes, and how many were halved.
 
-    The limit is found by trying: what a library keeps for itself is not known before.
+    The limit is found by trying, as the memory that libraries keep is unknown.
     """
     for room in rooms(part, small):
         seen = list[object]()
@@ -107,12 +107,12 @@ def under_a_limit(part: Part, small: Small) -> tuple[list[tuple[object, ...]], l
 
 
 def rooms(part: Part, small: Small) -> list[float]:
-    """Bytes to try."""
+    """Return limits to try, in bytes."""
     if not part.cuda:
-        reserved(part, small, 1)  # what is loaded, compiled and started at first does not count
-        # Upwards: what was had once is kept, and would be had again under any limit.
+        reserved(part, small, 1)  # loading and compiling at first do not count
+        # Upwards, because memory that was allocated once is kept and fits under any limit.
         return [40 * MIB * 1.25**i for i in range(16)]
-    # Once before: what is timed and compiled at first needs memory of its own.
+    # Repeated, because timing and compiling at first need additional memory.
     counts = (small.lanes // 2, small.lanes)
     half, whole = [[reserved(part, small, count) for count in counts] for _ in range(2)][1]
     return [half + share * (whole - half) for share in (0.5, 0.3, 0.7, 0.1, 0.9, -0.2, -0.4)]
@@ -120,7 +120,7 @@ def rooms(part: Part, small: Small) -> list[float]:
 
 @contextlib.contextmanager
 def limited(part: Part, room: float) -> Iterator[None]:
-    """So many bytes for this process: of the GPU's memory, or beyond its address space."""
+    """Limit this process to this number of bytes of GPU memory or of further address space."""
     if part.cuda:
         total = torch.cuda.get_device_properties(part.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(room / total, 1.0), part.device)
@@ -141,7 +141,7 @@ def limited(part: Part, room: float) -> Iterator[None]:
 
 
 def reserved(part: Part, small: Small, lanes: int) -> float:
-    """Train the first of the lanes; the bytes that the GPU's allocator took for it."""
+    """Train the first of the lanes. Return the bytes that the GPU's allocator took for it."""
     rates = small.config.grid["learning_rate"][:lanes]
     grid = {"learning_rate": rates} if lanes > 1 else {}
     fewer = StudyConfig(name="fewer", epochs=1, batch_size=small.config.batch_size, grid=grid)
@@ -158,7 +158,7 @@ def reserved(part: Part, small: Small, lanes: int) -> float:
 
 
 def stopped(part: Part) -> str:
-    """SIGINT somewhere in the second epoch; the rest by a second run of the same study."""
+    """Send SIGINT in the second epoch, and continue in a second run of the study."""
     images, epochs = (2000, 3) if part.quick else (20_000, 6)
     small = Small(part, 4, batch_size=100, epochs=epochs, images=images)
     with tempfile.TemporaryDirectory() as folder:

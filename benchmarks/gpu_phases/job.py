@@ -1,4 +1,4 @@
-"""The main job: the baseline study, its wall time by phase and its accuracies; the plain loop."""
+"""The baseline study: its wall time by phase and its accuracies; and the plain loop."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from gpu_phases.part import Part, SkipError
 
 
 def run(part: Part) -> None:
-    """The study first; then the time of an epoch of the plain loop on the same images."""
+    """Run the study, then time an epoch of the plain loop on the same images."""
     part.check("the baseline study", lambda: study(part))
     part.check("one epoch of the plain loop for each trial", lambda: reference(part))
 
 
 def settings(part: Part) -> studies.StudyConfig:
-    """The baseline, or one epoch of it on fewer images."""
+    """Return the baseline study, or one epoch of it on fewer images."""
     if part.quick:
         return studies.load(overrides=["holdout=500"], epochs=1)
     return studies.load()
 
 
 def study(part: Part) -> str:
-    """As the command runs it, start-up excepted."""
+    """Run the study as the command does, without start-up."""
     own, dataset = settings(part), part.dataset()
     part.value("images", dataset.source)
     late = threading.Timer(part.left(), lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -45,7 +45,7 @@ def study(part: Part) -> str:
         try:
             runs.run_study(own, folder, dataset=dataset, device=str(part.device))
             late_by = ""
-        except KeyboardInterrupt:  # what was trained is there, and may be all of it
+        except KeyboardInterrupt:  # trained trials are stored, and may be all
             late_by = f"not done after {time.perf_counter() - began:.0f} s"
         finally:
             late.cancel()
@@ -70,7 +70,7 @@ def study(part: Part) -> str:
 
 
 def reference(part: Part) -> str:
-    """torch.nn and torch.optim, one configuration after the other; kernels are loaded before."""
+    """Time torch.nn and torch.optim, one configuration after the other, with loaded kernels."""
     own = settings(part)
     training, validation, _ = runs.splits(own, part.dataset(), part.device)
     few = trainer.Split(training.images[:100], training.labels[:100])

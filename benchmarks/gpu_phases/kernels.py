@@ -1,7 +1,7 @@
-"""Every kernel against its definition: forward and backward, odd sizes, poisoned and flat inputs.
+"""Every kernel against its definition: forward and backward, odd sizes, NaN, infinity, constants.
 
-On a CPU Triton's kernels are interpreted, which shows that the arithmetic and the indices are
-right and nothing of what threads do to each other; the summary says so.
+On a CPU, Triton's kernels are interpreted. This checks arithmetic and indices, but not races
+between threads; the summary says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Named = tuple[str, Callable[[], None]]
 
 
 def run(part: Part) -> None:
-    """Check the kernels that the device has, and the convolutions."""
+    """Check the kernels of the device and the convolutions."""
     first, rest = pooling(part)
     for name, check in first:
         part.check(name, check)
@@ -39,10 +39,10 @@ def run(part: Part) -> None:
 
 
 def pooling(part: Part) -> tuple[list[Named], list[Named]]:
-    """Batch norm, ReLU and pooling by Triton, compiled on a GPU, else interpreted.
+    """Return checks of batch norm, ReLU and pooling by Triton, compiled on a GPU, else interpreted.
 
     Returns:
-        The checks that say most, and the others.
+        The most important checks, and the others.
     """
     title = "Triton norm_relu_pool, {}: {}"
     if importlib.util.find_spec("triton") is None:
@@ -50,7 +50,7 @@ def pooling(part: Part) -> tuple[list[Named], list[Named]]:
         return [], []
     how = "compiled" if part.cuda else "interpreted"
     if not part.cuda:
-        os.environ["TRITON_INTERPRET"] = "1"  # Triton looks when it is imported
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at import
         part.skip(title.format("compiled", "all"), "not a CUDA device; interpreted below")
     from gpu_phases import pooling_checks
 
@@ -64,7 +64,7 @@ def pooling(part: Part) -> tuple[list[Named], list[Named]]:
 
 
 def convolutions(part: Part) -> dict[str, partial[str]]:
-    """Back ends by dtype, lanes, shapes and whether the lanes share their images."""
+    """Check the back ends by dtype, number of lanes, shapes and shared images."""
     found = {}
     types = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float64: 1e-10}
     counts = (1, 2) if part.quick else (1, 64)
@@ -82,7 +82,7 @@ def convolutions(part: Part) -> dict[str, partial[str]]:
 def convolution(
     device: torch.device, how: str, lanes: int, dtype: torch.dtype, bar: float, shared: bool
 ) -> str:
-    """Odd sizes, each lane against torch's own in float64, forward and backward."""
+    """Compare each lane with torch in float64, for odd sizes, forward and backward."""
     batch, inputs, outputs, side, kernel = 5, 3, 7, 9, 4
     images = random(device, *(() if shared else (lanes,)), batch, inputs, side, side + 2, seed=0)
     weight = random(device, lanes, outputs, inputs, kernel, kernel, seed=1)
@@ -109,7 +109,7 @@ def convolution(
 
 
 def linear(device: torch.device) -> str:
-    """A hidden layer of 64 lanes and of one, against float64."""
+    """Compare a hidden layer of 64 lanes and of one lane with float64."""
     worst = 0.0
     for lanes in (1, 64):
         x, weight = random(device, lanes, 37, 61, seed=0), random(device, lanes, 13, 61, seed=1)
@@ -127,7 +127,7 @@ def linear(device: torch.device) -> str:
 
 
 def adam(device: torch.device) -> str:
-    """Ten steps of three lanes, against torch.optim.AdamW in float64."""
+    """Compare ten steps of three lanes with torch.optim.AdamW in float64."""
     rates = torch.tensor([0.1, 0.01, 0.001], dtype=torch.float64, device=device)
     numbers = {"learning_rate": rates, "weight_decay": torch.full_like(rates, 0.02)}
     start = random(device, 3, 7, 5, seed=0)
@@ -155,7 +155,7 @@ def adam(device: torch.device) -> str:
 
 
 def block(part: Part) -> str:
-    """Convolution, batch norm, ReLU and pooling in one, forward and backward, against float64."""
+    """Compare the fused convolution block with float64, forward and backward."""
     if part.cuda:
         raise SkipError("it is for CPUs")
     device = part.device
@@ -179,11 +179,11 @@ def block(part: Part) -> str:
 
 
 def random(device: torch.device, *shape: int, seed: int) -> torch.Tensor:
-    """Draws from the normal distribution, the same on every device."""
+    """Return normal random numbers, the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def relative(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """The largest difference, as a part of the largest number."""
+    """Return the largest difference relative to the largest number."""
     difference = (ours.double() - exact).abs().max() / exact.abs().max()
     return difference.item() if torch.isfinite(difference) else float("inf")

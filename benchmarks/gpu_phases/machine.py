@@ -1,4 +1,4 @@
-"""The machine: card, driver, versions, and its limits as measured."""
+"""The machine: card, driver, versions, and measured limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpu_phases.part import Part, SkipError
 
 
 def run(part: Part) -> None:
-    """Describe the machine and measure what it can do at most."""
+    """Describe the machine and measure its limits."""
     for name, value in machine(part.device).items():
         part.value(name, value)
     part.check("CUDA device", lambda: describe(part))
@@ -28,7 +28,7 @@ def run(part: Part) -> None:
 
 
 def describe(part: Part) -> str:
-    """The card, its driver and libraries."""
+    """Return the card, its driver and libraries."""
     if not part.cuda:
         raise SkipError("not a CUDA device")
     about = torch.cuda.get_device_properties(part.device)
@@ -54,7 +54,7 @@ def describe(part: Part) -> str:
 
 
 def triton_version() -> str:
-    """Triton's version, where it is."""
+    """Return the version of Triton, if it is installed."""
     if importlib.util.find_spec("triton") is None:
         raise SkipError("Triton is not installed")
     import triton
@@ -63,7 +63,7 @@ def triton_version() -> str:
 
 
 def copy(part: Part) -> str:
-    """Bytes read and written a second by a copy that no cache holds."""
+    """Return bytes read and written per second by a copy that is larger than the caches."""
     elements = (1 << 24) if part.quick else (1 << 28 if part.cuda else 1 << 26)
     source = torch.rand(elements, device=part.device)
     target = torch.empty_like(source)
@@ -73,7 +73,7 @@ def copy(part: Part) -> str:
 
 
 def products(part: Part, precision: str) -> str:
-    """Floating-point operations a second of a large product of random matrices."""
+    """Return floating-point operations per second of a large product of random matrices."""
     if precision == "tf32" and not part.cuda:
         raise SkipError("only NVIDIA's GPUs have it")
     side = 8192 if part.cuda else 512 if part.quick else 2048
@@ -90,7 +90,7 @@ def products(part: Part, precision: str) -> str:
 
 
 def launches(part: Part) -> str:
-    """Microseconds a small operation takes when called, and inside of a captured graph."""
+    """Return microseconds of a small operation when called, and within a captured graph."""
     count = 200 if part.quick else 1000
     x = torch.zeros(64, device=part.device)
 

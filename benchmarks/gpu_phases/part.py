@@ -1,4 +1,4 @@
-"""What a phase finds, written down at once, so that nothing is lost when it ends early."""
+"""The findings of a phase. They are written at once, so nothing is lost if it ends early."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from gpu_phases import LOST, write_json
 
 
 class SkipError(Exception):
-    """A check cannot be done here; the message says why."""
+    """A check cannot be done here. The message has the reason."""
 
 
 class Part:
-    """One phase's findings.
+    """The findings of a phase.
 
     Args:
-        path: the JSON file that holds them, written anew after each.
+        path: their JSON file, written again after each finding.
         device: where to measure.
-        quick: whether to do no more than shows that everything runs.
-        until: by the monotonic clock; after it no further check or measurement begins.
-        earlier: what the phases before this one found, by phase.
-        data: a folder with the data set, where one was named.
+        quick: whether to do only the minimum that shows that everything runs.
+        until: time of the monotonic clock after which no check or measurement starts.
+        earlier: the findings of earlier phases, by phase.
+        data: a folder with the data set; None by default.
 
     Attributes:
         found: ``checks`` (name, status, detail), ``tables`` by title, ``values`` by name.
@@ -53,7 +53,7 @@ class Part:
     ) -> None:
         self.device, self.quick, self.earlier = device, quick, earlier
         self.found: dict[str, Any] = {"checks": [], "tables": {}, "values": {}}
-        if path.exists():  # the phase goes on in a new process
+        if path.exists():  # the phase continues in a new process
             self.found |= json.loads(path.read_text(encoding="utf-8"))
         self._path, self._end = path, until
         self._data = data or os.environ.get("FMNIST_DATA")
@@ -65,14 +65,14 @@ class Part:
         return self.device.type == "cuda"
 
     def left(self) -> float:
-        """Seconds of this phase's share; negative when it is used up."""
+        """Seconds left for this phase; negative if it is late."""
         return self._end - time.monotonic()
 
     def check(self, name: str, run: Callable[[], str | None]) -> bool:
-        """Do a check: it fails when it raises, and may say what it found. Whether it passed.
+        """Run a check and return whether it passed. It fails if it raises; it may return a detail.
 
-        What an earlier process of this phase has checked is not checked again. An error that leaves
-        the GPU unusable for this process ends it, with status :data:`gpu_phases.LOST`.
+        Checks of an earlier process of this phase are not repeated. An error that makes the GPU
+        unusable for this process ends it with status :data:`gpu_phases.LOST`.
         """
         for noted in self.found["checks"]:
             if noted["name"] == name:
@@ -96,12 +96,12 @@ class Part:
         return self._note(name, "passed", detail)
 
     def synchronize(self) -> None:
-        """Wait for the GPU, so that an error of this check is not taken for one of the next."""
+        """Wait for the GPU, so that an error is assigned to the right check."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
     def skip(self, name: str, why: str) -> bool:
-        """Say that a check was not done. Always False."""
+        """Record that a check was not done. Return False."""
         return self._note(name, "skipped", why)
 
     def _note(self, name: str, status: str, detail: str) -> bool:
@@ -111,31 +111,31 @@ class Part:
         return status == "passed"
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Keep a table; one of the same title is replaced."""
+        """Store a table. It replaces one with the same title."""
         self.found["tables"][title] = {"header": list(header), "rows": [list(r) for r in rows]}
         self.save()
 
     def value(self, name: str, value: object) -> None:
-        """Keep a number or a few words."""
+        """Store a number or a few words."""
         self.found["values"][name] = value
         self.save()
 
     def save(self, **more: object) -> None:
-        """Write all that was found, and this."""
+        """Write all findings and these."""
         self.found |= more
         write_json(self._path, self.found)
 
-    # What several phases need -------------------------------------------------------------------
+    # Shared by several phases -------------------------------------------------------------------
 
     def limit(self, name: str) -> float | None:
-        """A limit of the machine, as the first phase measured it; None where it did not."""
+        """Return a limit of the machine from the first phase; None if it was not measured."""
         value: float | None = self.earlier.get("machine", {}).get("values", {}).get(name)
         return value
 
     def dataset(self) -> Dataset:
-        """Fashion-MNIST where it is on this machine and the run is not quick; else made-up images.
+        """Fashion-MNIST if this machine has it and the run is not quick, else made-up images.
 
-        Its ``source`` says which. The network is not asked: its time-outs would take the phase's.
+        ``source`` names it. Nothing is downloaded, as time-outs would take too long.
         """
         if self._dataset is None:
             self._dataset = self._load()
@@ -154,11 +154,11 @@ class Part:
             return Dataset(fake_images(60_000, 0), fake_images(10_000, 1), why)
 
     def examples(self) -> int:
-        """How many training images there are."""
+        """Return the number of training images."""
         return len(self.dataset().train.labels)
 
     def images(self, examples: int) -> Split:
-        """So many training images, on the device."""
+        """Return this number of training images, on the device."""
         train = self.dataset().train
         assert examples <= self.examples(), f"{examples} of {self.examples()} images"
         return Split(
@@ -166,7 +166,7 @@ class Part:
         )
 
     def milliseconds(self, run: Callable[[], object]) -> float:
-        """What ``run`` takes on the device, by its own events; on a CPU by the clock."""
+        """Return the time of ``run``: by events on a GPU, by the clock on a CPU."""
         if not self.cuda:
             began = time.perf_counter()
             run()
@@ -181,14 +181,14 @@ class Part:
         return elapsed
 
     def median_ms(self, run: Callable[[], object], rounds: int = 0) -> float:
-        """The median of a few such times, after one that is not counted."""
+        """Return the median of a few such times, after one that is not counted."""
         run()
         rounds = rounds or (2 if self.quick else 7)
         return statistics.median(self.milliseconds(run) for _ in range(rounds))
 
 
 def fake_images(examples: int, seed: int) -> Split:
-    """Images that can be learnt: a pattern for each class, under noise."""
+    """Return made-up images that can be learnt: a pattern for each class, with noise."""
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(examples) % 10
@@ -198,5 +198,5 @@ def fake_images(examples: int, seed: int) -> Split:
 
 
 def describe_error(error: BaseException) -> str:
-    """An error's kind and message in one line of no more than 300 characters."""
+    """Return the type and message of an error in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

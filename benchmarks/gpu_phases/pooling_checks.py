@@ -1,8 +1,8 @@
-"""Checks of norm_relu_pool's Triton kernels: on a GPU, or interpreted on a CPU.
+"""Checks of the Triton kernels of norm_relu_pool, on a GPU or interpreted on a CPU.
 
-Triton decides when it is imported whether it interprets, so interpreting needs a process of its
-own. As a script, ``python -m gpu_phases.pooling_checks`` with ``TRITON_INTERPRET=1``, it prints
-what failed. The operators take Triton's kernels on CPU tensors there.
+Triton decides at import whether to interpret kernels, so interpreting needs a separate process:
+``python -m gpu_phases.pooling_checks`` with ``TRITON_INTERPRET=1``. It prints the failed checks. In
+it, the operators use Triton's kernels for CPU tensors.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ EPS = 1e-5
 
 
 def normal(*shape, seed=0, scale=1.0, shift=0.0):
-    """Draws from a normal distribution, the same on each device, on the default one."""
+    """Return normal random numbers on the default device, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(shape, generator=generator, device="cpu") * scale + shift
     return drawn.to(torch.get_default_device())
 
 
 def numbers(*shape, seed=0):
-    """Weights of both signs with zeros among them, and biases."""
+    """Return weights of both signs and zeros, and biases."""
     weight = normal(*shape, seed=seed + 1)
     weight[..., ::3] = 0.0
     return weight, normal(*shape, seed=seed + 2)
 
 
 def few_values(*shape):
-    """So few that the pixels of a square are often equal."""
+    """Return so few different numbers that pixels of a square are often equal."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(-2, 3, shape, generator=generator, device="cpu").float()
     return drawn.to(torch.get_default_device())
 
 
 def take_cpu_tensors():
-    """Below the operators, autograd and vmap run these kernels, as on a GPU."""
+    """Register these kernels for the operators, so that autograd and vmap use them as on a GPU."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
@@ -55,22 +55,22 @@ def take_cpu_tensors():
     nrp._DEVICES.add("cpu")
 
 
-# What is right, in plain torch -----------------------------------------------------------------
+# The definition, in plain torch -----------------------------------------------------------------
 
 
 def squares(x):
-    """The four pixels of each square, in row-major order, side by side."""
+    """Return the four pixels of each square, in row-major order."""
     height, width = (size // 2 * 2 for size in x.shape[2:])
     x = x[:, :, :height, :width].unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
     return x.transpose(3, 4).flatten(4)
 
 
 def right_forward(x, weight, bias, mean, var):
-    """Pooled, the largest pixel's distance from the mean, and its place: 4 where none passes.
+    """Return the pooled values, the deviation of the largest pixel from the mean, and its position.
 
-    Of equal pixels the first is taken; of NaNs, which are larger than all, the last.
+    The position is 4 if no pixel is positive. Of equal pixels the first counts, of NaNs the last.
     """
-    root = torch.sqrt((var + EPS).double()).float()  # by way of float64: rounded in the last bit
+    root = torch.sqrt((var + EPS).double()).float()  # in float64, for correct rounding
     scale = (weight.double() / root.double()).float()
     mean, scale, shift = (t[:, None, None] for t in (mean, scale, bias))
     centred = squares(x - mean)
@@ -108,7 +108,7 @@ def right_backward(grad, x, weight, mean, var, centred, which):
 
 
 def check_definition(x):
-    """Outputs, statistics and gradients, against the definition in float64 and its autograd."""
+    """Compare outputs, statistics and gradients with the definition in float64 and its autograd."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     inputs = [t.clone().requires_grad_() for t in (x, *numbers(x.shape[1]))]
@@ -126,7 +126,7 @@ def check_definition(x):
 
 
 def check_places(x):
-    """Given a mean and a variance: what is right, to the bit; and the gradients, to rounding."""
+    """With a given mean and variance, outputs are right to the bit and gradients to rounding."""
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     def channels_last(t):
@@ -154,7 +154,7 @@ def check_places(x):
 
 
 def check_channels_stand_alone():
-    """To the bit, though the tiles of 130 channels are others than those of 5."""
+    """The results agree to the bit, although 130 channels have other tiles than 5."""
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     x, (weight, bias) = normal(7, 130, 9, 8), numbers(130)
@@ -169,7 +169,7 @@ def check_channels_stand_alone():
 
 
 def check_parts(batch):
-    """More rows than the parts' least size holds, whole parts and not: the cuts are right."""
+    """More rows than the minimum size of a part are cut correctly, with and without a remainder."""
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     weight, bias = numbers(2)
@@ -196,7 +196,7 @@ def check_statistics(shift):
 
 
 def check_bfloat16():
-    """Only rounded on the way in and out."""
+    """Only inputs and outputs are rounded."""
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     x, (weight, bias) = normal(3, 5, 6, 7).bfloat16(), numbers(5)
@@ -213,7 +213,7 @@ def check_bfloat16():
 
 
 def check_dispatch():
-    """What is registered for CUDA hands its arguments on in the right order."""
+    """The functions registered for CUDA pass their arguments in the right order."""
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     def on_cuda(name, *args):
@@ -231,7 +231,7 @@ def check_dispatch():
 
 
 def check_poison(value):
-    """A poisoned channel is its own trouble."""
+    """NaN or infinity in a channel affects only this channel."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     x = normal(3, 4, 6, 6, seed=1)
@@ -258,7 +258,7 @@ def check_closed_relu():
 
 
 def check_outlier():
-    """One that comes first does not spoil the statistics."""
+    """A first value that is not finite does not spoil the statistics."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     x = normal(50, 1, 12, 12)
@@ -268,7 +268,7 @@ def check_outlier():
 
 
 def check_lanes(lanes, shape):
-    """Under vmap and grad, bit for bit the solo result: a channel never looks at another."""
+    """Under vmap and grad, each lane has the bits of its solo result."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     x = normal(lanes, *shape)
@@ -290,7 +290,7 @@ def check_lanes(lanes, shape):
 
 
 def check_evaluation(lanes, *shape):
-    """Equals its definition, and has its gradient."""
+    """The operator and its gradient equal the definition."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     x = normal(lanes, *shape)
@@ -308,7 +308,7 @@ def check_evaluation(lanes, *shape):
 
 
 def check_operators():
-    """They keep torch's rules."""
+    """The operators pass the checks of torch."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     x = normal(4, 3, 7, 6)
@@ -320,7 +320,7 @@ def check_operators():
 
 
 def check_zero_variance():
-    """A channel whose pixels are all the same: finite outputs and gradients."""
+    """A channel of equal pixels has finite outputs and gradients."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
     x = normal(6, 3, 5, 4)
@@ -337,7 +337,7 @@ def check_zero_variance():
     torch.testing.assert_close(ours[0].double(), exact[0], rtol=1e-4, atol=1e-5)
     for mine, theirs in zip(ours[1:], exact[1:], strict=True):
         assert mine.isfinite().all()
-        # The flat channel's gradient is a difference of large numbers: it is finite, no more.
+        # The flat channel's gradient is a difference of large numbers: only finiteness is checked.
         mine, theirs = (t.index_select(min(t.dim() - 1, 1), sound) for t in (mine, theirs))
         size = theirs.abs().max().item()
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4 * size)
@@ -352,7 +352,7 @@ SHAPES = [
     (2, 1, 24, 24),
 ]
 FIRST = 18
-"""How many of the checks say most; the others are of shapes that no study is likely to have."""
+"""Number of the most important checks. The others have shapes that studies hardly use."""
 
 QUICK = (
     "definition (3, 12, 9, 7)",
@@ -365,13 +365,13 @@ QUICK = (
 
 
 def checks(device: torch.device) -> dict[str, Callable[[], None]]:
-    """All checks on this device, by name, those of the shapes that the network has first."""
+    """Return all checks on this device, by name; those with shapes of the network come first."""
     found: dict[str, Callable[[], None]] = {}
 
     spread = partial(normal, scale=2.0, shift=1.0)
     found["lanes 3"] = partial(check_lanes, 3, (3, 5, 6, 5))
     if device.type == "cuda":  # interpreted, this takes minutes
-        # As many rows as the baseline has, or the compiler unrolls the loop over them.
+        # As many rows as in the baseline, else the compiler unrolls the loop over them.
         found["lanes 6 of the baseline"] = partial(check_lanes, 6, (500, 12, 24, 24))
     found["lanes 64"] = partial(check_lanes, 64, (3, 3, 6, 5))
     for shape in SHAPES:
@@ -401,13 +401,13 @@ def _made(check, make, shape):
 
 
 def _on(device, check):
-    """Do a check with this device as the one where tensors are made."""
+    """Run a check with this default device."""
     with torch.device(device):
         check()
 
 
 def interpret():
-    """Do the checks; what failed, by name."""
+    """Run the checks. Return the failures, by name."""
     take_cpu_tensors()
     failed = {}
     for name, check in checks(torch.device("cpu")).items():

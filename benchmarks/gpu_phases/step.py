@@ -1,4 +1,4 @@
-"""Where a step goes: the kernels that take most, launches, and how near the limits it is."""
+"""The time of a step: the slowest kernels, launches, and the distance from the limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpu_phases.training import group
 
 MOST = 12
 
-os.environ.setdefault("TEARDOWN_CUPTI", "0")  # or a second profile may see no kernels
+os.environ.setdefault("TEARDOWN_CUPTI", "0")  # else a second profile may have no kernels
 
 
 def run(part: Part) -> None:
@@ -33,7 +33,7 @@ def run(part: Part) -> None:
 
 
 def profiled(part: Part, count: int, batch: int) -> str:
-    """The kernels of some steps by the time they take, and the step's distance from the limits."""
+    """Report the kernels of some steps by their time, and the distance from the limits."""
     steps = 3 if part.quick else 20
     split = part.images(steps * batch)
     contender = contenders.Lanes(split, batch, count)
@@ -73,7 +73,7 @@ def profiled(part: Part, count: int, batch: int) -> str:
 
 
 def taken(events: EventList, cuda: bool) -> list[tuple[str, int, float]]:
-    """Name, calls and microseconds by itself, of kernels on a GPU and operations on a CPU."""
+    """Return name, calls and own microseconds of kernels on a GPU or operations on a CPU."""
     rows = []
     for event in events:
         if cuda and event.device_type == torch.autograd.DeviceType.CUDA:
@@ -84,7 +84,7 @@ def taken(events: EventList, cuda: bool) -> list[tuple[str, int, float]]:
 
 
 def kernel_times(events: EventList) -> list[tuple[float, float]]:
-    """Begin and end of each kernel on a GPU, in microseconds."""
+    """Return begin and end of each kernel on a GPU, in microseconds."""
     return [
         (event.time_range.start, event.time_range.end)
         for event in events
@@ -93,7 +93,7 @@ def kernel_times(events: EventList) -> list[tuple[float, float]]:
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
-    """How long at least one of these runs: a graph's branches run side by side."""
+    """Return the time in which at least one of these runs; branches of a graph run in parallel."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(end - max(start, reached), 0.0)
@@ -102,7 +102,7 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 class Counting(TorchDispatchMode):
-    """Adds up what every operation reads and writes, if it did so once; views are free."""
+    """Adds up the bytes that each operation reads and writes once. Views are free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,12 +120,12 @@ class Counting(TorchDispatchMode):
 
 
 def bytes_moved(part: Part, count: int, batch: int) -> int:
-    """Of one step, operation by operation as it is traced."""
+    """Return the bytes of one step, operation by operation, from its trace."""
     own, split = group(count, batch), part.images(batch)
     state = trainer.start(*own, part.device)
     numbers = stacked_numbers(own.lanes, part.device)
     chosen = torch.arange(batch, device=part.device)
-    _, model = trainer.variant(*own, split)  # may be timed: not while bytes are counted
+    _, model = trainer.variant(*own, split)  # may time variants, which must not be counted
     with Counting() as counted:
         vmap.train_step(
             state,

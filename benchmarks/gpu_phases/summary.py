@@ -1,4 +1,4 @@
-"""The last lines of gpu.py: what was found, in no more than 80 lines."""
+"""The summary of gpu.py in at most 80 lines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gpu_phases import PHASES
 
 LINES, WIDTH = 80, 160
 _ROWS = {"engines": 14, "convolutions": 10, "step": 14, "job": 8, "training": 5}
-"""Rows that the tables of a phase get at most; 4 elsewhere."""
+"""Maximum number of rows of the tables of a phase; 4 for the others."""
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """The lines: for each phase its outcome, what failed and was skipped, and its tables."""
+    """Return the lines: for each phase its outcome, failed and skipped checks, and tables."""
     checks = [check for phase in found["phases"].values() for check in phase["checks"]]
     counts = [f"{_count(checks, status)} {status}" for status in ("passed", "failed", "skipped")]
     head = [
@@ -21,7 +21,7 @@ def summary(found: dict[str, Any]) -> list[str]:
         f"{found['command']}: {', '.join(counts)}, {found['seconds']:.0f} s on {found['device']}",
     ]
     bodies = {name: _phase(name, phase) for name, phase in found["phases"].items()}
-    # Where there is too much, the longest tables give up their last rows.
+    # If there are too many lines, the longest tables lose their last rows.
     while len(head) + sum(map(len, bodies.values())) > LINES:
         longest = max(bodies, key=lambda name: len(bodies[name]))
         bodies[longest][-2:] = ["  ... (the rest is in the JSON)"]
@@ -54,11 +54,11 @@ def _phase(name: str, phase: dict[str, Any]) -> list[str]:
         values = phase["values"]
         keys = ("machine", "driver", "libraries", "versions", "commit", "date", "data")
         lines += [f"  {key}: {values[key]}" for key in keys if values.get(key)]
-    if name not in ("kernels", "engines", "convolutions"):  # many that say the same, or tables
+    if name not in ("kernels", "engines", "convolutions"):  # many similar ones, or tables
         passed = [check for check in checks if check["status"] == "passed" and check["detail"]]
         lines += [f"  {check['name']}: {check['detail']}" for check in passed[:9]]
     for title, table in phase["tables"].items():
-        if title == "Milliseconds forward + backward":  # its sums follow
+        if title == "Milliseconds forward + backward":  # the sums follow
             continue
         lines.append(f"  {title}")
         lines += [f"    {line}" for line in _table(table, _ROWS.get(name, 4))]

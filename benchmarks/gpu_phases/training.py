@@ -1,4 +1,4 @@
-"""Training as promised: equal to torch.nn, to itself, to its lanes alone, and after a pause."""
+"""Guarantees of training: lanes against torch.nn, a repetition, solo runs, and a resumed run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATES = (0.003, 0.001, 0.0003)
 
 
 def run(part: Part) -> None:
-    """Each check by itself; lanes against solo runs also as a table."""
+    """Run each check. Lanes against solo runs also give a table."""
     checks: dict[str, Callable[[], str | None]] = {
         "float64: lanes equal torch.nn and torch.optim": lambda: parity(part),
         "float32: the same run twice, bit for bit": lambda: twice(part),
@@ -49,14 +49,14 @@ class Group(NamedTuple):
 
 
 def group(count: int, batch_size: int, model: fmnist.Model | None = None) -> Group:
-    """Lanes of the baseline's network, or of another, that differ in their learning rate."""
+    """Return lanes of the baseline's or another network, with different learning rates."""
     rates = [RATES[i % len(RATES)] for i in range(count)]
     program = trainer.Program(model or fmnist.cnn(), fmnist.adam, batch_size)
     return Group(program, make_lanes(fmnist.adam, {"learning_rate": rates}))
 
 
 def perceptron() -> fmnist.Model:
-    """One hidden layer with a norm, of plain functions: the package has no kernel for it."""
+    """Return a model of plain functions with one hidden layer and a norm, without fused kernels."""
 
     def init(seed: int) -> tuple[Any, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -75,22 +75,22 @@ def perceptron() -> fmnist.Model:
 def epochs_of(
     own: Group, split: Split, held_out: Split, resume: trainer.TrainerState | None = None
 ) -> trainer.EpochResult:
-    """The result of one epoch."""
+    """Return the result of one epoch."""
     *_, last = trainer.train_lanes(*own, split, held_out, epochs=1, resume=resume)
     assert isinstance(last, trainer.EpochResult)
     return last
 
 
 def sizes(part: Part) -> tuple[int, int, int]:
-    """Lanes, batch size and steps of the checks in float32."""
+    """Return lanes, batch size and steps of the checks in float32."""
     if part.quick:
         return 2, 20, 6
     return (64, 500, 20) if part.cuda else (4, 100, 20)
 
 
 def parity(part: Part) -> str:
-    """Two epochs, the last step of each smaller, in float64."""
-    # Few steps: Adam divides by what is nearly nothing, which magnifies rounding with each.
+    """Compare two epochs in float64. The last step of each is smaller."""
+    # Few steps: Adam divides by values near zero, which magnifies rounding at each step.
     split, batch = part.images(90 if part.quick else 490), 20 if part.quick else 100
     *_, ours = fmnist.fit(
         fmnist.cnn(), fmnist.adam, split, split, lanes={"learning_rate": RATES},
@@ -116,12 +116,12 @@ def parity(part: Part) -> str:
 
 
 def twice(part: Part) -> None:
-    """Whether the device computes the same thing twice."""
+    """Check that a repetition gives the same bits."""
     same(train(part), train(part))
 
 
 def captured(part: Part, model: fmnist.Model | None = None) -> None:
-    """The steps as replayed from a graph, and as called one by one."""
+    """Compare steps replayed from a graph with steps called one by one."""
     if not part.cuda:
         raise SkipError("not a CUDA device; a stand-in follows")
     with patch.object(trainer, "repeater", lambda step, device: cuda_graph._Looped(step)):
@@ -130,7 +130,7 @@ def captured(part: Part, model: fmnist.Model | None = None) -> None:
 
 
 def stand_in(part: Part) -> None:
-    """The same with a function in place of a graph: what is copied where is right."""
+    """Compare with a function in place of a graph, to check the copies."""
 
     def called(
         run: Callable[[], None], device: torch.device, reset: Callable[[], None]
@@ -147,7 +147,7 @@ def stand_in(part: Part) -> None:
 
 
 def resumed(part: Part, model: fmnist.Model | None = None) -> str:
-    """From the first pause to the end, against a run that was left alone."""
+    """Compare a run that is resumed within an epoch with an uninterrupted one."""
     count, batch, steps = sizes(part)
     split = images(part)
     own = group(count, batch, model)
@@ -159,7 +159,7 @@ def resumed(part: Part, model: fmnist.Model | None = None) -> str:
 
 
 def solo(part: Part, how: str, rows: list[tuple[object, ...]]) -> str:
-    """The first and the last of some lanes, and each of them alone, by one convolution."""
+    """Compare the first and last of some lanes with solo runs, for one convolution."""
     if how == "blocks" and part.cuda:
         raise SkipError("it is for CPUs")
     count, batch, steps = (2, 20, 6) if part.quick else (8, 100, 200)
@@ -195,20 +195,20 @@ def solo(part: Part, how: str, rows: list[tuple[object, ...]]) -> str:
 
 
 def images(part: Part) -> Split:
-    """Those of an epoch; its last step is smaller, and a graph of its own."""
+    """Return the examples of an epoch. Its last step is smaller and has a separate graph."""
     _, batch, steps = sizes(part)
     return part.images(batch * steps + batch // 2)
 
 
 def train(part: Part, model: fmnist.Model | None = None) -> Any:
-    """The lanes' state after one epoch of the usual steps."""
+    """Return the state of the lanes after one epoch."""
     count, batch, _ = sizes(part)
     split = images(part)
     return epochs_of(group(count, batch, model), split, split).train_state
 
 
 def same(ours: Any, theirs: Any) -> None:
-    """Two trees are equal in every bit; else says how far they are from it."""
+    """Check that two trees are equal in every bit. The error has their difference."""
     pairs = list(zip(optree.tree_leaves(ours), optree.tree_leaves(theirs), strict=True))
     differ = sum(int((a != b).sum()) for a, b in pairs)
     worst = max(difference(a, b) for a, b in pairs)
@@ -217,6 +217,6 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The largest difference, as a part of the largest number."""
+    """Return the largest difference relative to the largest number."""
     size = b.double().abs().max().item() or 1.0
     return ((a.double() - b.double()).abs().max() / size).item()

@@ -1,1 +1,1 @@
-"""What a study is: its settings and their checks, study files, and the results of its trials."""
+"""Settings of a study and their checks, study files, and the results of trials."""

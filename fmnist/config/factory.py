@@ -1,6 +1,6 @@
-"""A model of one's own in a study file: ``factory = "mypackage.nets:mlp"``.
+"""The user's own models in study files: ``factory = "mypackage.nets:mlp"``.
 
-The factory's keyword arguments are settings, typed by its signature.
+The keyword arguments of the factory become settings. Its signature gives their types.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class FactoryConfig:
-    """The settings of a model of one's own. All are static: another value is another program.
+    """The settings of a model that a factory makes. All are static.
 
     Attributes:
         factory: ``"MODULE:FUNCTION"``.
-        source: the SHA-256 of the source that it was made from; empty for the one that is there.
-        arguments: the factory's keyword arguments by name, as far as they are set.
+        source: the SHA-256 of the factory's source code; empty for the code that is installed now.
+        arguments: the keyword arguments of the factory that are set, by name.
     """
 
     factory: str
@@ -46,12 +46,12 @@ class FactoryConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> FactoryConfig:
-        """From all settings by name."""
+        """Make the settings from all values by name."""
         arguments = {k: v for k, v in values.items() if k not in (FACTORY, SOURCE)}
         return cls(values[FACTORY], values.get(SOURCE, ""), tuple(arguments.items()))
 
     def values(self) -> dict[str, Any]:
-        """All settings by name."""
+        """Return all settings by name."""
         source = {SOURCE: self.source} if self.source else {}
         return {FACTORY: self.factory, **source, **dict(self.arguments)}
 
@@ -60,13 +60,13 @@ AnyModelConfig = ModelConfig | FactoryConfig
 
 
 class Factory(NamedTuple):
-    """A factory as it is imported.
+    """An imported factory.
 
     Attributes:
-        function: makes the model.
-        settings: of a study whose model it makes, by name; see :data:`SETTINGS`.
-        defaults: of those of its arguments that have one.
-        source: the SHA-256 of its module and of the modules beside it that this one uses.
+        function: the function that makes the model.
+        settings: the settings of a study with this factory, by name; see :data:`SETTINGS`.
+        defaults: the defaults of its arguments, by name.
+        source: the SHA-256 of its module and of the user's modules that this module uses.
     """
 
     function: Callable[..., Model]
@@ -76,12 +76,12 @@ class Factory(NamedTuple):
 
 
 def settings_of(name: object) -> Mapping[str, Setting]:
-    """The settings of a study whose model this factory makes; None for the built-in network."""
+    """Return the settings of a study with this factory; None is the built-in network."""
     return SETTINGS if name is None else load(name).settings
 
 
 def defaults_of(model: AnyModelConfig) -> Mapping[str, Any]:
-    """The defaults of a model's settings, as far as they have one."""
+    """Return the defaults of the settings of a model, by name."""
     if isinstance(model, ModelConfig):
         return vars(ModelConfig())
     factory = load(model.factory)
@@ -92,37 +92,39 @@ def load(name: object) -> Factory:
     """Import a factory.
 
     Args:
-        name: ``"MODULE:FUNCTION"``; the module is found as by ``import``.
+        name: ``"MODULE:FUNCTION"``; the module must be importable.
 
     Raises:
-        ConfigError: There is no such function, its signature does not say that it returns a
-            :class:`Model`, or an argument without a default cannot be a setting.
+        ConfigError: The function cannot be imported, its return annotation is not
+            :class:`Model`, an argument has the name of another setting, or an argument without a
+            default has an unsupported type.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)*:\w+", name)):
         raise ConfigError('must be "MODULE:FUNCTION", such as "mypackage.nets:mlp"', FACTORY, name)
-    module, _, function = name.partition(":")
+    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        function = getattr(importlib.import_module(module), attribute)
     except AttributeError:
-        raise ConfigError(f"there is no {function} in module {module}", FACTORY, name) from None
+        raise ConfigError(f"there is no {attribute} in module {module}", FACTORY, name) from None
     except Exception as error:
-        where = "" if module in sys.modules else "; run where import finds it, or install it"
-        raise ConfigError(f"cannot be imported: {_line(error)}{where}", FACTORY, name) from error
-    return _inspected(name, found)
+        hint = "" if module in sys.modules else "; run where import finds it, or install it"
+        raise ConfigError(f"cannot be imported: {_one_line(error)}{hint}", FACTORY, name) from error
+    return _inspect(name, function)
 
 
 @functools.cache
-def _inspected(name: str, function: Callable[..., Model]) -> Factory:
+def _inspect(name: str, function: Callable[..., Model]) -> Factory:
+    """Make the settings of a factory from its signature."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except (ValueError, TypeError, NameError) as error:
-        raise ConfigError(f"has no signature: {_line(error)}", FACTORY, name) from error
+        raise ConfigError(f"has no signature: {_one_line(error)}", FACTORY, name) from error
     if signature.return_annotation is not Model:
-        # Also a guard: a study file names no function that was not written to make models.
+        # This also protects: a study file cannot make the command call an arbitrary function.
         reason = "must be a function whose signature says that it returns fmnist.Model, as in"
         reason += f" def {name.partition(':')[2]}(...) -> fmnist.Model"
         raise ConfigError(reason, FACTORY, name)
-    own: dict[str, Setting] = {
+    model_settings: dict[str, Setting] = {
         FACTORY: Setting(FACTORY, "model", "study", kinds.TEXT),
         SOURCE: Setting(SOURCE, "model", "study", kinds.TEXT),
     }
@@ -135,16 +137,17 @@ def _inspected(name: str, function: Callable[..., Model]) -> Factory:
             reason = f"has an argument {parameter.name}, which is another setting of the study"
             raise ConfigError(reason, FACTORY, name)
         if kind is not None:
-            own[parameter.name] = setting = Setting(parameter.name, "model", "static", kind)
+            setting = Setting(parameter.name, "model", "static", kind)
+            model_settings[parameter.name] = setting
             if parameter.default is not parameter.empty:
                 defaults[parameter.name] = setting.read(parameter.default)
         elif parameter.default is parameter.empty and parameter.kind not in _VARIADIC:
             reason = f"its argument {parameter.name} must have a default, or be annotated as"
             reason += " int, float, bool, str, Literal of words or tuple[int, ...]"
             raise ConfigError(reason, FACTORY, name)
-    others = {key: each for key, each in SETTINGS.items() if each.table != "model"}
-    study = {key: each for key, each in others.items() if each.table == "study"}
-    settings = MappingProxyType(study | own | others)
+    others = {key: setting for key, setting in SETTINGS.items() if setting.table != "model"}
+    study = {key: setting for key, setting in others.items() if setting.table == "study"}
+    settings = MappingProxyType(study | model_settings | others)
     return Factory(function, settings, defaults, _source(sys.modules[function.__module__]))
 
 
@@ -153,24 +156,25 @@ _WIDTHS = (tuple[int, ...], list[int], Sequence[int])
 
 
 def _kind(parameter: inspect.Parameter) -> Kind | None:
-    """What values a parameter takes, by its annotation or its default; None if no setting can."""
+    """Return the allowed values of a parameter; None if the parameter cannot be a setting."""
     if parameter.kind in (*_VARIADIC, inspect.Parameter.POSITIONAL_ONLY):
         return None
-    wanted = parameter.annotation
-    if wanted is parameter.empty:
-        wanted = type(parameter.default)
-        if wanted in (tuple, list) and parameter.default:
-            wanted = tuple[int, ...] if all(type(n) is int for n in parameter.default) else None
-    if typing.get_origin(wanted) is typing.Literal:
-        words = typing.get_args(wanted)
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        annotation = type(parameter.default)
+        if annotation in (tuple, list) and parameter.default:
+            integers = all(type(n) is int for n in parameter.default)
+            annotation = tuple[int, ...] if integers else None
+    if typing.get_origin(annotation) is typing.Literal:
+        words = typing.get_args(annotation)
         return kinds.choice(*words) if all(isinstance(word, str) for word in words) else None
-    if wanted in _WIDTHS:
+    if annotation in _WIDTHS:
         return kinds.integers(0, 64, 2**31, '[12, 24] or "12-24"')
-    return kinds.BY_TYPE.get(wanted)
+    return kinds.BY_TYPE.get(annotation)
 
 
 def _source(module: ModuleType) -> str:
-    """The SHA-256 of a module's file, and of the modules beside or below it that it uses."""
+    """Return the SHA-256 of the files of a module and of the user's modules that it uses."""
     digest = hashlib.sha256()
     for name, path in sorted(_files(module).items()):
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -178,30 +182,30 @@ def _source(module: ModuleType) -> str:
 
 
 def _files(module: ModuleType) -> dict[str, Path]:
-    """Name -> file of a module and of the modules of its user that it uses, directly or not."""
+    """Return the files of a module and of the user's modules that it uses, by module name."""
     top = sys.modules[module.__name__.partition(".")[0]]
     root = Path(top.__file__ or ".").resolve().parent
-    found: dict[str, Path] = {}
-    waiting = [module]
-    while waiting:
-        each = waiting.pop()
-        path = Path(getattr(each, "__file__", None) or "").resolve()
-        own = each is module or _is_own(each.__name__, path, root)
-        if each.__name__ in found or not (own and path.is_file()):
+    files: dict[str, Path] = {}
+    queue = [module]
+    while queue:
+        current = queue.pop()
+        path = Path(getattr(current, "__file__", None) or "").resolve()
+        included = current is module or _is_users(current.__name__, path, root)
+        if current.__name__ in files or not (included and path.is_file()):
             continue
-        found[each.__name__] = path
-        waiting += _used(each)
-    return found
+        files[current.__name__] = path
+        queue += _used_modules(current)
+    return files
 
 
-def _is_own(name: str, path: Path, root: Path) -> bool:
-    """Whether a module is the user's own: installed packages have versions instead."""
+def _is_users(name: str, path: Path, root: Path) -> bool:
+    """Whether a module is part of the user's code and not an installed package or fmnist."""
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
     return path.is_relative_to(root) and not installed and name.partition(".")[0] != "fmnist"
 
 
-def _used(module: ModuleType) -> Iterator[ModuleType]:
-    """The modules among a module's names, and those where its functions and classes are from."""
+def _used_modules(module: ModuleType) -> Iterator[ModuleType]:
+    """Yield the modules that a module imports, and those that define its functions and classes."""
     for value in list(vars(module).values()):
         if isinstance(value, ModuleType):
             yield value
@@ -210,37 +214,37 @@ def _used(module: ModuleType) -> Iterator[ModuleType]:
 
 
 def build_model(config: AnyModelConfig, convolution: str = "auto") -> Model:
-    """The model of these settings; the same object each time, so that it can be a key.
+    """Make the model of these settings. The same settings give the same object.
 
     Args:
-        config: of the built-in network, or of a factory.
-        convolution: of the built-in network; as in :func:`fmnist.cnn`.
+        config: the settings of the built-in network, or of a factory.
+        convolution: the convolution of the built-in network; as in :func:`fmnist.cnn`.
 
     Raises:
-        ConfigError: The factory raises an error, or returns something else.
+        ConfigError: The factory raises an error, or does not return a model.
     """
     if isinstance(config, ModelConfig):
         return cnn.build(config, convolution)
-    return _built(load(config.factory).function, config)
+    return _call_factory(load(config.factory).function, config)
 
 
 @functools.lru_cache(maxsize=4096)
-def _built(function: Callable[..., Model], config: FactoryConfig) -> Model:
+def _call_factory(function: Callable[..., Model], config: FactoryConfig) -> Model:
     arguments = dict(config.arguments)
     try:
         model = function(**arguments)
     except Exception as error:
-        raise _unusable(config, _line(error)) from error
+        raise _unusable(config, _one_line(error)) from error
     if not isinstance(model, Model):
         raise _unusable(config, f"it returned {type(model).__name__}, not fmnist.Model")
     return model
 
 
 def check_models(configs: Collection[AnyModelConfig]) -> None:
-    """Have the model of each of these settings compute the logits of two black images.
+    """Check that the model of each factory computes logits of two black images.
 
     Raises:
-        ConfigError: One cannot be made, or raises an error, or its logits have another shape.
+        ConfigError: A model cannot be made, raises an error, or its logits have a wrong shape.
     """
     images = torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE)
     for config in configs:
@@ -251,18 +255,18 @@ def check_models(configs: Collection[AnyModelConfig]) -> None:
                     logits, _ = model.apply(*model.init(0), images, train=False)
                 shape = tuple(logits.shape)
             except Exception as error:
-                raise _unusable(config, _line(error)) from error
+                raise _unusable(config, _one_line(error)) from error
             if shape != (2, CLASS_COUNT):
                 reason = f"the logits of 2 images have the shape {list(shape)}"
                 raise _unusable(config, f"{reason}, not [2, {CLASS_COUNT}]")
 
 
-def _unusable(config: FactoryConfig, why: str) -> ConfigError:
+def _unusable(config: FactoryConfig, reason: str) -> ConfigError:
     arguments = ", ".join(f"{name}={value!r}" for name, value in config.arguments)
     return ConfigError(
-        clipped(f"cannot be used with ({arguments}): {why}", 300), FACTORY, config.factory
+        clipped(f"cannot be used with ({arguments}): {reason}", 300), FACTORY, config.factory
     )
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return clipped(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)

@@ -1,4 +1,4 @@
-"""Which values a setting takes: the type, the range in words, and the test of it."""
+"""The values that a setting can take: their type, their range in words, and its check."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """Which values a setting takes.
+    """The values that a setting can take.
 
     Attributes:
-        type: of the value; ``tuple`` is a tuple of integers.
+        type: the type of the value; ``tuple`` is a tuple of integers.
         allowed: the range in words.
-        check: whether a value of this type is in the range.
-        choices: the words it may be, when those are few.
+        check: returns whether a value of this type is in the range.
+        choices: the allowed words, if the value is one of a few words.
     """
 
     type: type
@@ -24,12 +24,12 @@ class Kind(NamedTuple):
 
 
 def integer(low: int, high: int) -> Kind:
-    """An integer of a range."""
+    """An integer from ``low`` to ``high``."""
     return Kind(int, f"an integer from {low} to {high}", lambda n: low <= n <= high)
 
 
 def integers(fewest: int, most: int, high: int, example: str) -> Kind:
-    """Some integers from 1 up."""
+    """A tuple of ``fewest`` to ``most`` integers from 1 to ``high``."""
     return Kind(
         tuple,
         f"{fewest} to {most} integers from 1 to {high}, written {example}",
@@ -59,4 +59,4 @@ BY_TYPE: Mapping[object, Kind] = {
     bool: SWITCH,
     str: NAME,
 }
-"""For the arguments of a model's factory."""
+"""For arguments of a factory, by annotation."""

@@ -1,6 +1,6 @@
-"""What a study leaves behind: one :class:`TrialResult` a trial, written as CSV.
+"""The results of the trials of a study, and their CSV files.
 
-This is the vocabulary that the study, the reference and the views share.
+The study, the reference model and the reports share these types.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Value = str | int | float | bool
-"""A point of a grid axis. A tuple such as ``hidden = [120, 60]`` is written ``"120-60"``."""
+"""A value of a grid axis. A tuple such as ``hidden = [120, 60]`` is written ``"120-60"``."""
 
 Point = Mapping[str, Value]
-"""Grid key -> value: which configuration a trial tried."""
+"""The values of the grid's axes for one trial, by the name of the axis."""
 
 
 class EpochMetrics(NamedTuple):
-    """Means over the examples of one epoch; training's are taken while the epoch trains."""
+    """Means over the examples of an epoch. In training, each batch counts before its step."""
 
     train_loss: float
     train_accuracy: float
@@ -30,16 +30,16 @@ class EpochMetrics(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How one trial ended.
+    """The result of a trial.
 
     Attributes:
-        number: the Optuna trial's number.
-        point: the values of the grid's axes, in the grid's order.
-        state: ``"COMPLETE"``, or ``"FAIL"`` when training diverged.
-        history: the metrics of each epoch, first to last.
-        test_loss, test_accuracy: on the test set after the last epoch; NaN when not evaluated.
+        number: the number of the trial in Optuna.
+        point: the values of the grid's axes, in the order of the grid.
+        state: ``"COMPLETE"``, or ``"FAIL"`` if training diverged.
+        history: the metrics of each epoch.
+        test_loss, test_accuracy: metrics on the test set after the last epoch; NaN if it failed.
         seconds: the trial's share of its group's wall time.
-        reason: why it failed; empty when it did not.
+        reason: the reason of a failure; empty if the trial is complete.
     """
 
     number: int
@@ -53,20 +53,22 @@ class TrialResult:
 
     @property
     def label(self) -> str:
-        """The configuration's name."""
+        """The name of the configuration."""
         return label(self.point)
 
     @property
     def last(self) -> EpochMetrics:
-        """The last epoch's metrics; all NaN when there is none."""
+        """The metrics of the last epoch; all NaN if there is none."""
         return self.history[-1] if self.history else EpochMetrics(*[math.nan] * 4)
 
 
 def winner(results: Iterable[TrialResult], metric: str) -> TrialResult | None:
-    """The complete trial with the best last value of ``metric``; of equals, the lowest number.
+    """Return the complete trial with the best last value of a metric; None without one.
 
-    None when no trial is complete. Only ``validation_*`` is ever asked for: the test set
-    reports and does not choose.
+    Args:
+        results: the results of the trials.
+        metric: ``"validation_accuracy"`` or ``"validation_loss"``. Of equal trials, the one with
+            the lowest number wins.
     """
     sign = -1.0 if metric == "validation_accuracy" else 1.0
     complete = [result for result in results if result.state == "COMPLETE"]
@@ -85,7 +87,7 @@ RESULT_COLUMNS = (
 
 
 def results_csv(results: Sequence[TrialResult], keys: Sequence[str]) -> str:
-    """One line a trial: its number, its point, how it ended, its last epoch and its test."""
+    """Return ``results.csv``: a row for each trial."""
     rows = (
         (
             r.number,
@@ -102,7 +104,7 @@ def results_csv(results: Sequence[TrialResult], keys: Sequence[str]) -> str:
 
 
 def history_csv(results: Sequence[TrialResult]) -> str:
-    """One line a trial and epoch."""
+    """Return ``history.csv``: a row for each epoch of each trial."""
     rows = (
         [r.number, epoch, *map(_number, metrics)]
         for r in results
@@ -112,7 +114,7 @@ def history_csv(results: Sequence[TrialResult]) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same float; nothing for NaN."""
+    """Return the shortest text that parses as the same float; empty for NaN."""
     return "" if math.isnan(value) else repr(value)
 
 
@@ -123,5 +125,5 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def label(point: Point) -> str:
-    """A name for a configuration that is short, unique in its grid and safe as a folder name."""
+    """Return a name of a configuration. It is unique in its grid and safe as a folder name."""
     return ",".join(f"{key}={value}" for key, value in point.items()) or "single"

@@ -1,7 +1,4 @@
-"""The settings of a study, one row each: table, type, range, static or dynamic.
-
-:mod:`fmnist.config` derives its checks, its messages and the grid's axes from this table.
-"""
+"""The table of the settings of a study. Checks, messages and the axes of the grid use it."""
 
 from __future__ import annotations
 
@@ -19,18 +16,18 @@ from fmnist.config.results import Value
 from fmnist.utils.errors import UserError, printable
 
 NOTHING = object()
-"""The value of an error that is about no value."""
+"""Stands for the value of an error that is not about a value."""
 
 Widths = tuple[int, ...]
 
 
 class ConfigError(UserError):
-    """A mistake in a study. Its text is one line: source, key, value, what is allowed.
+    """A mistake in a study. Its text is one line: source, setting, value and reason.
 
     Attributes:
-        reason: what is wrong and what is allowed.
-        key, value: the setting to blame; the value may be :data:`NOTHING`.
-        keys: all settings involved, so that the reader of several sources can name theirs.
+        reason: the mistake, and the allowed values.
+        key, value: the setting with the mistake; the value may be :data:`NOTHING`.
+        keys: all settings involved.
         source: a file name or a command line option; empty for a study made in Python.
     """
 
@@ -54,12 +51,12 @@ class ConfigError(UserError):
 
 
 def clipped(text: str, limit: int) -> str:
-    """The text with everything unprintable escaped, cut to about `limit` characters."""
+    """Cut a text to about ``limit`` characters and escape unprintable ones."""
     return printable(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 class _Shown(reprlib.Repr):
-    """repr as TOML spells it; its limits keep deep, long and huge values harmless."""
+    """A repr in the notation of TOML. It limits the length of the text."""
 
     def repr_str(self, x: str, level: int) -> str:
         text = x if len(x) <= 60 else x[:57] + "..."
@@ -77,18 +74,24 @@ class _Shown(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: short and on one line."""
+    """Return a short text of a value, on one line, for a message."""
     return clipped(_Shown().repr(value), 80)
 
 
 def nearest(name: object, names: Collection[str]) -> str:
-    """``"; did you mean NAME?"`` for a misspelling of one of the names, else nothing."""
+    """Return ``"; did you mean NAME?"`` if a name resembles one of the names, else ``""``."""
     close = difflib.get_close_matches(str(name)[:64].lower(), names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 class Need(NamedTuple):
-    """A setting acts only where another one has certain values."""
+    """A condition on another setting.
+
+    Attributes:
+        key: the other setting.
+        reader: the values that meet the condition, in words.
+        met: returns whether a value meets the condition.
+    """
 
     key: str
     reader: str
@@ -97,14 +100,16 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known about one setting.
+    """A setting.
 
     Attributes:
-        table: the table of the study file that holds it.
-        role: ``"static"`` makes another program, ``"dynamic"`` another lane of one program;
-            ``"study"`` belongs to the whole study and cannot be an axis.
-        kind: which values it takes.
-        need: when it has an effect at all.
+        key: its name.
+        table: its table in the study file.
+        role: trials with different ``"static"`` settings need different programs; trials with
+            different ``"dynamic"`` settings can be lanes of one program. ``"study"`` settings are
+            the same for all trials and cannot be an axis.
+        kind: the values that it can take.
+        need: the condition under which it has an effect; None for always.
     """
 
     key: str
@@ -114,7 +119,11 @@ class Setting:
     need: Need | None = None
 
     def read(self, raw: object) -> Any:
-        """The checked value: from TOML, JSON, Python, or the string form of a grid point."""
+        """Check a value from TOML, JSON, Python or a grid point, and convert it.
+
+        Raises:
+            ConfigError: The value has a wrong type or is out of range.
+        """
         value = self._convert(raw)
         if value is None or not self.kind.check(value):
             hint = nearest(raw, self.kind.choices) if isinstance(raw, str) else ""
@@ -122,7 +131,7 @@ class Setting:
         return value
 
     def parse(self, text: str) -> object:
-        """What a word of the command line stands for; left as it is when it is no such thing."""
+        """Convert a word of the command line to the type; an invalid word is returned unchanged."""
         text = text.strip()
         kind = self.kind.type
         if kind is bool:
@@ -133,7 +142,7 @@ class Setting:
             return text
 
     def scalar(self, raw: object) -> Value:
-        """The checked value as a point of a grid axis, which must be a scalar for Optuna."""
+        """Check a value and convert it to the scalar that represents it on an axis of the grid."""
         value = self.read(raw)
         if self.kind.type is tuple:
             return "-".join(map(str, value)) or "none"
@@ -141,7 +150,7 @@ class Setting:
         return scalar
 
     def _convert(self, raw: object) -> Any:
-        """The value in its type, or None when it is of another one (a bool is no int)."""
+        """Convert a value to the type; None if it has another type (a bool is not an int)."""
         kind = self.kind.type
         if kind is tuple:
             return _widths(raw)
@@ -149,7 +158,7 @@ class Setting:
             if isinstance(raw, bool) or not isinstance(raw, int | float):
                 return None
             try:
-                # + 0.0 turns -0.0 into 0.0: they compare equal, so they must be written equal.
+                # + 0.0 turns -0.0 into 0.0. They are equal, so their texts must be equal, too.
                 value = float(raw) + 0.0
             except OverflowError:
                 return None
@@ -177,7 +186,7 @@ _SGD = Need("algorithm", "sgd", ("sgd",).__contains__)
 _HIDDEN = Need("hidden", "hidden layers", bool)
 
 IMAGES = 60_000
-"""How many images there are to train on or to hold out."""
+"""The number of images for training and validation together."""
 
 SETTINGS: Mapping[str, Setting] = {
     setting.key: setting
@@ -192,7 +201,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(
             "hidden", "model", "static", kinds.integers(0, 8, 4096, '[120, 60], "120-60" or "none"')
         ),
-        # The image's side is 28, and pooling must find 2 x 2 after the first convolution.
+        # Images are 28 x 28, and pooling needs 2 x 2 pixels after the first convolution.
         Setting("kernel_size", "model", "static", kinds.integer(1, 27)),
         Setting("dropout", "model", "static", kinds.BELOW_ONE, need=_HIDDEN),
         Setting("precision", "model", "static", kinds.choice("float32", "tf32", "bfloat16")),
@@ -206,28 +215,32 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("nesterov", "optimizer", "static", kinds.SWITCH, need=_SGD),
     )
 }
-"""Of a study of the built-in network; :mod:`fmnist.config.factory` has those of others."""
+"""The settings of a study of the built-in network, by name."""
 
 STATIC_KEYS = tuple(key for key, setting in SETTINGS.items() if setting.role == "static")
-"""Another value is another program: trials that differ here are in different groups."""
+"""Trials with different values of these settings need different programs."""
 
 DYNAMIC_KEYS = tuple(key for key, setting in SETTINGS.items() if setting.role == "dynamic")
-"""Only numbers: trials that differ here alone are lanes of one program."""
+"""Trials that differ only in these settings are lanes of one program."""
 
 TABLES = ("study", "model", "optimizer", "grid")
 
 FACTORY = "factory"
-"""The setting of [model] that names what makes the model; see :mod:`fmnist.config.factory`."""
+"""The setting of [model] that names a factory; see :mod:`fmnist.config.factory`."""
 
 
 def axes(settings: Mapping[str, Setting]) -> tuple[str, ...]:
-    """The settings that can be an axis of the grid, those that make groups first."""
+    """Return the names of the settings that can be an axis of the grid, static ones first."""
     roles = ("static", "dynamic")
     return tuple(key for role in roles for key, s in settings.items() if s.role == role)
 
 
 def read_axis(settings: Mapping[str, Setting], key: str, raw: object) -> tuple[Value, ...]:
-    """The checked values of an axis of the grid."""
+    """Check the values of an axis of the grid and convert them.
+
+    Raises:
+        ConfigError: The setting cannot be an axis, or a value is invalid or appears twice.
+    """
     if key not in axes(settings):
         raise unknown(settings, "axis of [grid]", key, raw, axes(settings))
     if not isinstance(raw, list | tuple):
@@ -245,23 +258,23 @@ def read_axis(settings: Mapping[str, Setting], key: str, raw: object) -> tuple[V
 
 
 def given_twice(setting: Setting, value: object) -> ConfigError:
-    """The error for a setting that is an axis as well: which one counts would be a guess."""
+    """Make the error for a setting that is also an axis of the grid."""
     reason = f"is set in [{setting.table}] and is an axis of [grid]; give it once"
     return ConfigError(reason, setting.key, value)
 
 
 def unknown(
     settings: Mapping[str, Setting],
-    what: str,
+    kind: str,
     key: object,
     value: object,
     names: Collection[str],
     source: str = "",
 ) -> ConfigError:
-    """The error for a name that is not known, or not known in this place."""
+    """Make the error for a name that is unknown or belongs to another table."""
     if key not in settings:
-        reason = f"unknown {what}{nearest(key, names)}"
-    elif "[grid]" in what:
+        reason = f"unknown {kind}{nearest(key, names)}"
+    elif "[grid]" in kind:
         reason = "cannot be an axis of the grid"
     else:
         reason = f"belongs in the table [{settings[str(key)].table}]"

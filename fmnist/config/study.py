@@ -1,4 +1,4 @@
-"""Study files (TOML) -> checked dataclasses, with one clear line for each mistake."""
+"""The configuration of a study, loaded from a TOML file and checked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HYPERPARAMS = tuple(key for key in DYNAMIC_KEYS if SETTINGS[key].table == "optim
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and its numbers; an algorithm leaves alone those it does not know."""
+    """The optimizer and its numbers. Each algorithm ignores the numbers of the others."""
 
     algorithm: str = "adam"
     learning_rate: float = 0.001
@@ -63,7 +63,7 @@ class OptimizerConfig:
 
 
 class Static(NamedTuple):
-    """What must be equal for trials to share one program."""
+    """The settings that must be equal for trials to share one program."""
 
     model: AnyModelConfig
     algorithm: str
@@ -73,7 +73,7 @@ class Static(NamedTuple):
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """One configuration to train: a point of the grid with all its settings filled in."""
+    """All settings of one trial."""
 
     batch_size: int = 100
     seed: int = 0
@@ -82,27 +82,30 @@ class TrialConfig:
 
     @property
     def static(self) -> Static:
-        """The group that this trial trains in."""
+        """The static settings. Trials with equal ones form a group."""
         optimizer = self.optimizer
         return Static(self.model, optimizer.algorithm, optimizer.nesterov, self.batch_size)
 
     @property
     def hyperparams(self) -> dict[str, float]:
-        """The numbers of all optimizers; each takes those that it knows."""
+        """The numbers of all optimizers, by name; each optimizer uses its own."""
         return {key: getattr(self.optimizer, key) for key in HYPERPARAMS}
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A whole study. Making one checks it: an instance is always valid.
+    """The configuration of a study. The constructor checks it, so an instance is always valid.
 
     Attributes:
-        name: also the name of the folder it writes.
-        epochs: how long each trial trains.
-        holdout: images kept from training to choose the winner. With 0 the test set does.
-        metric: what a trial is told to Optuna for.
-        seed, batch_size, model, optimizer: the settings that are no axis of the grid.
-        grid: axis -> values, in the file's order; empty means one trial.
+        name: name of the study and of its folder.
+        epochs: number of epochs of each trial.
+        holdout: number of validation images; with 0 the test set is used for validation.
+        metric: the metric that Optuna optimizes.
+        seed, batch_size, model, optimizer: values of the settings that are not axes of the grid.
+        grid: values of each axis, in the order of the file; empty means one trial.
+
+    Raises:
+        ConfigError: A setting is invalid, has no effect, or does not fit another one.
     """
 
     name: str = "baseline"
@@ -136,61 +139,61 @@ class StudyConfig:
         for key in self.settings:
             if given[key] is None and key not in self.grid:
                 raise ConfigError("must be given, as its factory has no default for it", key)
-        self._refuse_unread([*changed, *self.grid])
+        self._check_effects([*changed, *self.grid])
         self._check_combinations()
 
     @property
     def settings(self) -> Mapping[str, Setting]:
         """The settings of the study by name; those of its model depend on its factory."""
-        own = self.model
-        return factory.settings_of(own.factory if isinstance(own, FactoryConfig) else None)
+        model = self.model
+        return factory.settings_of(model.factory if isinstance(model, FactoryConfig) else None)
 
     @property
     def _defaults(self) -> Mapping[str, Any]:
-        """Of all settings that have one, by name."""
+        """The defaults of all settings that have one, by name."""
         return {**_DEFAULTS, **factory.defaults_of(self.model)}
 
     def _of_table(self, table: str, values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if self.settings[key].table == table}
 
     def _model(self, values: Mapping[str, Any]) -> AnyModelConfig:
-        own = self._of_table("model", values)
-        return (
-            FactoryConfig.of(own) if isinstance(self.model, FactoryConfig) else ModelConfig(**own)
-        )
+        model = self._of_table("model", values)
+        if isinstance(self.model, FactoryConfig):
+            return FactoryConfig.of(model)
+        return ModelConfig(**model)
 
     def _optimizer(self, values: Mapping[str, Any]) -> OptimizerConfig:
         return OptimizerConfig(**self._of_table("optimizer", values))
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Which way the metric is better."""
+        """Whether Optuna maximizes or minimizes the metric."""
         return "minimize" if self.metric.endswith("loss") else "maximize"
 
     @property
     def validation_is_test(self) -> bool:
-        """Nothing is held out: the test set is looked at every epoch, as the original did."""
+        """Whether the test set is used for validation, as in the original project."""
         return self.holdout == 0
 
     @property
     def size(self) -> int:
-        """How many points the grid has."""
+        """Number of points of the grid."""
         return math.prod(len(axis) for axis in self.grid.values())
 
     def setting(self, key: str) -> Any:
-        """The value of a setting that is no axis (of an axis: the default, None without one)."""
+        """Return the value of a setting. For an axis: its default, or None without one."""
         table = self.settings[key].table
         if isinstance(self.model, FactoryConfig) and table == "model":
             return self.model.values().get(key, self._defaults.get(key))
         return getattr(self if table == "study" else getattr(self, table), key)
 
     def points(self) -> Iterator[Point]:
-        """Every point of the grid; the last axis changes fastest."""
+        """Yield the points of the grid. The last axis changes fastest."""
         for values in product(*self.grid.values()):
             yield dict(zip(self.grid, values, strict=True))
 
     def trial(self, point: Point) -> TrialConfig:
-        """The configuration of a point. What its algorithm does not read is at its default."""
+        """Return the settings of a point of the grid. Unused settings have their default."""
         if set(point) != set(self.grid) or any(point[key] not in self.grid[key] for key in point):
             raise ValueError(f"{dict(point)} is no point of the grid of {self.name}")
         values = {
@@ -205,10 +208,10 @@ class StudyConfig:
         )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The tables of the study file, without what no trial reads; JSON can hold them."""
+        """Return the tables of the study file as JSON values, without settings without effect."""
         tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
         for key, setting in self.settings.items():
-            if key not in self.grid and any(self._readers(key)):
+            if key not in self.grid and any(self._needs_met(key)):
                 value = self.setting(key)
                 tables[setting.table][key] = list(value) if isinstance(value, tuple) else value
         tables["grid"] = {key: list(axis) for key, axis in self.grid.items()}
@@ -216,34 +219,33 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
-        """The inverse of :meth:`to_dict`; as in a file, no grid means one trial."""
-        return _build(*study_file.sort(data))
+        """Make a configuration from the tables of a study file. Without a grid it has one trial."""
+        return _build(*study_file.split(data))
 
     def to_toml(self) -> str:
-        """The study file that says the same, every setting written out."""
-        # The values are names, numbers, booleans and flat lists: TOML writes them as JSON does.
+        """Return the text of an equivalent study file with every setting."""
+        # TOML and JSON write names, numbers, booleans and flat lists of these in the same way.
         return "\n".join(
             f"[{table}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entries.items())
             for table, entries in self.to_dict().items()
         )
 
     def _values(self, key: str) -> list[Any]:
-        """What a setting is in some trial of the study."""
+        """Return the values that a setting has in the trials of the study."""
         axis = self.grid.get(key)
         return [self.setting(key)] if axis is None else list(map(self.settings[key].read, axis))
 
-    def _readers(self, key: str) -> list[bool]:
-        """For each value of what the setting needs: does it then have an effect?"""
+    def _needs_met(self, key: str) -> list[bool]:
+        """Return whether a setting has an effect, for each value of the setting it depends on."""
         need = self.settings[key].need
         return [True] if need is None else [need.met(value) for value in self._values(need.key)]
 
-    def _refuse_unread(self, given: Collection[str]) -> None:
-        """A setting must act in some trial; an axis in all, or the same trial trains twice."""
-        for key in given:
-            need, axis, readers = self.settings[key].need, self.grid.get(key), self._readers(key)
-            if need is not None and not (any if axis is None else all)(readers):
-                # The first value that does not read it is the one to name.
-                other = shown(self._values(need.key)[readers.index(False)])
+    def _check_effects(self, given: Collection[str]) -> None:
+        """Check that each setting has an effect in some trial, and each axis in all trials."""
+        for key in given:  # an axis without effect in some trials would train them twice
+            need, axis, met = self.settings[key].need, self.grid.get(key), self._needs_met(key)
+            if need is not None and not (any if axis is None else all)(met):
+                other = shown(self._values(need.key)[met.index(False)])
                 reason = f"has no effect with {need.key} = {other}; it acts with {need.reader} only"
                 value = self.setting(key)
                 if axis is not None:
@@ -256,7 +258,7 @@ class StudyConfig:
             names = [key for key, setting in self.settings.items() if setting.table == "model"]
             combinations = product(*map(self._values, names))
             factory.check_models(
-                [FactoryConfig.of(dict(zip(names, own, strict=True))) for own in combinations]
+                [FactoryConfig.of(dict(zip(names, values, strict=True))) for values in combinations]
             )
         else:
             self._check_kernels()
@@ -286,19 +288,26 @@ class StudyConfig:
 
 
 _DEFAULTS: Mapping[str, Any] = {
-    each.name: each.default
+    entry.name: entry.default
     for config in (StudyConfig, OptimizerConfig)
-    for each in fields(config)
-    if each.name in SETTINGS
+    for entry in fields(config)
+    if entry.name in SETTINGS
 }
 
 
 def load(
     path: str | Path | None = None, *, overrides: Sequence[str] = (), epochs: int | None = None
 ) -> StudyConfig:
-    """The study of a file, or the baseline; then ``--set key=v1,v2`` and ``--epochs N``.
+    """Load a study file.
 
-    Several values make an axis of the grid, one value sets the setting and removes its axis.
+    Args:
+        path: the file; by default the baseline study.
+        overrides: texts of ``--set``. ``KEY=VALUE`` sets a setting and removes its axis,
+            ``KEY=V1,V2`` makes an axis of the grid.
+        epochs: number of epochs, instead of that of the file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is unknown, invalid or given twice.
     """
     origin = "" if path is None else str(Path(path))
     sources: dict[str, str] = {}
@@ -306,11 +315,11 @@ def load(
         data: Mapping[str, Any] = (
             {"grid": BASELINE_GRID} if path is None else study_file.read(Path(path))
         )
-        own = data.get("model", {})
-        if (other := study_file.factory_of(overrides)) is not None and isinstance(own, Mapping):
-            data, sources = {**data, "model": {**own, FACTORY: other}}, {FACTORY: "--set"}
+        model = data.get("model", {})
+        if (name := study_file.factory_of(overrides)) is not None and isinstance(model, Mapping):
+            data, sources = {**data, "model": {**model, FACTORY: name}}, {FACTORY: "--set"}
         settings = study_file.settings_in(data)
-        given, axes = study_file.sort(data)
+        given, axes = study_file.split(data)
         sources = {} if path is None else dict.fromkeys((*given, *axes), origin)
         for text in overrides:
             key, values = study_file.override(text, settings)
@@ -337,12 +346,12 @@ def load(
 
 
 def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
-    """Lines such as ``epochs: 25 there, 2 here``; none when the studies are the same."""
-    there, here = _flat(a), _flat(b)
+    """Return lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here."""
+    settings_a, settings_b = _flat(a), _flat(b)
     lines = [
-        f"{key}: {there.get(key, 'unused')} there, {here.get(key, 'unused')} here"
+        f"{key}: {settings_a.get(key, 'unused')} there, {settings_b.get(key, 'unused')} here"
         for key in {**a.settings, **b.settings}
-        if there.get(key) != here.get(key)
+        if settings_a.get(key) != settings_b.get(key)
     ]
     if set(a.grid) == set(b.grid) and list(a.grid) != list(b.grid):
         lines.append(f"order of the grid: {', '.join(a.grid)} there, {', '.join(b.grid)} here")
@@ -355,10 +364,10 @@ def _flat(config: StudyConfig) -> dict[str, str]:
 
 
 def _build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
-    own = factory.settings_of(given.get(FACTORY))
+    settings = factory.settings_of(given.get(FACTORY))
 
     def of_table(table: str) -> dict[str, Any]:
-        return {key: value for key, value in given.items() if own[key].table == table}
+        return {key: value for key, value in given.items() if settings[key].table == table}
 
     model = of_table("model")
     config = StudyConfig(
@@ -367,13 +376,13 @@ def _build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
         optimizer=OptimizerConfig(**of_table("optimizer")),
         grid=axes,
     )
-    # Again, now with those that were written down at their default.
-    config._refuse_unread(given)
+    # The constructor does not check settings that were given with their default value.
+    config._check_effects(given)
     return config
 
 
 def read_model(table: object) -> AnyModelConfig:
-    """The model that a table [model] describes, with defaults for what is not there.
+    """Read the settings of a model from a table [model]; missing ones have their default.
 
     Raises:
         ConfigError: A setting is unknown or invalid.

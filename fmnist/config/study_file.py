@@ -1,4 +1,4 @@
-"""What a study file and ``--set`` say, before it is checked: settings and axes by their names."""
+"""Parses study files and ``--set`` options. The values are not checked here."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from fmnist.config.settings import (
 )
 
 MAX_BYTES = 1_000_000
-# tomllib takes time by the square of a key's parts: a minute for 100 KB of a.a.a.a. A part is
-# a word or in quotes. The search begins where a key can begin only, for it to be quick.
+# The time of tomllib grows with the square of the number of parts of a key: 100 KB of a.a.a.a take
+# a minute. A part is a word or quoted. For speed, the search starts only where a key can start.
 _LONG_KEY = re.compile(
     rb"""(?<![\w."'\\-])(?:(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){8}"""
 )
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a TOML file, whose size and keys have bounds."""
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: The file cannot be read, is too large, is invalid, or has too long a key.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -45,19 +49,23 @@ def read(path: Path) -> dict[str, Any]:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"must be UTF-8 text; byte {error.start} is not") from None
-    # Besides TOML's own errors: an integer of too many digits, brackets nested too deep.
+    # Also raised for an integer with too many digits and for brackets nested too deep.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"must be valid TOML: {clipped(str(error), 120)}") from None
 
 
 def settings_in(data: Mapping[str, Any]) -> Mapping[str, Setting]:
-    """The settings that a file may set: its model's factory decides."""
+    """Return the settings of a study file. They depend on the factory of its model."""
     model = data.get("model")
     return settings_of(model.get(FACTORY) if isinstance(model, Mapping) else None)
 
 
-def sort(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tables of a file, flattened to what is set and what is an axis."""
+def split(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the tables of a study file into settings and axes of the grid.
+
+    Raises:
+        ConfigError: A table or name is unknown, misplaced, or given twice.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"must be tables {', '.join(TABLES)}", value=data)
     settings = settings_in(data)
@@ -68,7 +76,7 @@ def sort(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
             raise unknown(settings, "table", table, entries, TABLES)
         if not isinstance(entries, Mapping):
             raise ConfigError(f"must be a table: [{table}] and lines below it", table, entries)
-        names = axes(settings) if table == "grid" else _of_table(settings, table)
+        names = axes(settings) if table == "grid" else _names_in(settings, table)
         for key, value in entries.items():
             if key not in names:
                 raise unknown(settings, f"setting of [{table}]", key, value, names)
@@ -79,14 +87,18 @@ def sort(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
     return given, grid
 
 
-def _of_table(settings: Mapping[str, Setting], table: str) -> list[str]:
-    """The names that a table may hold; any model's may hold a factory."""
+def _names_in(settings: Mapping[str, Setting], table: str) -> list[str]:
+    """Return the names that a table may have; [model] may always have a factory."""
     names = [key for key, setting in settings.items() if setting.table == table]
     return names if table != "model" or FACTORY in names else [*names, FACTORY]
 
 
 def override(text: str, settings: Mapping[str, Setting]) -> tuple[str, list[object]]:
-    """The key and the values of a ``--set key=v1,v2``."""
+    """Parse the text of ``--set KEY=V1,V2`` into the key and the list of values.
+
+    Raises:
+        ConfigError: The text has no ``=``, the key is unknown, or it cannot be an axis.
+    """
     key, equals, rest = text.partition("=")
     key = key.strip()
     names = dict.fromkeys((*settings, FACTORY))
@@ -103,9 +115,9 @@ def override(text: str, settings: Mapping[str, Setting]) -> tuple[str, list[obje
 
 
 def factory_of(texts: Sequence[str]) -> str | None:
-    """The factory that a ``--set factory=MODULE:FUNCTION`` names."""
-    found = [text.partition("=")[2].strip() for text in texts if _KEY_OF_FACTORY.match(text)]
-    return found[0] if found else None
+    """Return the factory of a ``--set factory=MODULE:FUNCTION``; None without one."""
+    names = [text.partition("=")[2].strip() for text in texts if _FACTORY_KEY.match(text)]
+    return names[0] if names else None
 
 
-_KEY_OF_FACTORY = re.compile(rf"\s*{FACTORY}\s*=")
+_FACTORY_KEY = re.compile(rf"\s*{FACTORY}\s*=")

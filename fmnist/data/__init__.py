@@ -1,1 +1,1 @@
-"""The data set: finds Fashion-MNIST, verifies it, and reads it as tensors."""
+"""Finds Fashion-MNIST, verifies it, and reads it as tensors."""

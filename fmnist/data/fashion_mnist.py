@@ -1,8 +1,8 @@
 """Loads Fashion-MNIST as tensors and verifies its content.
 
-:func:`load` tries its sources in order: a folder that the user names (and then no other), the
-user's cache, Debian's package, the official mirror, Debian's archive. Whatever the source, the
-decompressed files must have the SHA-256 sums below. They are then cached.
+:func:`load` uses the folder that the user names. Without one it tries the user's cache, Debian's
+package, the official mirror and Debian's archive, in this order. From any source, the decompressed
+files must have the SHA-256 sums below. They are then cached.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def load(root: str | Path | None = None) -> Dataset:
     for name, source in sources.in_order(folder):
         _log.info("data: trying %s", name)
         try:
-            with source() as found:
-                contents = {file.name: _read(found, file) for file in _FILES}
+            with source() as opened:
+                contents = {file.name: _read(opened, file) for file in _FILES}
             dataset = _to_tensors(contents, name)
             _write_cache(contents)
             _log.info("data: using %s", name)
@@ -144,8 +144,8 @@ def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
     for label, count in enumerate(quota.tolist()):
         held[order[shuffled == label][:count]] = True
     held = held.to(train.labels.device)
-    kept, back = (Split(train.images[mask], train.labels[mask]) for mask in (~held, held))
-    return kept, back
+    training, validation = (Split(train.images[mask], train.labels[mask]) for mask in (~held, held))
+    return training, validation
 
 
 def _read(folder: Path, file: _File) -> bytes:
@@ -191,14 +191,14 @@ def _read(folder: Path, file: _File) -> bytes:
 
 
 def _write_cache(contents: dict[str, bytes]) -> None:
-    """Write to the cache the files that it lacks; a failure is a warning in the log."""
+    """Write missing files to the cache. A failure is only a warning in the log."""
     try:
         cache = runtime.cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
-        for left in cache.glob(".new-*"):  # left by a process that was killed
+        for folder in cache.glob(".new-*"):  # of a running process, or of one that was killed
             with contextlib.suppress(FileNotFoundError):  # its process may just have removed it
-                if time.time() - left.stat().st_mtime > 3600:
-                    shutil.rmtree(left)
+                if time.time() - folder.stat().st_mtime > 3600:
+                    shutil.rmtree(folder)
         for name, content in contents.items():
             path = cache / name
             if not path.is_file() or path.read_bytes() != content:

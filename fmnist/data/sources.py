@@ -60,10 +60,10 @@ class AbsentError(DataError):
 
 
 def in_order(folder: str | Path | None) -> list[tuple[str, Callable[[], Opened]]]:
-    """The sources to try, in order.
+    """Return the sources in the order in which to try them.
 
     Args:
-        folder: a folder that is to be the only source; None for the usual ones.
+        folder: the only source to use; None for the usual ones.
 
     Returns:
         The name of each source, and a function that opens a folder with its files.
@@ -79,10 +79,10 @@ def in_order(folder: str | Path | None) -> list[tuple[str, Callable[[], Opened]]
 
 
 @contextlib.contextmanager
-def _filled_folder(bring: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield a temporary folder that ``bring`` has put the files into."""
+def _filled_folder(fetch: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a temporary folder that ``fetch`` has put the files into."""
     with tempfile.TemporaryDirectory(prefix="fmnist-") as scratch:
-        bring(Path(scratch))
+        fetch(Path(scratch))
         yield Path(scratch)
 
 
@@ -109,7 +109,7 @@ def _check_download(path: Path, sha256: str) -> None:
     """Check a download before it is opened.
 
     Raises:
-        DataError: Its SHA-256 is another.
+        DataError: Its SHA-256 is wrong.
     """
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -118,7 +118,7 @@ def _check_download(path: Path, sha256: str) -> None:
 
 
 def _answers(url: str) -> bool:
-    """Whether a server answers in time. The thread is for a look-up of its name that hangs."""
+    """Whether a server answers in time. A thread is needed, as the look-up of its name may hang."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -133,13 +133,13 @@ def _answers(url: str) -> bool:
 
 
 def _from_archive(scratch: Path) -> None:
-    """Download and unpack Debian's package, with apt folders of our own that need no root."""
+    """Download and unpack Debian's package. The folders of apt are temporary and need no root."""
     (scratch / "lists" / "partial").mkdir(parents=True)
     apt = [
         "apt-get",
         f"-oDir::State::Lists={scratch}/lists",
         f"-oDir::Cache={scratch}/cache",
-        "-oAPT::Sandbox::User=root",  # root's apt would switch to one who cannot write here
+        "-oAPT::Sandbox::User=root",  # else apt switches to a user without rights here
         "-oAcquire::Languages=none",
         "-oAcquire::Retries=1",
         f"-oAcquire::http::Timeout={_CONNECT_SECONDS:.0f}",  # https takes the same value
@@ -148,8 +148,8 @@ def _from_archive(scratch: Path) -> None:
     _, of_download = _run([*apt, "download", "dataset-fashion-mnist"], scratch)
     package = next(scratch.glob("*.deb"), None)
     if package is None:
-        said = filter(None, (of_download, of_update))
-        raise AbsentError("; ".join(said) or "apt-get downloaded nothing")
+        reasons = filter(None, (of_download, of_update))
+        raise AbsentError("; ".join(reasons) or "apt-get downloaded nothing")
     _check_download(package, PACKAGE_SHA256)
     unpack = ["dpkg-deb", "--fsys-tarfile", package.name]
     unpacked, reason = _run(unpack, scratch, scratch / "files.tar")
@@ -183,5 +183,5 @@ def _run(command: list[str], folder: Path, output: Path = Path(os.devnull)) -> t
         return False, f"this machine has no {command[0]}"
     except subprocess.TimeoutExpired:
         return False, f"{command[0]} took more than {_APT_SECONDS:g} s"
-    said = result.stderr.decode(errors="replace").strip().partition("\n")[0]
-    return result.returncode == 0, said
+    reason = result.stderr.decode(errors="replace").strip().partition("\n")[0]
+    return result.returncode == 0, reason

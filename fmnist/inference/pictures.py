@@ -23,11 +23,11 @@ from fmnist.utils.errors import UserError
 
 IMAGE_SIZE = 28
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
-"""Pillow has many more formats, but each is a parser that would read files of unknown origin."""
+"""Pillow reads many more formats, but each parser is a risk with files of unknown origin."""
 
 MAX_BYTES = 100_000_000
 MAX_PIXELS = 64_000_000
-"""More than a telephone's camera takes; decoding so many needs less than a gigabyte."""
+"""More than the camera of a phone takes. Decoding them needs less than a gigabyte."""
 
 MAX_SIDE = 65_535
 """The limit of JPEG and GIF; scaling a line of millions of pixels would take gigabytes."""
@@ -63,7 +63,7 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
     A grey picture of 28x28 pixels, light on dark as in the data set, is returned bit for bit.
 
     Args:
-        path: a file in one of :data:`FORMATS`, whatever its name.
+        path: a file in one of :data:`FORMATS`; its name does not matter.
         invert: whether to negate the pixels; ``"auto"`` does so when the border is light.
 
     Returns:
@@ -83,7 +83,7 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. A pipe might never have an end, and a device has none."""
+    """Read a regular file. Pipes and devices are refused, because they may have no end."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise PictureError("is not a regular file, but a folder, a pipe or a device")
@@ -117,7 +117,7 @@ def _decode(content: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise PictureError(f"is not a picture that can be read ({formats})") from error
-    except Exception as error:  # Pillow's errors for damaged files are no closed list
+    except Exception as error:  # damaged files make Pillow raise errors of many types
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise PictureError(f"is damaged or cut short ({reason})") from error
 
@@ -158,7 +158,7 @@ def _too_large(most: int) -> PictureError:
 
 
 def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The luma, and the opacity when the picture has transparency; a grey picture is unchanged."""
+    """Return the luma, and the opacity of a picture with transparency. Grey stays unchanged."""
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
         deep = np.asarray(image).clip(0, 65535)
         grey = Image.fromarray(_EIGHT_BITS[deep])
@@ -173,51 +173,54 @@ def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None
 
 
 def _flatten(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
-    """Put a picture with transparency on the background that it was most plausibly made for.
+    """Put a picture with transparency on its most plausible background.
 
-    Where most of the border is visible, its median colour is the background. Otherwise the object
+    If most of the border is visible, its median colour is the background. Otherwise the object
     was cut out: a light one gets a black background, a dark one a white one.
     """
     if alpha is None:
         return grey
     opacity = _border(alpha)
     visible = _border(grey)[opacity > _LIGHT]
-    seen = ImageStat.Stat(alpha).mean[0]
+    opaque = ImageStat.Stat(alpha).mean[0]
     if 2 * len(visible) > len(opacity):
         ground = int(np.median(visible))
-    elif seen == 0:
+    elif opaque == 0:
         ground = 0
     else:
-        mean = 255 * ImageStat.Stat(ImageChops.multiply(grey, alpha)).mean[0] / seen
+        mean = 255 * ImageStat.Stat(ImageChops.multiply(grey, alpha)).mean[0] / opaque
         ground = 0 if mean > _LIGHT else 255
     return Image.composite(grey, Image.new("L", grey.size, ground), alpha)
 
 
 def _turn_upright(grey: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn and mirror the picture by the orientation in the EXIF data, where that can be read."""
-    grey.info = {}  # exif_transpose writes metadata again, and may fail on damaged metadata
-    with contextlib.suppress(Exception):  # nor is damaged metadata a reason to refuse a picture
+    """Turn and mirror the picture by the orientation in its EXIF data, if that can be read."""
+    grey.info = {}  # exif_transpose writes it again, and may fail if it is damaged
+    with contextlib.suppress(Exception):  # damaged metadata is ignored
         orientation = ExifTags.Base.Orientation
         grey.getexif()[orientation] = image.getexif().get(orientation)
     return ImageOps.exif_transpose(grey)
 
 
 def _fit(grey: Image.Image) -> tuple[Image.Image, bool]:
-    """Fit the object to 28x28 pixels by its longer edge; and whether the background is light.
+    """Scale the object to 28x28 pixels by its longer edge.
 
-    A picture of 28x28 pixels is returned as it is.
+    A picture of 28x28 pixels is returned unchanged.
+
+    Returns:
+        The picture, and whether its background is light.
     """
-    few = grey.resize(
+    small = grey.resize(
         (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
     )
-    border = _border(few)
+    border = _border(small)
     is_light = bool((border > _LIGHT).mean() > _LIGHT_SHARE)
     if grey.size == (IMAGE_SIZE, IMAGE_SIZE):
         return grey, is_light
     ground = int(np.median(border[(border > _LIGHT) == is_light]))
-    near = [abs(value - ground) <= _TOLERANCE for value in range(256)]
-    if all(near[value] for value in np.asarray(few)[[0, 0, -1, -1], [0, -1, 0, -1]]):
-        grey = grey.crop(grey.point([0 if here else 255 for here in near]).getbbox())
+    is_ground = [abs(value - ground) <= _TOLERANCE for value in range(256)]
+    if all(is_ground[value] for value in np.asarray(small)[[0, 0, -1, -1], [0, -1, 0, -1]]):
+        grey = grey.crop(grey.point([0 if flag else 255 for flag in is_ground]).getbbox())
     scale = IMAGE_SIZE / max(grey.size)
     width, height = (max(1, round(length * scale)) for length in grey.size)
     object_ = grey.resize((width, height), Image.Resampling.LANCZOS)
@@ -228,6 +231,6 @@ def _fit(grey: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _border(grey: Image.Image) -> UInt8[np.ndarray, " pixels"]:
-    """The outermost pixels: top, bottom, left, right."""
+    """Return the outermost pixels: top, bottom, left, right."""
     a = np.asarray(grey)
     return np.concatenate([a[0], a[-1], a[1:-1, 0], a[1:-1, -1]])

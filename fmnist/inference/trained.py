@@ -42,7 +42,7 @@ class TrainedModel(NamedTuple):
 
 
 def best_model(run: Path) -> TrainedModel:
-    """The winner of a run, as its ``best/config.json`` describes it.
+    """Read ``best/config.json``, the description of the winner of a run.
 
     Raises:
         UserError: The folder holds no finished run, or the description is damaged.
@@ -66,7 +66,7 @@ def best_model(run: Path) -> TrainedModel:
 
 
 def complete_models(run: Path) -> list[TrainedModel]:
-    """Every complete trial of a run, by number.
+    """Return the models of the complete trials of a run, by number.
 
     Raises:
         UserError: The folder holds no finished run, no trial is complete, or results.csv is
@@ -84,8 +84,8 @@ def complete_models(run: Path) -> list[TrainedModel]:
                 values = {key: study.settings[key].parse(row[key] or "") for key in study.grid}
                 point = {key: study.settings[key].scalar(value) for key, value in values.items()}
                 number = int(row["number"])
-                where = models.model_path(run, number)
-                trials.append(TrainedModel(number, label(point), study.trial(point).model, where))
+                model, file = study.trial(point).model, models.model_path(run, number)
+                trials.append(TrainedModel(number, label(point), model, file))
     except KeyError as error:
         raise UserError(f"{path}: has no column {error}") from error
     except (ValueError, TypeError, csv.Error, UserError) as error:
@@ -98,7 +98,7 @@ def complete_models(run: Path) -> list[TrainedModel]:
 def probabilities(
     trials: Iterable[TrainedModel], images: UInt8[Tensor, "examples 1 28 28"]
 ) -> Float[Tensor, "examples 10"]:
-    """The probability of each class, as a mean over the trials.
+    """Return the probability of each class, averaged over the models.
 
     Args:
         trials: the models to average; at least one.
@@ -110,7 +110,7 @@ def probabilities(
     Raises:
         UserError: A trial's parameters cannot be read, do not fit its model, or give NaN.
     """
-    each = []
+    of_models = []
     for trial in trials:
         params, state = models.load_model(trial.path, trial.model)
         # Compiling the kernels takes half a minute, too long for a few pictures.
@@ -120,10 +120,10 @@ def probabilities(
                 apply(params, state, part.float() / 255, train=False)[0]
                 for part in images.split(BATCH)
             ]
-        each.append(torch.cat(logits).double().softmax(dim=1))
-        if not each[-1].isfinite().all():
+        of_models.append(torch.cat(logits).double().softmax(dim=1))
+        if not of_models[-1].isfinite().all():
             raise UserError(f"{trial.path}: is damaged: it gives no probabilities, but NaN")
-    return torch.stack(each).mean(dim=0)
+    return torch.stack(of_models).mean(dim=0)
 
 
 def _text(path: Path, run: Path, limit: int) -> str:

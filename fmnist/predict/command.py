@@ -42,7 +42,7 @@ class Item(NamedTuple):
 
     Attributes:
         name: its name in the table.
-        about: its entries in the JSON document; a test image has its label among them.
+        about: its entries in the JSON document; for a test image, also its label.
         pixels: grey values 0-255, a light object on dark.
     """
 
@@ -98,19 +98,23 @@ def main(argv: Sequence[str]) -> int:
         *_test_images(numbers, args.data, failures),
     ]
     pixels = [item.pixels for item in items]
-    found = trained.probabilities(trials, torch.stack(pixels)[:, None]).tolist() if items else []
+    probabilities = (
+        trained.probabilities(trials, torch.stack(pixels)[:, None]).tolist() if items else []
+    )
     if args.json:
         document = {
             "run": str(run),
             "trials": [trial.number for trial in trials],
-            "predictions": [_record(item, row) for item, row in zip(items, found, strict=True)],
+            "predictions": [
+                _record(item, row) for item, row in zip(items, probabilities, strict=True)
+            ],
             "errors": failures,
         }
         print(json.dumps(document, indent=2, allow_nan=False))
     elif items:
         name = f"trial {trials[0].number}, {trials[0].label}"
-        who = f"mean of {len(trials)} complete trials" if args.ensemble else name
-        print("\n".join([_line(f"{run}: {who}"), *_table(items, found)]))
+        source = f"mean of {len(trials)} complete trials" if args.ensemble else name
+        print("\n".join([_line(f"{run}: {source}"), *_table(items, probabilities)]))
     return 2 if failures else 0
 
 
@@ -152,7 +156,7 @@ def _test_images(words: Sequence[str], folder: str | None, failures: Failures) -
 
 
 def _likeliest(row: Sequence[float]) -> list[int]:
-    """The :data:`LIKELIEST` labels, the likeliest first; of equals, the lower."""
+    """Return the :data:`LIKELIEST` labels, the likeliest first; equal ones by number."""
     return sorted(range(len(row)), key=lambda label: -row[label])[:LIKELIEST]
 
 
@@ -171,14 +175,14 @@ def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
     return record
 
 
-def _table(items: Sequence[Item], found: Sequence[Sequence[float]]) -> list[str]:
+def _table(items: Sequence[Item], probabilities: Sequence[Sequence[float]]) -> list[str]:
     """A line for each item: its name, the likeliest classes, a remark."""
     from fmnist.data.fashion_mnist import CLASS_NAMES
 
     widest = max(map(len, CLASS_NAMES))
     width = min(NAME_WIDTH, max(len(item.name) for item in items))
     lines = []
-    for item, row in zip(items, found, strict=True):
+    for item, row in zip(items, probabilities, strict=True):
         best = _likeliest(row)
         cells = [f"{CLASS_NAMES[label]:<{widest}} {row[label]:>6.1%}" for label in best]
         remark = "inverted: it was dark on light" if item.about.get("inverted") else ""

@@ -1,7 +1,6 @@
-"""The reference model in plain torch.nn, to which the lanes are held.
+"""The reference model in plain torch.nn, against which tests compare the lanes.
 
-Nothing here is clever. It is the module and the loop anyone would write, and parameters
-convert both ways, so that every claim about the functional half can be checked against it.
+It is a plain module and a plain loop. Parameters can be converted in both directions.
 """
 
 from fmnist.reference.fit import ReferenceEpoch, evaluate, fit_reference, make_optimizer

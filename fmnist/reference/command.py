@@ -1,4 +1,4 @@
-"""``python -m fmnist.reference``: the same study files, the plain loop, the same results files."""
+"""The command line ``python -m fmnist.reference``: trains a study file with the reference model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,18 @@ PROG = "fmnist.reference"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a study's configurations one after the other with torch.nn; 0 when all is well.
+    """Train the configurations of a study one after the other with torch.nn.
 
-    It keeps no snapshots: a command that was stopped begins again.
+    It writes no snapshots: after an interruption it starts from the beginning.
+
+    Args:
+        argv: the arguments of the command line.
+
+    Returns:
+        The exit status: 0, or 1 if a trial failed.
+
+    Raises:
+        UserError: The study, the data, the device or the folder cannot be used.
     """
     parser = command_line.study_parser(
         PROG, "Train every configuration of a study file, one after the other, with torch.nn."
@@ -30,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     runtime.prepare()
 
     from fmnist.config import study as configs
-    from fmnist.data import fashion_mnist as sources
+    from fmnist.data import fashion_mnist
     from fmnist.functional.types import ModelConfig
     from fmnist.reports import publish
     from fmnist.reports.findings import Findings
@@ -48,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
     with storage_errors.translated(out), opened_for_reference(out, config) as folder:
-        dataset = sources.load(args.data)
+        dataset = fashion_mnist.load(args.data)
         examples = splits(config, dataset, device)
         began = time.perf_counter()
         results = []
@@ -72,7 +81,7 @@ def _train(
     point: Point,
     examples: Splits,
 ) -> TrialResult:
-    """Train and test one configuration, and keep its parameters."""
+    """Train and test one configuration, and save its parameters."""
     from fmnist.config.results import EpochMetrics, TrialResult
     from fmnist.functional.types import Metrics, ModelConfig
     from fmnist.reference import evaluate, fit_reference, from_module

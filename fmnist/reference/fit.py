@@ -1,4 +1,4 @@
-"""The loop anyone would write: one configuration, nn.Module, torch.optim, tensors resident."""
+"""A plain training loop: one configuration, nn.Module, torch.optim, data on the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVAL_BATCH = 1000
 
 
 class ReferenceEpoch(NamedTuple):
-    """What :func:`fit_reference` yields after an epoch; ``network`` goes on training."""
+    """The result of an epoch. The loop continues to train ``network``, which is not a copy."""
 
     epoch: int
     train: Metrics
@@ -28,13 +28,13 @@ class ReferenceEpoch(NamedTuple):
 def make_optimizer(
     network: Network, algorithm: str, numbers: Mapping[str, float], *, nesterov: bool = False
 ) -> torch.optim.Optimizer:
-    """torch.optim's fused optimizer of this name.
+    """Make a fused optimizer of torch.optim.
 
     Args:
-        network: whose parameters it updates.
+        network: the network to optimize.
         algorithm: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         numbers: learning_rate and weight_decay; beta1, beta2 and eps of Adam; momentum of SGD.
-        nesterov: for sgd.
+        nesterov: whether SGD uses Nesterov momentum.
 
     Raises:
         ValueError: There is no such algorithm.
@@ -68,7 +68,7 @@ def _sum(total: Metrics | None, metrics: Metrics) -> Metrics:
 
 @torch.no_grad()
 def evaluate(network: Network, split: Split, dtype: torch.dtype = torch.float32) -> Metrics:
-    """The metrics of a whole split in evaluation mode."""
+    """Return the metrics on a split, in evaluation mode."""
     network.eval()
     total = None
     for indices in torch.arange(len(split.labels), device=split.labels.device).split(EVAL_BATCH):
@@ -94,24 +94,24 @@ def fit_reference(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[ReferenceEpoch]:
-    """Train one configuration, epoch by epoch, on the device where ``train`` lies.
+    """Train one configuration on the device of the training examples.
 
-    The order of the examples is the lanes' own, so the two can be compared step by step.
+    The order of the examples is that of the lanes, so single steps can be compared.
 
     Args:
-        model: the shape of the network.
+        model: the settings of the network.
         algorithm, numbers, nesterov: as for :func:`make_optimizer`.
-        train, validation: examples, as uint8 tensors on the device.
-        batch_size: examples a step; the last step of an epoch may have fewer.
-        seed: of the initial parameters and of the order of the examples.
-        epochs: how many to train.
-        dtype: of parameters and images.
-        memory_format: of the network and the images.
+        train, validation: examples with uint8 images, on the device.
+        batch_size: number of examples in a step; the last step of an epoch may have fewer.
+        seed: seed of the initial parameters and of the order of the examples.
+        epochs: number of epochs.
+        dtype: dtype of parameters and images.
+        memory_format: memory format of the network and the images.
 
     Yields:
-        The epoch's metrics; training's are taken while it trains.
+        The metrics of each epoch. In training, each batch counts before its step.
     """
-    with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
+    with torch.random.fork_rng(devices=[]):  # restores the global generator
         torch.manual_seed(seed)
         network = Network(model)
         device = train.images.device

@@ -1,4 +1,4 @@
-"""The network as a torch.nn.Module, and its parameters as the pytrees of the pure half."""
+"""The network as a torch.nn.Module, and conversions of its parameters to pytrees and back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fmnist.functional.types import ModelConfig, Params, State
 
 
 class Network(nn.Module):
-    """The reference model: :func:`fmnist.functional.cnn.apply` in torch.nn, layer by layer.
+    """The reference model: :func:`fmnist.functional.cnn.apply` in torch.nn.
 
     After ``torch.manual_seed(seed)`` it starts with the parameters of ``init(seed, config)``.
-    Its dropout draws from torch's global generator, so with dropout the two differ in noise.
+    Dropout uses the global generator of torch, so its noise differs from that of the lanes.
     """
 
     def __init__(self, config: ModelConfig = ModelConfig()) -> None:
@@ -35,7 +35,7 @@ class Network(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, images: Float[Tensor, "batch 1 28 28"]) -> Float[Tensor, "batch 10"]:
-        """The logits of images in [0, 1]."""
+        """Return the logits of images with values from 0 to 1."""
         x = images
         for i in range(1, len(self.config.channels) + 1):
             x = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(x))
@@ -48,7 +48,7 @@ class Network(nn.Module):
 
 
 def from_module(network: Network) -> tuple[Params, State]:
-    """The module's parameters and running statistics as pytrees (copies)."""
+    """Return copies of the parameters and running statistics as pytrees."""
     params: Params = {}
     state: State = {}
     for name, tensor in network.state_dict().items():
@@ -61,16 +61,16 @@ def from_module(network: Network) -> tuple[Params, State]:
 
 
 def to_module(params: Params, state: State, config: ModelConfig) -> Network:
-    """A module in training mode that holds copies of these parameters and statistics.
+    """Make a module in training mode with copies of these parameters and statistics.
 
     Raises:
-        RuntimeError: The trees are not those of a network of this configuration.
+        RuntimeError: The trees do not fit a network of this configuration.
     """
     leaves = {f"{layer}.{leaf}": t for layer, tree in params.items() for leaf, t in tree.items()}
     leaves |= {f"{layer}.{leaf}": t for layer, tree in state.items() for leaf, t in tree.items()}
     first = next(iter(leaves.values()))
     network = Network(config).to(device=first.device, dtype=first.dtype)
-    # The functional half does not count batches: a fixed momentum never reads the count.
+    # The functional network does not count batches, as its momentum is fixed.
     for layer in state:
         leaves[f"{layer}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
     network.load_state_dict(leaves)

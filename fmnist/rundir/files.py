@@ -1,4 +1,4 @@
-"""Atomic file writes: after a kill or a power failure a file is whole, or it is the old one."""
+"""Atomic file writes: after a kill or a power failure, a file has its old or its new content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The bytes are synced to the disk before the rename, so that a reader, or a machine after a
     power failure, finds the old file or the new one. When the block raises, the temporary file
-    is removed. One process at a time may replace a file; the lock of a run's folder sees to it.
+    is removed. One process at a time may replace a file, as the lock of a run's folder ensures.
 
     Args:
         path: the file to replace. Its folder is made where needed, but not the folder above: on

@@ -55,8 +55,8 @@ class RunFolder:
         self.path, self.config = path, config
         self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
         self.lost: set[int] = set()
-        left = [*(path / name for name in (_ID, *_ENDED)), *self._parameters()]
-        self.begun = next((each for each in left if os.path.lexists(each)), None)
+        signs = [*(path / name for name in (_ID, *_ENDED)), *self._parameters()]
+        self.begun = next((sign for sign in signs if os.path.lexists(sign)), None)
 
     def take(self, study: optuna.Study, *, shared: bool) -> None:
         """Give the folder and the study one identity, or check the one that they have.
@@ -71,9 +71,9 @@ class RunFolder:
                 folder has results of.
         """
         named = os.path.lexists(self.path / _STUDY)
-        own, theirs = self._identity(), study.user_attrs.get(RUN)
+        ours, theirs = self._identity(), study.user_attrs.get(RUN)
         trials = len(study.get_trials(deepcopy=False))
-        if theirs is None and (trials or (own and not named)):
+        if theirs is None and (trials or (ours and not named)):
             raise UserError(
                 f"study {self.config.name!r} in the storage is not the one that {self.path} was "
                 "begun with; restore that, or choose another --out and name (--set name=...)"
@@ -89,10 +89,10 @@ class RunFolder:
         if not named:
             files.write_text(self.path / _STUDY, self.config.to_toml())
         if theirs is None:
-            own = theirs = own or str(uuid.uuid4())
-            files.write_text(self.path / _ID, own)
-            study.set_user_attr(RUN, own)
-        elif not own and not shared:  # .run was lost; the storage is in this folder
+            ours = theirs = ours or str(uuid.uuid4())
+            files.write_text(self.path / _ID, ours)
+            study.set_user_attr(RUN, ours)
+        elif not ours and not shared:  # .run was lost; the storage is in this folder
             files.write_text(self.path / _ID, str(theirs))
         self.confirm(study)
 
@@ -114,7 +114,7 @@ class RunFolder:
             )
 
     def save_model(self, number: int, params: Params, state: State) -> str:
-        """Write the parameters and running statistics of a trial; the SHA-256 of the file."""
+        """Write the parameters and running statistics of a trial. Return the file's SHA-256."""
         return models.save_model(models.model_path(self.path, number), params, state)
 
     def check_parameters(self, sums: Mapping[int, str], results: Sequence[TrialResult]) -> None:
@@ -177,8 +177,8 @@ class RunFolder:
 
     def _parameters(self) -> list[Path]:
         """The parameter files of the trials."""
-        found = sorted((self.path / "parameters").glob("*.safetensors"))
-        return [path for path in found if path.stem.isdecimal()]
+        paths = sorted((self.path / "parameters").glob("*.safetensors"))
+        return [path for path in paths if path.stem.isdecimal()]
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def opened(out: Path, config: configs.StudyConfig) -> Iterator[RunFolder]:
     with lock.holding(out):
         if not _names_study(out / _STUDY, config) and not _is_taken(out):
             _check_free(out, "study")
-        files.sweep(out)  # not before it is known to be ours
+        files.sweep(out)  # only after the check that the folder is ours
         yield RunFolder(out, config)
 
 
@@ -251,7 +251,7 @@ def _check_free(out: Path, lacks: str) -> None:
 
     Args:
         out: the folder.
-        lacks: what would show that the files are this study's; the error names it.
+        lacks: the file that is missing, for the error message.
 
     Raises:
         UserError: The folder holds such a file.

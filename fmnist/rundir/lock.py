@@ -28,7 +28,7 @@ def holding(folder: Path) -> Iterator[None]:
             is not UTF-8.
     """
     try:
-        str(folder).encode()  # neither SQLite nor a report could name it
+        str(folder).encode()  # SQLite and reports cannot contain other names
     except UnicodeEncodeError as error:
         raise UserError(f"--out {folder}: its name is not UTF-8") from error
     path = folder / NAME

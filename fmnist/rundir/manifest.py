@@ -32,7 +32,7 @@ def write(out: Path, paths: Iterable[Path], known: Mapping[Path, str]) -> None:
     Args:
         out: the run's folder.
         paths: files in it, whose sums are computed now.
-        known: file -> sum, of files whose right sum is known; they may be damaged by now.
+        known: the right sums of other files in it, which may be damaged by now.
     """
     sums = {path.relative_to(out).as_posix(): _digest(path) for path in paths}
     sums |= {path.relative_to(out).as_posix(): digest for path, digest in known.items()}
@@ -53,4 +53,4 @@ def damaged_files(out: Path) -> list[str] | None:
     noted = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines]
     if head != f"{_HEAD}{len(lines)}" or end or not all(noted):
         return None
-    return [found[2] for found in noted if found and sha256_of(out / found[2]) != found[1]]
+    return [line[2] for line in noted if line and sha256_of(out / line[2]) != line[1]]

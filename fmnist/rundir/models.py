@@ -74,28 +74,28 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
             header = int.from_bytes(file.read(8), "little")
         if header > MAX_HEADER:
             raise CheckpointError(f"{path}: cannot be read as parameters (its header is too long)")
-        found = safetensors.torch.load_file(path)
+        tensors = safetensors.torch.load_file(path)
     # ValueError: a NUL in the path.
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as parameters ({error})") from error
     names, leaves, treespec = _named_leaves(*_like(config))
-    wanted = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    there = {name: _shape(leaf) for name, leaf in found.items()}
-    wrong = sorted(name for name in there | wanted if there.get(name) != wanted.get(name))
+    expected = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
     if wrong:
         first = wrong[0]
-        what = f"{there.get(first, 'missing')}, not {wanted.get(first, 'to be there')}"
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        difference = f"{shapes.get(first, 'missing')}, not {expected.get(first, 'to be there')}"
+        others = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise CheckpointError(
             f"{path}: is not of the model that the run's settings describe: "
-            f"{clipped(first, 200)} is {what}{more}"
+            f"{clipped(first, 200)} is {difference}{others}"
         )
-    params, state = optree.tree_unflatten(treespec, [found[name] for name in names])
+    params, state = optree.tree_unflatten(treespec, [tensors[name] for name in names])
     return params, state
 
 
 def _like(config: AnyModelConfig) -> tuple[Params, State]:
-    """Trees of such a model, without values and memory where its ``init`` can do without."""
+    """Return trees of the shapes of a model. Those of the built-in network need no memory."""
     model = build_model(config)
     if isinstance(config, ModelConfig):  # the settings may describe a network of gigabytes
         with torch.device("meta"):
@@ -106,7 +106,7 @@ def _like(config: AnyModelConfig) -> tuple[Params, State]:
 def _named_leaves(
     params: Params, state: State
 ) -> tuple[list[str], list[Tensor], optree.PyTreeSpec]:
-    """The leaves of both trees and their names, which are numbered where paths are not unique."""
+    """Return the names and leaves of both trees. Names get numbers if paths are not unique."""
     paths, leaves, treespec = optree.tree_flatten_with_path((params, state))
     names = [".".join(map(str, path[1:])) for path in paths]
     if len({*names, ""}) <= len(names):

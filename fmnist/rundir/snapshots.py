@@ -1,8 +1,8 @@
-"""Snapshots of training in progress, of which the newest whole one is used.
+"""Snapshots of training. The newest undamaged one is used.
 
 A snapshot is two files: the tensors, and JSON with the SHA-256 of the tensors and of itself. The
-JSON is written last, so that a snapshot without it is unfinished. The snapshot before is kept, for
-the case that the newest one is damaged.
+JSON is written last, so a snapshot without it is unfinished. The previous snapshot is kept for the
+case that the newest one is damaged.
 """
 
 from __future__ import annotations

@@ -19,7 +19,17 @@ PROG = "fmnist.study"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a study from the command line; 0 when all is well, 1 when a trial failed."""
+    """Run a study.
+
+    Args:
+        argv: the arguments of the command line.
+
+    Returns:
+        The exit status: 0, or 1 if a trial failed.
+
+    Raises:
+        UserError: The study, the data, the storage, the device or the folder cannot be used.
+    """
     parser = command_line.study_parser(
         PROG, "Train every configuration of a study file as vmapped lanes."
     )
@@ -70,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _load_libraries() -> None:
-    """Load now what else is loaded when it is used, and might not fit in any more then.
+    """Load libraries that are otherwise loaded later, when the address space may be full.
 
     Raises:
         UserError: The limit of the address space has no room for the libraries.
@@ -83,12 +93,12 @@ def _load_libraries() -> None:
         ):
             importlib.import_module(f"fmnist.{name}")
     except (ImportError, OSError, MemoryError) as error:
-        what = "the limit of the address space (ulimit -v) has no room for PyTorch and Numba"
-        raise UserError(what) from error
+        reason = "the limit of the address space (ulimit -v) has no room for PyTorch and Numba"
+        raise UserError(reason) from error
 
 
 def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> str:
-    """What a run would train, a line a group."""
+    """Return the plan of a run: a line for each group and for each of its lanes."""
     from fmnist.config.results import label
     from fmnist.tuning import scheduler
 

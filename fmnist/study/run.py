@@ -1,4 +1,4 @@
-"""A study from beginning to end: wires data, search, storage and views together."""
+"""Runs a study from beginning to end: data, training, storage and reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fmnist.utils.signals import Stop
 
 
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
-    """Training, validation and test examples on the device; the last two are one if holdout = 0."""
+    """Return the examples of a study on a device. With ``holdout = 0``, validation is test."""
     training, validation = fashion_mnist.holdout_split(dataset.train, config.holdout)
     training, validation, test = (
         Split(split.images.to(device), split.labels.to(device))
@@ -55,29 +55,29 @@ def run_study(
     command: str = "fmnist.run_study",
     progress: Progress | None = None,
 ) -> list[TrialResult]:
-    """Run a study, or go on with one that was stopped, and write what it found.
+    """Run a study, or resume it, and write its results and reports.
 
     Args:
         config: the study.
-        out: the folder of this run; made where needed.
-        storage: an Optuna storage URL; SQLite in ``out`` by default.
-        data: a folder with the four IDX files; found or fetched by default.
-        dataset: use this one instead of loading.
+        out: the folder of the run; made if needed.
+        storage: URL of an Optuna storage; by default SQLite in ``out``.
+        data: a folder with the four IDX files; by default they are found or fetched.
+        dataset: the data set to use instead of loading one.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        max_lanes: how many configurations train at once, at most; by default as memory allows.
-        retry_failed: train again the trials that diverged.
-        command: what the report gives as the command that made it.
-        progress: told of what happens; nobody by default.
+        max_lanes: maximum number of lanes of a group; by default as many as fit in memory.
+        retry_failed: whether to train trials that diverged again.
+        command: the command line that the report shows.
+        progress: shows the progress; by default nothing is shown.
 
     Returns:
-        The results of every grid point, by trial number.
+        The results of all grid points, by trial number.
 
     Raises:
         UserError: The study, the data, the storage or the folder cannot be used.
     """
     out, progress = Path(out), progress or Progress()
     url = storage or storage_url.of_run(out)
-    where = find_device(device)
+    target = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     translated = storage_errors.translated(out, url)
     with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
@@ -87,22 +87,22 @@ def run_study(
         folder.check_parameters(grid.parameter_sums(study, done), done)
         retry = retry_failed and any(result.state != "COMPLETE" for result in done)
         trains = retry or len(done) < config.size or grid.unfinished(study)
-        if not trains and _is_whole(folder, done, progress):
+        if not trains and _is_complete(folder, done, progress):
             return done
         phases = Phases(_mapping(study, PHASES, int | float))
         with phases("reading the data"):
             dataset = dataset or fashion_mnist.load(data)
         facts = _mapping(study, FACTS, str)
-        if trains or facts is None:  # what is only drawn again keeps those of its training
-            facts = provenance.facts(command, where, 0.0, dataset.source)
+        if trains or facts is None:  # without training, the facts of the last one are kept
+            facts = provenance.facts(command, target, 0.0, dataset.source)
             study.set_user_attr(FACTS, facts)
         with TensorBoardMirror(folder.tensorboard, config) as mirror:
             for result in done:
                 mirror.mend(result)
             if trains:
                 folder.confirm(study)
-                progress.message(f"device {where}")
-                examples = splits(config, dataset, where)
+                progress.message(f"device {target}")
+                examples = splits(config, dataset, target)
                 images = len(examples.training.labels)
                 board = DashboardMirror(
                     study, config, out, provenance=facts, done=done, images=images
@@ -116,9 +116,9 @@ def run_study(
                     stop=stop,
                     retry_failed=retry,
                 )
-                keep = _Keeper(folder, study, phases)
+                save = _Saver(folder, study, phases)
                 for event in phases.waiting_for(TRAINING, events):
-                    for observer in (keep, mirror, board, progress):
+                    for observer in (save, mirror, board, progress):
                         observer(event)
         Checkpointer(folder.checkpoints).clear()
         memory.release()  # drawing loads libraries
@@ -131,8 +131,8 @@ def run_study(
 
             about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
             lost = folder.lost
-            found = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
-            folder.seal(publish.publish(out, found, study, phases), sums)
+            findings = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
+            folder.seal(publish.publish(out, findings, study, phases), sums)
         study.set_user_attr(PHASES, phases.seconds)
         return results
 
@@ -142,8 +142,8 @@ PHASES = "fmnist:seconds_by_phase"
 TRAINING = "training and evaluation"
 
 
-def _is_whole(folder: RunFolder, done: Sequence[TrialResult], progress: Progress) -> bool:
-    """Say that nothing is to train; whether nothing is to be drawn, either."""
+def _is_complete(folder: RunFolder, done: Sequence[TrialResult], progress: Progress) -> bool:
+    """Report that all trials are finished. Return whether all files are undamaged, too."""
     name = folder.config.name
     progress.message(f"study {name} in {folder.path} is complete: nothing to train")
     if failed := sum(result.state != "COMPLETE" for result in done):
@@ -155,14 +155,14 @@ def _is_whole(folder: RunFolder, done: Sequence[TrialResult], progress: Progress
 
 
 def _mapping(study: optuna.Study, name: str, kind: type | UnionType) -> dict[str, Any] | None:
-    """An attribute of the study that maps names to such values; None when it does not."""
-    found = study.user_attrs.get(name)
-    sound = isinstance(found, dict) and all(isinstance(value, kind) for value in found.values())
-    return found if sound else None
+    """Return an attribute of the study if it maps names to values of this type, else None."""
+    value = study.user_attrs.get(name)
+    valid = isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
+    return value if valid else None
 
 
-class _Keeper:
-    """Keeps the parameters of every trial that ended, and the time of the run so far."""
+class _Saver:
+    """Saves the parameters of every finished trial and the time of the run so far."""
 
     def __init__(self, folder: RunFolder, study: optuna.Study, phases: Phases) -> None:
         self._folder, self._study, self._phases = folder, study, phases
@@ -176,7 +176,7 @@ class _Keeper:
 
 
 class _LogTo(logging.Handler):
-    """While in it, what the package logs goes to the progress display."""
+    """A context in which the log of the package goes to the progress display."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__(logging.INFO)

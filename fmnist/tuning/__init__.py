@@ -1,1 +1,1 @@
-"""Optuna's side of a study: the grid, its storage, and the scheduling of trials as lanes."""
+"""The study in Optuna: the grid, the storage, and the scheduling of trials as lanes."""

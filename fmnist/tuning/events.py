@@ -1,4 +1,4 @@
-"""What happens while a study trains. The scheduler yields these; observers get them as they are."""
+"""The events of a study in training. The scheduler yields them, and observers receive them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fmnist.tuning.grid import Trial
 
 @dataclass(frozen=True)
 class GroupStarted:
-    """A group of trials that share one program is about to train.
+    """A group of trials that share one program starts or resumes training.
 
     Attributes:
-        index: which group it is, from 0.
-        total: how many groups there are.
-        trials: its lanes.
-        epochs: how long each trains, those behind it included.
-        epochs_left: of all trials of this and the later groups; an epoch of one trial is one.
-        images: training images of an epoch of one trial.
-        histories: of a group that goes on, by trial number.
-        variant: of the model, by name; empty where the model names none.
+        index: number of the group, counted from 0.
+        total: number of groups.
+        trials: the trials of the lanes.
+        epochs: total number of epochs of each trial, including those before a resume.
+        epochs_left: number of epochs left in this and the later groups, summed over the trials.
+        images: number of training images in an epoch of one trial.
+        histories: metrics of the epochs before a resume, by trial number.
+        variant: name of the variant of the model; empty if the model has none.
     """
 
     index: int
@@ -37,7 +37,13 @@ class GroupStarted:
 
 @dataclass(frozen=True)
 class EpochFinished:
-    """Every sound lane's metrics of an epoch, by trial number; ``seconds`` for the whole group."""
+    """An epoch of a group ended.
+
+    Attributes:
+        epoch: the epoch, counted from 1.
+        metrics: metrics of the lanes that have not failed, by trial number.
+        seconds: training time of the whole group so far.
+    """
 
     epoch: int
     metrics: dict[int, EpochMetrics]
@@ -46,7 +52,7 @@ class EpochFinished:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """A trial ended and Optuna has not been told yet."""
+    """A trial ended. Optuna does not have its result yet."""
 
     result: TrialResult
     params: Params
@@ -55,7 +61,7 @@ class TrialFinished:
 
 @dataclass(frozen=True)
 class LanesHalved:
-    """Memory ran out: so many lanes go on in two halves from after this epoch."""
+    """Memory ran out. This number of lanes continues in two halves after this epoch."""
 
     lanes: int
     epoch: int
@@ -64,4 +70,4 @@ class LanesHalved:
 Event = GroupStarted | EpochFinished | TrialFinished | LanesHalved
 
 Observer = Callable[[Event], None]
-"""Acts on an event before Optuna is told of its consequence."""
+"""A function that handles an event before the result is reported to Optuna."""

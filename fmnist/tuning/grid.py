@@ -1,4 +1,4 @@
-"""The grid as Optuna knows it: asking for trials, reporting, telling, and reading them back."""
+"""The trials of the grid in Optuna: asked for, reported, finished and read."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ PARAMETERS = "fmnist:parameters_sha256"
 
 
 class Trial(NamedTuple):
-    """A grid point that Optuna gave us to train."""
+    """A trial of Optuna to train."""
 
     number: int
     point: Point
     config: TrialConfig
     handle: optuna.Trial
-    reported: Mapping[int, float]  # what Optuna has of each epoch
+    reported: Mapping[int, float]  # values by epoch that Optuna already has
 
 
 def distribution(values: Sequence[Value]) -> BaseDistribution:
-    """How an axis is described to Optuna: numbers stay numbers, so its plots have true scales."""
+    """Return the distribution of an axis. Numbers are not categories, so plots have a scale."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) < len(values):
         return CategoricalDistribution(list(values))
@@ -49,7 +49,7 @@ def distribution(values: Sequence[Value]) -> BaseDistribution:
 
 
 def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[str, Value]:
-    """The point of the grid that Optuna gave this trial."""
+    """Return the point of the grid of a trial."""
     point: dict[str, Value] = {}
     for key, values in axes.items():
         match distribution(values):
@@ -64,14 +64,16 @@ def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[s
     return point
 
 
-def _requeue_lost(study: optuna.Study, diverged: bool) -> None:
-    """Queue again what failed without diverging: something outside ended it.
+def _requeue_failed(study: optuna.Study, *, diverged: bool) -> None:
+    """Queue failed trials again.
 
-    What diverged is queued again only when that is asked for; it will do so again, unless what
-    made it diverge is gone.
+    GridSampler counts a failed point as visited. The new trial therefore has its grid id, as in
+    optuna.storages.RetryHeartbeatStaleTrialCallback.
 
-    GridSampler counts a failed point as visited, so the new trial carries its grid id, as
-    optuna.storages.RetryHeartbeatStaleTrialCallback does.
+    Args:
+        study: the study.
+        diverged: whether to queue trials that diverged, too. The others failed because something
+            outside ended them.
     """
     by_point: dict[object, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
@@ -90,17 +92,19 @@ def _requeue_lost(study: optuna.Study, diverged: bool) -> None:
 
 
 def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = False) -> list[Trial]:
-    """The trials still to train: those a killed run left, then the rest of the grid.
+    """Return the trials to train, by number: interrupted ones and the rest of the grid.
 
-    Points whose trial diverged are tried again, as new trials, if ``retry_failed``.
+    No other process works on the study, so a RUNNING trial was interrupted. It keeps its number.
 
-    A trial that is RUNNING when nobody else works on the study was interrupted; it is taken up
-    under its own number, from its beginning, as if it had not been interrupted.
+    Args:
+        study: the study.
+        config: its configuration.
+        retry_failed: whether to train points that diverged again, as new trials.
     """
-    _requeue_lost(study, retry_failed)
+    _requeue_failed(study, diverged=retry_failed)
     for trial in study.get_trials(deepcopy=False):
         if trial.state == TrialState.RUNNING and "grid_id" not in trial.system_attrs:
-            study.sampler.before_trial(study, trial)  # killed before it was given its point
+            study.sampler.before_trial(study, trial)  # killed before it had a point
     known = study.get_trials(deepcopy=False)
     handles = [
         optuna.Trial(study, trial._trial_id) for trial in known if trial.state == TrialState.RUNNING
@@ -112,22 +116,22 @@ def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = Fa
     trials = []
     for handle in sorted(handles, key=lambda handle: handle.number):
         point = suggest(handle, config.grid)
-        before = reported.get(handle.number, {})
-        trials.append(Trial(handle.number, point, config.trial(point), handle, before))
+        values = reported.get(handle.number, {})
+        trials.append(Trial(handle.number, point, config.trial(point), handle, values))
     return trials
 
 
 def unfinished(study: optuna.Study) -> bool:
-    """Whether a trial waits or was interrupted."""
+    """Whether a trial is waiting or was interrupted."""
     return any(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def report(trial: Trial, value: float, step: int) -> None:
-    """Report an epoch's value, once.
+    """Report the value of an epoch, unless Optuna already has it.
 
-    An interrupted trial that is taken up again has reported its first epochs; Optuna keeps the
-    first report of a step and warns about a second. The values are the same, but for rounding
-    where another device or number of threads goes on: then the last one counts.
+    A resumed trial may repeat epochs. Optuna warns about a second report of an epoch and ignores
+    it. The values are equal, except on another device or with another number of threads: there
+    rounding may differ, and the new value replaces the old one.
     """
     if step not in trial.reported:
         trial.handle.report(value, step)
@@ -137,14 +141,13 @@ def report(trial: Trial, value: float, step: int) -> None:
 
 
 def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyConfig) -> None:
-    """Store the result and finish the trial; after this Optuna refuses attributes."""
-    # Not a user attribute: those are shown, and this one is longer than any page is wide.
+    """Store the result of a trial and finish it. A finished trial takes no more attributes."""
+    # Not a user attribute, as optuna-dashboard shows those and this one is long.
     history = [list(metrics) for metrics in result.history]
     storage, key = study._storage, trial.handle._trial_id
-    # As stored: the digest is of what Optuna shows, were there steps of an interrupted training
-    # that got further before it was done again with other roundings.
-    told = storage.get_trial(key)
-    digest = _digest(result, told.system_attrs, told.intermediate_values)
+    # From the storage, as it may have epochs of an interrupted training that are not in `trial`.
+    stored = storage.get_trial(key)
+    digest = _digest(result, stored.system_attrs, stored.intermediate_values)
     storage.set_trial_system_attr(key, HISTORY, history)
     storage.set_trial_system_attr(key, CHECK, digest)
     trial.handle.set_user_attr("seconds", result.seconds)
@@ -158,27 +161,27 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     try:
         study.tell(trial.handle, value, state=state)
     except RuntimeError as error:
-        # GridSampler stops the study with its last point, and outside optimize() there is
-        # nothing to stop: optuna/optuna#4121. The trial is stored by then.
+        # GridSampler stops the study after its last point. Outside optimize() this raises an
+        # error: optuna/optuna#4121. The trial is already stored.
         if "Study.stop" not in str(error):
             raise
 
 
 def note_parameters(study: optuna.Study, number: int, sha256: str) -> None:
-    """Store what the file of a trial's parameters must be, before the trial is told."""
+    """Store the SHA-256 of the parameter file of a trial that is not finished yet."""
     key = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     study._storage.set_trial_system_attr(key, PARAMETERS, sha256)
 
 
 def parameter_sums(study: optuna.Study, results: Iterable[TrialResult]) -> dict[int, str]:
-    """The SHA-256 of the file of parameters behind each of these results, by trial number."""
+    """Return the SHA-256 of the parameter file of each result, by trial number."""
     attrs = [trial.system_attrs for trial in study.get_trials(deepcopy=False)]
     numbers = [result.number for result in results if PARAMETERS in attrs[result.number]]
     return {number: attrs[number][PARAMETERS] for number in numbers}
 
 
 def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
-    """Every finished grid point, by number; of a point tried twice, the last.
+    """Return the results of the finished grid points, by number. The last trial of a point counts.
 
     Raises:
         UserError: A stored trial differs from what was written when it ended.
@@ -186,14 +189,14 @@ def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
     by_point: dict[str, TrialResult] = {}
     with sound():
         for trial in trials(study):
-            if trial.state.is_finished() and not _was_lost(trial):
+            if trial.state.is_finished() and not _was_killed(trial):
                 result = _result(trial, config)
                 by_point[repr(result.point)] = result
     return sorted(by_point.values(), key=lambda result: result.number)
 
 
 def check_whole(results: Sequence[TrialResult], config: StudyConfig) -> None:
-    """See that a study that was trained to its end has a result for each grid point.
+    """Check that a complete study has a result for each grid point.
 
     Raises:
         UserError: A grid point has no result.
@@ -202,43 +205,44 @@ def check_whole(results: Sequence[TrialResult], config: StudyConfig) -> None:
         raise UserError(f"{DAMAGED} (it has {len(results)} results of {config.size})")
 
 
-def _was_lost(trial: FrozenTrial) -> bool:
-    """Whether something outside ended the trial: it failed without being told how it went."""
-    told = {HISTORY, CHECK, REASON} & (trial.system_attrs.keys() | trial.user_attrs.keys())
-    return trial.state == TrialState.FAIL and not told
+def _was_killed(trial: FrozenTrial) -> bool:
+    """Whether something outside ended the trial: it failed and has no result."""
+    stored = {HISTORY, CHECK, REASON} & (trial.system_attrs.keys() | trial.user_attrs.keys())
+    return trial.state == TrialState.FAIL and not stored
 
 
 def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
-    """How a trial ended.
+    """Read the result of a finished trial.
 
     Raises:
         ValueError: The stored trial differs from what was written when it ended.
     """
-    attrs, more = trial.user_attrs, trial.system_attrs
+    attrs, system_attrs = trial.user_attrs, trial.system_attrs
     if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
         raise ValueError(f"trial {trial.number} is {trial.state.name}")
-    for lost, what in {HISTORY: "history", CHECK: "checksum"}.items():
-        if lost not in more:
-            raise ValueError(f"trial {trial.number} has no {what}")
+    for key, name in {HISTORY: "history", CHECK: "checksum"}.items():
+        if key not in system_attrs:
+            raise ValueError(f"trial {trial.number} has no {name}")
     result = TrialResult(
         number=trial.number,
         point={key: trial.params[key] for key in config.grid},
         state="COMPLETE" if trial.state == TrialState.COMPLETE else "FAIL",
-        history=tuple(EpochMetrics(*row) for row in more[HISTORY]),
+        history=tuple(EpochMetrics(*row) for row in system_attrs[HISTORY]),
         test_loss=attrs.get("test_loss", math.nan),
         test_accuracy=attrs.get("test_accuracy", math.nan),
         seconds=attrs["seconds"],
         reason=attrs.get(REASON, ""),
     )
     values = [getattr(result.last, config.metric)] if result.state == "COMPLETE" else None
-    if trial.values != values or more[CHECK] != _digest(result, more, trial.intermediate_values):
+    digest = _digest(result, system_attrs, trial.intermediate_values)
+    if trial.values != values or system_attrs[CHECK] != digest:
         raise ValueError(f"trial {trial.number} is not as it was written")
     return result
 
 
 def _digest(result: TrialResult, attrs: Mapping[str, object], reported: Mapping[int, float]) -> str:
-    """Of a result, its parameters' file, its place in the grid, and the curve Optuna shows."""
-    told = (
+    """Return the SHA-256 of a result, its parameter file, its grid id and its reported values."""
+    content = (
         result.number,
         sorted(result.point.items()),
         result.state,
@@ -248,5 +252,5 @@ def _digest(result: TrialResult, attrs: Mapping[str, object], reported: Mapping[
         attrs.get("grid_id"),
         sorted(reported.items()),
     )
-    # By repr: floats as they are, NaN included, and any text.
-    return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()
+    # repr is exact for floats, also for NaN.
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()

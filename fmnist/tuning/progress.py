@@ -1,8 +1,8 @@
-"""How far some lanes have come, and how that outlives the process.
+"""The progress of groups of lanes, and its snapshots.
 
-Killed at any moment, a run goes on from the last snapshot of each group, and ends with the same
-bits: a snapshot holds all that a step reads but the data, and what is random is keyed by seed and
-epoch.
+A run that was killed resumes each group from its last snapshot and ends with the same bits. A
+snapshot has everything that a step reads, except the data; random numbers depend on seed and epoch
+only.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class GroupProgress:
-    """What is known of some lanes of a group so far.
+    """The progress of the lanes of a group.
 
     Attributes:
-        trials: the lanes.
-        at: where their training is; None at its beginning.
-        histories: by trial number.
-        failed: by trial number, why.
-        seconds: of training.
+        trials: the trials of the lanes.
+        at: the state of training; None before it starts.
+        histories: metrics of the epochs so far, by trial number.
+        failed: reasons of failures, by trial number.
+        seconds: time of training so far.
     """
 
     trials: Sequence[Trial]
@@ -53,11 +53,11 @@ class GroupProgress:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are done."""
+        """Number of complete epochs."""
         return self.at.epoch if self.at else 0
 
     def take(self, chosen: Sequence[int]) -> GroupProgress:
-        """The same for the lanes at these positions alone."""
+        """Return the progress of the lanes at these positions."""
         at = self.at
         if at is not None:
             index = torch.tensor(chosen, dtype=torch.int64)
@@ -69,24 +69,24 @@ class GroupProgress:
             trials,
             at,
             {number: list(past) for number, past in self.histories.items() if number in numbers},
-            {number: why for number, why in self.failed.items() if number in numbers},
+            {number: reason for number, reason in self.failed.items() if number in numbers},
             self.seconds * len(chosen) / len(self.trials),
         )
 
     def halves(self) -> list[GroupProgress]:
-        """Each half of the lanes by itself."""
+        """Return the progress of each half of the lanes."""
         positions, middle = list(range(len(self.trials))), len(self.trials) // 2
         return [self.take(positions[:middle]), self.take(positions[middle:])]
 
 
 class Checkpointer:
-    """Keeps the progress of each group in a folder.
+    """Writes and reads the snapshots of the groups.
 
     Args:
-        folder: made where needed.
-        every: seconds between the snapshots at the ends of epochs.
-        within: seconds without one after which one is taken inside of an epoch.
-        clock: what tells the time.
+        folder: the folder of the snapshots; made if needed.
+        every: minimum number of seconds between snapshots at the end of an epoch.
+        within: number of seconds after which a snapshot is written within an epoch.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -101,59 +101,59 @@ class Checkpointer:
         self._clock, self._last = clock, clock()
 
     def due(self) -> bool:
-        """Whether to keep what an epoch's end has brought."""
+        """Whether to write a snapshot at the end of an epoch."""
         return self._clock() - self._last >= self.every
 
     def overdue(self) -> bool:
-        """Whether not to wait for the epoch's end."""
+        """Whether to write a snapshot within an epoch."""
         return self._clock() - self._last >= self.within
 
     def save(self, progress: GroupProgress) -> None:
-        """Keep where these lanes are; nothing where they have not begun."""
+        """Write a snapshot of these lanes, if their training has started."""
         if progress.at is not None:
-            self.folder.mkdir(exist_ok=True)  # not what it lies in: that may be lost
-            self._of(progress).save(*snapshot(progress))
+            self.folder.mkdir(exist_ok=True)  # without parents: a folder that is gone must stay so
+            self._generations(progress).save(*snapshot(progress))
         self._last = self._clock()
 
     def forget(self, progress: GroupProgress) -> None:
-        """These lanes are done, or go on as others."""
-        self._of(progress).delete()
+        """Delete the snapshots of these lanes."""
+        self._generations(progress).delete()
 
     def clear(self) -> None:
-        """All is done: forget everything, also what a kill left behind."""
+        """Delete all snapshots."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
     def restore(self, trials: Iterable[Trial], device: torch.device) -> list[GroupProgress]:
-        """The progress of those of these trials that have some, group by group."""
+        """Read the progress of each group from its snapshots. Delete unusable snapshots."""
         pending = {trial.number: trial for trial in trials}
-        found = []
+        groups = []
         for folder in sorted(self.folder.glob("*/")):
             generations = Generations(folder)
-            kept = generations.load()
-            if kept is None:
+            saved = generations.load()
+            if saved is None:
                 continue
             try:
-                progress = restored(kept, pending, device)
+                progress = restored(saved, pending, device)
             except (ValueError, TypeError, KeyError) as error:
                 log.warning("%s: is not used (%s)", folder, error)
                 progress = None
             if progress is None:
-                generations.delete()  # of trials that are done, or of another version
+                generations.delete()  # its trials are finished, or another version wrote it
                 continue
-            found.append(progress)
+            groups.append(progress)
             for trial in progress.trials:
                 del pending[trial.number]
-        return found
+        return groups
 
-    def _of(self, progress: GroupProgress) -> Generations:
+    def _generations(self, progress: GroupProgress) -> Generations:
         numbers = [trial.number for trial in progress.trials]
         name = hashlib.sha256(repr(numbers).encode()).hexdigest()[:12]
         return Generations(self.folder / f"{numbers[0]:05}-{name}")
 
 
 def snapshot(progress: GroupProgress) -> Snapshot:
-    """What a snapshot holds of lanes that have begun."""
+    """Make a snapshot of lanes whose training has started."""
     assert progress.at is not None
     return Snapshot(
         _named(progress.at),
@@ -162,23 +162,30 @@ def snapshot(progress: GroupProgress) -> Snapshot:
             "epoch": progress.at.epoch,
             "examples": progress.at.examples,
             "histories": {str(n): past for n, past in progress.histories.items()},
-            "failed": {str(n): why for n, why in progress.failed.items()},
+            "failed": {str(n): reason for n, reason in progress.failed.items()},
             "seconds": progress.seconds,
         },
     )
 
 
 def restored(
-    kept: Snapshot, pending: Mapping[int, Trial], device: torch.device
+    saved: Snapshot, pending: Mapping[int, Trial], device: torch.device
 ) -> GroupProgress | None:
-    """The progress that a snapshot holds, of those lanes that are pending; None without any.
+    """Read the progress of lanes from a snapshot.
 
-    A lane that is not pending any more has been told to Optuna: its group was done with training.
+    Args:
+        saved: the snapshot.
+        pending: the trials that are not finished, by number. The other lanes of the snapshot are
+            ignored: Optuna already has their results.
+        device: the device of the training.
+
+    Returns:
+        The progress of the pending lanes; None if the snapshot has none of them.
 
     Raises:
         ValueError: The snapshot is of another network or optimizer than these lanes have.
     """
-    about = kept.about
+    about = saved.about
     points = dict(about["trials"])
     chosen = [
         position
@@ -187,26 +194,27 @@ def restored(
     ]
     if not chosen:
         return None
-    some = pending[about["trials"][chosen[0]][0]]
-    alone = trainer.start(program_of(some.config), lanes_of([some.config]), device)
+    first = pending[about["trials"][chosen[0]][0]]
+    one_lane = trainer.start(program_of(first.config), lanes_of([first.config]), device)
     total = trainer.zero_metrics(1, device) if about["examples"] else None
-    paths, leaves, treespec = optree.tree_flatten_with_path((alone, total))
+    paths, leaves, treespec = optree.tree_flatten_with_path((one_lane, total))
     names = [_name(path) for path in paths]
-    if sorted(names) != sorted(kept.tensors):
+    if sorted(names) != sorted(saved.tensors):
         raise ValueError("its tensors are not those of such a network and optimizer")
-    found = [kept.tensors[name].to(device) for name in names]
-    for name, tensor, leaf in zip(names, found, leaves, strict=True):
+    tensors = [saved.tensors[name].to(device) for name in names]
+    for name, tensor, leaf in zip(names, tensors, leaves, strict=True):
         if tensor.shape != (len(points), *leaf.shape[1:]) or tensor.dtype != leaf.dtype:
             raise ValueError(f"its {name} has another shape or type")
-    state, total = optree.tree_unflatten(treespec, found)
-    whole = GroupProgress(
-        [pending.get(number, some) for number, _ in about["trials"]],  # those told are not taken
+    state, total = optree.tree_unflatten(treespec, tensors)
+    group = GroupProgress(
+        # Finished trials are missing in `pending`; `take` drops their lanes.
+        [pending.get(number, first) for number, _ in about["trials"]],
         trainer.TrainerState(about["epoch"], state, total, about["examples"]),
         {int(n): [EpochMetrics(*row) for row in past] for n, past in about["histories"].items()},
-        {int(n): why for n, why in about["failed"].items()},
+        {int(n): reason for n, reason in about["failed"].items()},
         about["seconds"],
     )
-    return whole.take(chosen)
+    return group.take(chosen)
 
 
 OPTIMIZERS: Mapping[str, Optimizer] = {
@@ -218,24 +226,24 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 
 
 def program_of(config: TrialConfig) -> trainer.Program:
-    """The program that trials of this static configuration share."""
+    """Return the program of a trial. Trials with equal static settings share it."""
     static = config.static
     optimizer = OPTIMIZERS[static.algorithm + " with nesterov" * static.nesterov]
     return trainer.Program(build_model(static.model), optimizer, static.batch_size)
 
 
 def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:
-    """These configurations, equal in what is static, as lanes of their program."""
+    """Return the lanes of configurations with equal static settings."""
     known = optimizer_numbers(program_of(configs[0]).optimizer)
     numbers = [config.hyperparams for config in configs]
     return Lanes(
         tuple(config.seed for config in configs),
-        {name: tuple(own[name] for own in numbers) for name in known},
+        {name: tuple(values[name] for values in numbers) for name in known},
     )
 
 
 def _named(at: trainer.TrainerState) -> dict[str, Tensor]:
-    """The tensors of a state, by their paths, in order."""
+    """Return the tensors of a state by their paths, in order."""
     paths, leaves, _ = optree.tree_flatten_with_path((at.train_state, at.total))
     return {_name(path): leaf for path, leaf in zip(paths, leaves, strict=True)}
 

@@ -1,8 +1,7 @@
-"""Trains the grid: groups the trials, runs each group as lanes, and tells Optuna of each lane.
+"""Trains the trials of the grid: one group of lanes after the other.
 
-:func:`run` is a generator of events. What looks at a study (terminal, TensorBoard) acts on an
-event before the generator goes on, so everything is written before Optuna is told: a trial
-that Optuna calls finished has left all its traces.
+:func:`run` is a generator of events. Observers such as TensorBoard handle an event before the
+generator continues. So everything about a trial is written before Optuna has it as finished.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from fmnist.utils.signals import Stop
 T = TypeVar("T")
 
 MOST_LANES = 128
-"""However much memory there is: a kill loses the epochs of all of them."""
+"""Maximum number of lanes of a group. A kill loses the unsaved work of all of them."""
 
 
 class Splits(NamedTuple):
-    """The examples of a study, on the device that trains."""
+    """The examples of a study, on the device of the training."""
 
     training: Split
     validation: Split
@@ -50,13 +49,13 @@ class Splits(NamedTuple):
 
 
 def chunks(items: Iterable[T], key: Callable[[T], object], most: int) -> list[list[T]]:
-    """Items of equal key together, at most ``most`` in a list, in the order they came."""
-    together: dict[object, list[T]] = {}
+    """Group items with equal keys into lists of at most ``most`` items. The order is kept."""
+    groups: dict[object, list[T]] = {}
     for item in items:
-        together.setdefault(key(item), []).append(item)
+        groups.setdefault(key(item), []).append(item)
     return [
         group[start : start + most]
-        for group in together.values()
+        for group in groups.values()
         for start in range(0, len(group), most)
     ]
 
@@ -71,35 +70,40 @@ def run(
     stop: Stop | None = None,
     retry_failed: bool = False,
 ) -> Iterator[Event]:
-    """Train every trial of the grid that is not finished, and tell Optuna of each.
+    """Train the trials of the grid that are not finished, and report their results to Optuna.
 
     Args:
-        study, config, splits: what to train, and on what.
-        max_lanes: at once, at most; by default as many as memory allows.
-        checkpointer: keeps where the groups are, and knows where they were.
-        stop: looked at after every step; once requested, the step is kept and its error raised.
-        retry_failed: try again the points whose trial diverged.
+        study: the study in Optuna.
+        config: its configuration.
+        splits: the examples.
+        max_lanes: maximum number of lanes of a group; by default as many as fit in memory.
+        checkpointer: writes snapshots of the groups, and provides those of an earlier run.
+        stop: checked after every step. If a stop is requested, a snapshot is written and the
+            error of the signal is raised.
+        retry_failed: whether to train points that diverged again.
 
     Yields:
-        Events, each before its consequence is told to Optuna.
+        Events, each before the result is reported to Optuna.
+
+    Raises:
+        UserError: Memory does not suffice for a single lane.
     """
     trials = grid.pending(study, config, retry_failed=retry_failed)
     device = splits.training.images.device
     groups = checkpointer.restore(trials, device) if checkpointer else []
-    known = {trial.number for progress in groups for trial in progress.trials}
-    fresh = [trial for trial in trials if trial.number not in known]
-    most = max_lanes or lanes_that_fit([trial.config for trial in fresh], device)
+    restored = {trial.number for progress in groups for trial in progress.trials}
+    new = [trial for trial in trials if trial.number not in restored]
+    most = max_lanes or lanes_that_fit([trial.config for trial in new], device)
     groups += [
-        GroupProgress(some) for some in chunks(fresh, lambda trial: trial.config.static, most)
+        GroupProgress(group) for group in chunks(new, lambda trial: trial.config.static, most)
     ]
     waiting = deque(groups)
     index = 0
     while waiting:
-        left = sum(len(some.trials) * (config.epochs - some.epoch) for some in waiting)
+        left = sum(len(group.trials) * (config.epochs - group.epoch) for group in waiting)
         progress = waiting.popleft()
         total = index + 1 + len(waiting)
         configs = [trial.config for trial in progress.trials]
-        how = _variant_name(configs, splits.training)
         yield GroupStarted(
             index=index,
             total=total,
@@ -108,7 +112,7 @@ def run(
             epochs_left=left,
             images=len(splits.training.labels),
             histories=progress.histories,
-            variant=how,
+            variant=_variant_name(configs, splits.training),
         )
         halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
         waiting.extendleft(reversed(halves))
@@ -116,13 +120,13 @@ def run(
 
 
 def _variant_name(configs: Sequence[TrialConfig], training: Split) -> str:
-    """The variant that these lanes will train with; empty where memory runs out already here."""
+    """Return the name of the variant for these lanes; empty if memory runs out here."""
     try:
         return trainer.variant(program_of(configs[0]), lanes_of(configs), training)[0]
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
-        memory.release()  # training will find out, and halve the lanes
+        memory.release()  # memory runs out in training again, which then halves the lanes
         return ""
 
 
@@ -134,10 +138,13 @@ def _train(
     checkpointer: Checkpointer | None,
     stop: Stop,
 ) -> Generator[Event, None, list[GroupProgress]]:
-    """Train one group to its end and tell each of its lanes as its own trial.
+    """Train a group to its end and report each lane to Optuna.
 
     Returns:
-        When memory runs out, the lanes in two halves, each where it was; else nothing is left.
+        The progress of two halves of the lanes if memory ran out, else an empty list.
+
+    Raises:
+        UserError: Memory ran out for a single lane.
     """
     try:
         yield from _epochs(config, progress, splits, checkpointer, stop)
@@ -146,14 +153,14 @@ def _train(
         if not memory.ran_out(error):
             raise
         if len(progress.trials) == 1:
-            what = label(progress.trials[0].point)
-            raise UserError(f"there is not enough memory to train {what} even alone") from error
+            name = label(progress.trials[0].point)
+            raise UserError(f"there is not enough memory to train {name} even alone") from error
     else:
         assert progress.at is not None
         trained = progress.at.train_state
         for lane, (trial, result) in enumerate(zip(progress.trials, results, strict=True)):
-            own = vmap.take((trained.params, trained.state), torch.tensor(lane))
-            yield TrialFinished(result, *own)
+            params, state = vmap.take((trained.params, trained.state), torch.tensor(lane))
+            yield TrialFinished(result, params, state)
             grid.tell(study, trial, result, config)
         if checkpointer:
             checkpointer.forget(progress)
@@ -175,7 +182,7 @@ def _epochs(
     checkpointer: Checkpointer | None,
     stop: Stop,
 ) -> Iterator[Event]:
-    """Train the epochs that are left, keeping ``progress`` up to date."""
+    """Train the remaining epochs and update ``progress``."""
     began, before = time.perf_counter(), progress.seconds
     configs = [trial.config for trial in progress.trials]
     for event in trainer.train_lanes(
@@ -186,44 +193,50 @@ def _epochs(
         epochs=config.epochs,
         resume=progress.at,
     ):
-        inside = isinstance(event, trainer.TrainerState)
-        if inside and not (stop.requested or (checkpointer and checkpointer.overdue())):
+        within_epoch = isinstance(event, trainer.TrainerState)
+        if within_epoch and not (stop.requested or (checkpointer and checkpointer.overdue())):
             continue
         progress.seconds = before + time.perf_counter() - began
         if isinstance(event, trainer.TrainerState):
             progress.at = event
         else:
-            sound = _measured(config, progress, event)
+            metrics = _record_metrics(config, progress, event)
             progress.at = trainer.TrainerState(event.epoch, event.train_state)
-            yield EpochFinished(event.epoch, sound, progress.seconds)
+            yield EpochFinished(event.epoch, metrics, progress.seconds)
         done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
-        if checkpointer and (inside or done or stop.requested or checkpointer.due()):
+        if checkpointer and (within_epoch or done or stop.requested or checkpointer.due()):
             checkpointer.save(progress)
         stop.check()
         if done:
             break
 
 
-def _measured(
+def _record_metrics(
     config: StudyConfig, progress: GroupProgress, epoch: trainer.EpochResult
 ) -> dict[int, EpochMetrics]:
-    """Every sound lane's metrics of an epoch, reported to Optuna; the others have failed."""
-    sound: dict[int, EpochMetrics] = {}
-    measured = epoch_metrics(epoch.train, epoch.validation)
-    for trial, metrics in zip(progress.trials, measured, strict=True):
+    """Add the metrics of an epoch to the progress and report them to Optuna.
+
+    A lane whose metrics are not finite fails.
+
+    Returns:
+        The metrics of the lanes that have not failed, by trial number.
+    """
+    recorded: dict[int, EpochMetrics] = {}
+    of_lanes = epoch_metrics(epoch.train, epoch.validation)
+    for trial, metrics in zip(progress.trials, of_lanes, strict=True):
         if trial.number in progress.failed:
             continue
         if not all(map(math.isfinite, metrics)):
             progress.failed[trial.number] = f"the loss was not finite in epoch {epoch.epoch}"
             continue
         progress.histories.setdefault(trial.number, []).append(metrics)
-        sound[trial.number] = metrics
+        recorded[trial.number] = metrics
         grid.report(trial, getattr(metrics, config.metric), epoch.epoch)
-    return sound
+    return recorded
 
 
 def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
-    """Evaluate every lane on the test set, once, and say how its trial ended."""
+    """Evaluate the lanes on the test set and return the results of their trials."""
     assert progress.at is not None
     began = time.perf_counter()
     trained = progress.at.train_state
@@ -232,15 +245,15 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
     for lane, trial in enumerate(progress.trials):
-        bad = trial.number in progress.failed
+        failed = trial.number in progress.failed
         results.append(
             TrialResult(
                 number=trial.number,
                 point=trial.point,
-                state="FAIL" if bad else "COMPLETE",
+                state="FAIL" if failed else "COMPLETE",
                 history=tuple(progress.histories.get(trial.number, ())),
-                test_loss=math.nan if bad else test_loss[lane].item(),
-                test_accuracy=math.nan if bad else test_accuracy[lane].item(),
+                test_loss=math.nan if failed else test_loss[lane].item(),
+                test_accuracy=math.nan if failed else test_accuracy[lane].item(),
                 seconds=(progress.seconds + time.perf_counter() - began) / len(progress.trials),
                 reason=progress.failed.get(trial.number, ""),
             )
@@ -249,10 +262,8 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
 
 
 def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
-    """How many lanes of the largest of these configurations fit in half of the free memory.
-
-    Half, because the estimate is one: what does not fit all the same is halved when it shows.
-    """
+    """Return how many lanes of the largest configuration fit in half of the free memory."""
+    # Half, because the estimate is rough. If memory still runs out, the lanes are halved.
     largest = max((trainer.lane_bytes(program_of(config)) for config in configs), default=1)
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory.available()
@@ -260,6 +271,6 @@ def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
 
 
 def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:
-    """The lanes' metrics of an epoch as Python numbers."""
+    """Return the metrics of an epoch, lane by lane, as Python numbers."""
     columns = (train.loss, train.accuracy, validation.loss, validation.accuracy)
     return [EpochMetrics(*row) for row in torch.stack(columns, dim=1).tolist()]

@@ -1,4 +1,4 @@
-"""A study in Optuna's storage: made, or opened when it is sound."""
+"""Creates a study in Optuna's storage, or opens it and checks it for damage."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ DAMAGED = (
 
 
 class StudyMismatchError(UserError):
-    """The storage holds another study under this name; says what differs."""
+    """The storage has another study of this name. The message lists the differences."""
 
 
 def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) -> optuna.Study:
-    """Make the study, or load it when the storage has it.
+    """Create a study in a storage, or load it if it exists.
 
     Args:
         config: the study.
-        storage: Optuna's URL of where it is.
-        begun: what shows that it was made before, and is not to be made again.
+        storage: the URL of the Optuna storage.
+        begun: a file of an earlier run of the study. If given, the study must exist.
 
     Raises:
-        UserError: The storage cannot be reached or used, or it lost the study.
-        StudyMismatchError: A study of this name was made from another configuration.
-            GridSampler would accept it: its seed permutes the grid and is not checked.
+        UserError: The storage cannot be used, is damaged, or does not have the study.
+        StudyMismatchError: A study of this name has another configuration. GridSampler does not
+            check all of it: its seed only permutes the grid.
     """
     sampler = optuna.samplers.GridSampler(
         {key: list(values) for key, values in config.grid.items()}, seed=config.seed
@@ -66,12 +66,12 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
                 load_if_exists=True,
             )
             known = trials(study)
-            _check_shown(study._storage.get_study_system_attrs(study._study_id))
+            _check_attributes(study._storage.get_study_system_attrs(study._study_id))
             for trial in known:
-                _check_shown(trial.system_attrs)
+                _check_attributes(trial.system_attrs)
             directions = [direction.name.lower() for direction in study.directions]
             stored = study.user_attrs.get(CONFIG)
-    # RuntimeError: tables of another version of Optuna.
+    # RuntimeError: another version of Optuna made the tables.
     except (SQLAlchemyError, ImportError, RuntimeError, StorageInternalError) as error:
         raise UserError(storage_errors.describe(error, storage)) from error
     if stored is None:
@@ -90,12 +90,11 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
     return study
 
 
-def _check_shown(attrs: Mapping[str, Any]) -> None:
-    """See that what optuna-dashboard shows of a study or trial can be read: notes and artifacts.
+def _check_attributes(attrs: Mapping[str, Any]) -> None:
+    """Check the notes and artifacts of a study or trial, which optuna-dashboard shows.
 
     Raises:
-        ValueError, TypeError, LookupError: An attribute is not a note or an artifact as the
-            dashboard writes it.
+        ValueError, TypeError, LookupError: A note or an artifact has the wrong form.
     """
     for key, value in attrs.items():
         if key.startswith("dashboard:") and ":note_" in key:
@@ -103,7 +102,7 @@ def _check_shown(attrs: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key} is no part of a note")
         elif key.startswith("artifacts:"):
             about = json.loads(value)
-            if about is None:  # it was deleted in optuna-dashboard
+            if about is None:  # deleted in optuna-dashboard
                 continue
             name, file = about["filename"], about["artifact_id"]
             if not isinstance(name, str) or Path(file).name != file:
@@ -111,37 +110,37 @@ def _check_shown(attrs: Mapping[str, Any]) -> None:
 
 
 def _parse(storage: str) -> sqlalchemy.URL:
-    """The URL of a storage.
+    """Parse the URL of a storage.
 
     Raises:
-        UserError: The text is no URL of a database; the error does not quote it.
+        UserError: The text is not the URL of a database. The message does not quote it.
     """
     try:
         storage.format(SCHEMA_VERSION=0)  # as Optuna does
         return sqlalchemy.make_url(storage)
-    except (SQLAlchemyError, ValueError, LookupError):  # which may quote a password
-        what = "is no URL of a database, such as postgresql://user:password@host:5432/name"
+    except (SQLAlchemyError, ValueError, LookupError):  # their text may quote a password
+        reason = "is no URL of a database, such as postgresql://user:password@host:5432/name"
         hint = "in a user's name or password %, /, :, ?, @, { and } are written as %25, %2F and so"
-        raise UserError(f"--storage {what}; {hint} on") from None
+        raise UserError(f"--storage {reason}; {hint} on") from None
 
 
 def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
-    """What keeps connections to a server usable, or has them made again, while an epoch trains."""
+    """Return the options that keep a connection alive during an epoch, or make a new one."""
     if url.get_backend_name() == "sqlite":
         return {}
     options: dict[str, Any] = {"pool_pre_ping": True}
-    if url.get_driver_name() in ("psycopg", "psycopg2"):  # libpq: what is silent for long is dead
-        patience = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-        options["connect_args"] = {k: v for k, v in patience.items() if k not in url.query}
+    if url.get_driver_name() in ("psycopg", "psycopg2"):  # options of libpq
+        keepalives = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        options["connect_args"] = {k: v for k, v in keepalives.items() if k not in url.query}
     return options
 
 
 @contextlib.contextmanager
 def sound(storage: str = "") -> Iterator[None]:
-    """A block that reads what the storage holds; what it cannot understand was damaged.
+    """Report values that the block cannot read as damage of the storage.
 
     Raises:
-        UserError: The block met a value that it cannot understand.
+        UserError: The block raised a ValueError, TypeError or LookupError.
     """
     try:
         yield
@@ -150,7 +149,7 @@ def sound(storage: str = "") -> Iterator[None]:
 
 
 def _holds(storage: str, url: sqlalchemy.URL, name: str) -> bool:
-    """Whether a study of this name is there; a missing or empty SQLite file is not written to."""
+    """Whether the storage has a study of this name. A missing SQLite file is not created."""
     path = Path(url.database or "")
     if url.get_backend_name() == "sqlite" and not str(path).startswith("file:"):
         if not (path.is_file() and path.stat().st_size):
@@ -160,7 +159,7 @@ def _holds(storage: str, url: sqlalchemy.URL, name: str) -> bool:
 
 
 def _check_sqlite(url: sqlalchemy.URL) -> None:
-    """Have SQLite look for damage, which it otherwise reports when it comes across it.
+    """Check a SQLite database for damage.
 
     Raises:
         UserError: The database is damaged.
@@ -169,21 +168,21 @@ def _check_sqlite(url: sqlalchemy.URL) -> None:
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
-        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-    if found != "ok":
-        raise UserError(f"{DAMAGED} ({found})")
+        result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if result != "ok":
+        raise UserError(f"{DAMAGED} ({result})")
 
 
 def trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Every trial, by number.
+    """Return all trials, by number.
 
     Raises:
-        ValueError: A trial is missing, or it ended without a time of its end.
+        ValueError: A trial is missing, or its state does not fit its time of completion.
     """
-    found = study.get_trials(deepcopy=False)
-    if [trial.number for trial in found] != [*range(len(found))]:
+    known = study.get_trials(deepcopy=False)
+    if [trial.number for trial in known] != [*range(len(known))]:
         raise ValueError("a trial is missing")
-    for trial in found:
+    for trial in known:
         if trial.state.is_finished() != (trial.datetime_complete is not None):
             raise ValueError(f"trial {trial.number} is {trial.state.name}, which it was not")
-    return found
+    return known

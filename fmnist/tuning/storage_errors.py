@@ -1,4 +1,4 @@
-"""Describes in one clear line what a full disk, a lost folder or a lost storage raises."""
+"""Turns errors of a disk, a folder or a storage into messages of one line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from fmnist.utils.passwords import reason_of, starred
 
 _LOST = {errno.ENOENT, errno.ENOTDIR}
 _DELETED = "Record does not exist"  # optuna.storages._rdb.models.NOT_FOUND_MSG
-_GO_ON = "when that is mended, give the same command again"
+_REMEDY = "when that is fixed, give the same command again"
 
 
 @contextlib.contextmanager
 def translated(out: Path, storage: str = "") -> Iterator[None]:
-    """Turn what goes wrong outside of the program, while the block works in ``out``, into a line.
+    """Turn errors of disks and storages in the block into a :class:`UserError`.
+
+    Args:
+        out: the folder of the run.
+        storage: the URL of the storage.
 
     Raises:
         UserError: A disk, folder or storage failed. Every other error is raised as it is.
@@ -30,22 +34,22 @@ def translated(out: Path, storage: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _LOST and not (out / lock.NAME).exists():
-            raise UserError(f"--out {out} is gone; {_GO_ON}") from error
+            raise UserError(f"--out {out} is gone; {_REMEDY}") from error
         reason = system_error(error, out)
         if error.errno == errno.ENOENT and out in Path(str(error.filename)).parents:
             reason = f"{error.filename}: is gone"
         if reason:
-            raise UserError(f"{reason}; {_GO_ON}") from error
+            raise UserError(f"{reason}; {_REMEDY}") from error
         raise
     except KeyError as error:
         if _DELETED not in str(error):
             raise
-        raise UserError(f"the study was deleted from the storage; {_GO_ON}") from error
+        raise UserError(f"the study was deleted from the storage; {_REMEDY}") from error
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ or error
         if not isinstance(cause, DBAPIError) or isinstance(cause, DataError | IntegrityError):
             raise
-        raise UserError(f"{describe(error, storage)}; {_GO_ON}") from error
+        raise UserError(f"{describe(error, storage)}; {_REMEDY}") from error
 
 
 def describe(error: Exception, storage: str) -> str:

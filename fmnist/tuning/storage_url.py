@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 
 def of_run(out: str | Path) -> str:
-    """The URL, whatever the folder is called: ``?`` would begin a query, ``%`` a code, and
-    Optuna fills in what is between braces.
-    """
+    """Return the URL of the database in a run's folder."""
+    # ? and % have a meaning in URLs, braces for Optuna.
     path = str(Path(out) / "study.db")
-    return "sqlite:///" + re.sub("[?%{}]", lambda found: quote(found[0]), path)
+    return "sqlite:///" + re.sub("[?%{}]", lambda match: quote(match[0]), path)

@@ -1,1 +1,1 @@
-"""What every package may use: errors, signals, the process, devices, the command line."""
+"""Shared by all packages: errors, signals, the process, devices, the command line."""

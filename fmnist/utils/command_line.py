@@ -112,7 +112,7 @@ def run(
     passwords.cover_arguments()
     if patience is not None:
         _end_in_time(patience, stopped)
-    said = ""
+    text = ""
     if sys.stdout is not None:  # None when it is closed
         if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a letter of a path
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -120,11 +120,11 @@ def run(
     try:
         status = main(sys.argv[1:])
     except BaseException as error:
-        status, said = _status_and_text(error, stopped)
+        status, text = _status_and_text(error, stopped)
     unwritten = _flush_stdout()
-    if unwritten is not None and not said:
-        status, said = _status_and_text(unwritten, stopped)
-    _print_error(said)
+    if unwritten is not None and not text:
+        status, text = _status_and_text(unwritten, stopped)
+    _print_error(text)
     if status in (INTERRUPTED, TERMINATED):
         # Tearing down the interpreter and its libraries would take a second or two.
         for number in SIGNALS:
@@ -142,10 +142,10 @@ def _print_error(text: str) -> None:
 
 
 def _end_in_time(patience: float, stopped: str) -> None:
-    """Make a signal interrupt what runs after some seconds, and end the process after as many more.
+    """After a signal, interrupt the command after some seconds and end it after as many more.
 
-    A thread of its own waits for the signal. Python calls a signal's handler between two
-    operations only, and one may take long.
+    A thread waits for the signal, because Python calls a handler only between two operations,
+    and one operation may take long.
     """
     arrivals, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -156,7 +156,7 @@ def _end_in_time(patience: float, stopped: str) -> None:
         while number not in SIGNALS:
             number = os.read(arrivals, 1)[0]
         time.sleep(patience)
-        sys.unraisablehook = lambda _: None  # a callback from C would print the error, and go on
+        sys.unraisablehook = lambda _: None  # else a callback from C prints the error and continues
         os.kill(os.getpid(), number)
         time.sleep(patience)
         _print_error(f"\n{stopped}\n")
@@ -192,7 +192,7 @@ class _Output:
 
 
 def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
-    """The exit status for an error, and the text for stderr."""
+    """Return the exit status for an error, and the text for stderr."""
     match error:
         case UserError():
             return 2, f"error: {error}\n"
@@ -212,7 +212,7 @@ def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
 
 
 def _flush_stdout() -> OSError | None:
-    """Flush standard output; the error when that fails, and stdout is /dev/null from then on."""
+    """Flush standard output. If that fails, return the error and redirect stdout to /dev/null."""
     if sys.stdout is None:
         return None
     try:

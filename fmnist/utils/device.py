@@ -1,4 +1,4 @@
-"""The device that a command line names, and the precision of CUDA's libraries."""
+"""The device of a command line, and the precision of the libraries of CUDA."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _SYSTEM_ERRNOS = {
 
 
 class UserError(Exception):
-    """Something outside the program is wrong; ``str()`` says what, where and what to do.
+    """Something outside the program is wrong; the text names the problem, the place and a remedy.
 
     The text is one line without control characters, also when it quotes a file's name or content.
     """
@@ -34,12 +34,12 @@ def system_error(error: OSError, place: object = "") -> str:
         return "there is no folder for temporary files; name one in the environment as TMPDIR"
     if error.errno not in _SYSTEM_ERRNOS or not error.strerror:
         return ""
-    where = error.filename2 or error.filename or place  # filename2 is the target of a rename
-    return f"{where}: {error.strerror}" if where else error.strerror
+    path = error.filename2 or error.filename or place  # filename2 is the target of a rename
+    return f"{path}: {error.strerror}" if path else error.strerror
 
 
 def printable(text: str) -> str:
-    """The text with every unprintable character escaped.
+    """Escape every unprintable character of a text.
 
     Those are newlines, terminal escapes, marks of the reading direction and lone surrogates.
     """

@@ -78,10 +78,12 @@ def _control_groups(root: Path) -> list[int]:
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
-    own = [line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line[:3] == "0::"]
+    names = [
+        line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line[:3] == "0::"
+    ]
     mount = root / "sys/fs/cgroup"
-    found = []
-    for name in own:
+    bounds = []
+    for name in names:
         group = mount / name.strip("/")
         for folder in (group, *group.parents):
             limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
@@ -89,10 +91,10 @@ def _control_groups(root: Path) -> list[int]:
                 # The page cache counts as used, but the kernel frees it on demand.
                 cached = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
                 taken = int(used) - int(cached.get("inactive_file", 0))
-                found.append(max(int(limit) - taken, 0))
+                bounds.append(max(int(limit) - taken, 0))
             if folder == mount:
                 break
-    return found
+    return bounds
 
 
 def _read(path: Path) -> str:

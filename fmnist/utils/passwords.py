@@ -1,4 +1,4 @@
-"""Replaces passwords in storage URLs by stars, in every text that is shown or stored."""
+"""Replaces passwords in storage URLs by asterisks, in every text that is shown or stored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def starred_text(text: str) -> str:
 
     A URL ends at a blank, except at one after a semicolon.
     """
-    return re.sub(r"(?:\S|(?<=;) )+", lambda found: starred(found[0]), text)
+    return re.sub(r"(?:\S|(?<=;) )+", lambda match: starred(match[0]), text)
 
 
 def hide(text: str, *urls: str) -> str:
@@ -38,14 +38,14 @@ def hide(text: str, *urls: str) -> str:
         for secret in sorted(_secrets(url), key=len, reverse=True):
             if len(secret) >= _SHORT:
                 text = text.replace(secret, "***")
-            else:  # a password of one letter is no reason to star every word with that letter
+            else:  # a password of one letter must not be replaced within words
                 text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
 
 
 def reason_of(error: Exception, url: str) -> str:
-    """What an error of a storage says, on one line, without SQL and what is secret in the URL."""
-    cause = error.__cause__ or error  # Optuna's says no more than that something went wrong
+    """Return the message of an error of a storage on one line, without SQL and passwords."""
+    cause = error.__cause__ or error  # Optuna's error does not have the reason
     reason = re.split(r" \[SQL| \(Background on", " ".join(str(cause).split()))[0]
     return hide(reason, url)[:300]
 
@@ -56,26 +56,26 @@ def hide_arguments(text: str, arguments: Iterable[str]) -> str:
 
 
 def of_arguments(arguments: Iterable[str]) -> list[str]:
-    """The URLs with passwords among the arguments of a command line."""
+    """Return the URLs with passwords in the arguments of a command line."""
     urls = filter(None, map(_URL.search, arguments))
     return [url[0] for url in urls if _password_spans(url[0])]
 
 
 def _password_spans(url: str) -> list[tuple[int, int]]:
     """The ``(start, end)`` of each password in the URL, in order and without overlap."""
-    found = []
-    # Before the host. A user's name or a password may hold an @, as a mail address does.
+    spans = []
+    # Before the host. A user's name or a password may contain an @, as a mail address does.
     login, host = _LOGIN.search(url), url.rfind("@")
     if login and login.end() <= host:
-        found.append((login.end(), host))
+        spans.append((login.end(), host))
     for field in _FIELD.finditer(url):
         if _KEY.search(unquote_plus(field[1])):
-            found.append(field.span(2))
+            spans.append(field.span(2))
         elif _KEY.search(unquote_plus(field[2])):  # a connection string, such as ODBC's
-            found.append((field.start(2), len(url)))
+            spans.append((field.start(2), len(url)))
             break
     apart: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for start, end in sorted(spans):
         if apart and start <= apart[-1][1]:
             start, end = apart[-1][0], max(end, apart.pop()[1])
         apart.append((start, end))
@@ -84,18 +84,18 @@ def _password_spans(url: str) -> list[tuple[int, int]]:
 
 def _secrets(url: str) -> set[str]:
     """The URL and its passwords, in every spelling that a message may quote."""
-    found = {url}
+    secrets = {url}
     for start, end in _password_spans(url):
         secret = url[start:end]
-        # With an @ in it, a driver takes the end of the password for the host's name.
-        found |= {secret, *secret.split("@")}
+        # If a password contains an @, a driver may quote its end as the name of the host.
+        secrets |= {secret, *secret.split("@")}
         if _KEY.search(plain := unquote_plus(secret)):
             for pair in _PAIR.findall(plain):
                 inner = pair.removeprefix("{").removesuffix("}").replace("}}", "}")  # as ODBC does
-                found |= {pair, pair.strip("'"), inner}
-    found |= {*map(unquote, found), *map(unquote_plus, found)}
-    found |= {*(quote(secret, safe="") for secret in found), *map(quote_plus, found)}
-    return found - {""}
+                secrets |= {pair, pair.strip("'"), inner}
+    secrets |= {*map(unquote, secrets), *map(unquote_plus, secrets)}
+    secrets |= {*(quote(secret, safe="") for secret in secrets), *map(quote_plus, secrets)}
+    return secrets - {""}
 
 
 def cover_arguments() -> None:

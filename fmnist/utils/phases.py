@@ -25,7 +25,7 @@ class Phases:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of the block as this phase's."""
+        """Add the time of the block to a phase."""
         began = time.perf_counter()
         try:
             yield
@@ -37,15 +37,15 @@ class Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def waiting_for(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Yield items, and count the time until each of them comes as this phase's.
+        """Yield items, and add the time of waiting for them to a phase.
 
-        The time that the caller takes for an item is not counted.
+        The time that the caller spends on an item is not counted.
         """
-        rest = iter(items)
+        iterator = iter(items)
         while True:
             with self(name):
                 try:
-                    item = next(rest)
+                    item = next(iterator)
                 except StopIteration:
                     return
             yield item

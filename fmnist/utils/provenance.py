@@ -50,19 +50,19 @@ def machine(device: torch.device) -> str:
 
 def versions() -> str:
     """The versions of Python and of the packages that a result may depend on."""
-    found = [f"Python {platform.python_version()}"]
+    parts = [f"Python {platform.python_version()}"]
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return ", ".join(found)
+            parts.append(f"{name} {metadata.version(name)}")
+    return ", ".join(parts)
 
 
 def commit() -> str:
     """The commit of the checkout that this package runs from; empty outside a checkout."""
-    here = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
             timeout=10,

@@ -25,12 +25,12 @@ def prepare() -> None:
 
 
 def share_threads() -> None:
-    """Load the system's OpenMP library before torch loads a copy of its own.
+    """Load the system's OpenMP library before torch loads another copy.
 
-    Numba uses the system's. Two copies are two pools of threads, and the spinning threads of one
-    take the cores from the other: now and then a step takes ten times as long.
+    Numba uses the system's. Two copies have two pools of threads. The spinning threads of one pool
+    take the cores from the other, and then a step sometimes takes ten times as long.
     """
-    with contextlib.suppress(OSError):  # without that library Numba uses another kind of threads
+    with contextlib.suppress(OSError):  # without this library Numba uses other threads
         ctypes.CDLL("libgomp.so.1")
 
 
@@ -76,11 +76,11 @@ def cache_folder() -> Path:
 
 
 def keep_compiled_kernels() -> None:
-    """Make Numba cache its compiled kernels, in a folder that is named by a hash of their sources.
+    """Make Numba cache compiled kernels, in a folder named by a hash of their sources.
 
     Numba compiles a function again when its own file changes, but not when the file of a function
-    that it calls changes: after an update it would mix old kernels with new ones. Where no cache
-    can be written, the kernels are compiled for this process alone.
+    that it calls changes: after an update it would mix old and new kernels. Without a writable
+    cache folder, the kernels are compiled for this process only.
     """
     kernels = Path(__file__).parents[1] / "functional" / "kernels"
     sources = sorted(kernels.rglob("*.py"))
@@ -89,7 +89,7 @@ def keep_compiled_kernels() -> None:
     try:
         folder = Path(named) if named else cache_folder() / f"kernels-{digest[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # Numba makes the same test, and fails without
+        tempfile.TemporaryFile(dir=folder).close()  # Numba makes the same test, and fails otherwise
     except (OSError, RuntimeError):  # RuntimeError: no home folder
         folder = Path(tempfile.mkdtemp(prefix="fmnist-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop, which is met between two steps."""
+"""Ctrl-C and SIGTERM as a request to stop between two steps."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(BaseException):
-    """SIGTERM came. A BaseException, as KeyboardInterrupt is: ``except Exception`` lets it pass."""
+    """SIGTERM came. Like KeyboardInterrupt, it is not caught by ``except Exception``."""
 
 
 class Stop:
     """A context that notes the first SIGINT or SIGTERM; a second one raises at once.
 
-    The error is KeyboardInterrupt (SIGINT) or :class:`Terminated` (SIGTERM). What was only noted
-    is raised by :meth:`check`, and at the latest when the block ends without an error. A library
-    that is interrupted may fail because of that: the signal's error replaces the library's.
+    The error is KeyboardInterrupt (SIGINT) or :class:`Terminated` (SIGTERM). For the first signal,
+    :meth:`check` raises it, or the end of the block if that has no other error. An interrupted
+    library may fail with an error of another type; the error of the signal then replaces it.
     Outside the main thread Python handles no signals, and the context does nothing.
     """
 

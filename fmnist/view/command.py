@@ -85,8 +85,8 @@ def main(argv: Sequence[str]) -> int:
         print("Ctrl-C ends both.", flush=True)
         while True:
             for server in servers:
-                if (how := server.death()) is not None:
-                    print(f"error: {how}; the other one is ended, too", file=sys.stderr)
+                if (reason := server.death()) is not None:
+                    print(f"error: {reason}; the other one is ended, too", file=sys.stderr)
                     return 1
             time.sleep(0.2)
 
@@ -135,7 +135,7 @@ class Server:
         return address
 
     def death(self) -> str | None:
-        """A line that says how the process ended; None while it runs."""
+        """Return a line on how the process ended; None while it runs."""
         status = self._process.poll()
         if status is None:
             return None

@@ -1,8 +1,8 @@
-"""The servers of ``python -m fmnist.view``, each in a process of its own.
+"""The servers of ``python -m fmnist.view``. Each runs in a separate process.
 
-``python -m fmnist.view.servers`` reads a line of JSON from its standard input that says what to
-serve, so that no command line holds the password of a storage URL. It prints its address. It ends
-when its standard input ends, and so with the process that started it.
+``python -m fmnist.view.servers`` reads what to serve from standard input, as a line of JSON, so no
+command line has the password of a storage URL. It prints its address. It ends when its standard
+input ends, and so with the process that started it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def start_tensorboard(logdir: str, port: int) -> str:
     """Serve event files in a thread.
 
     Args:
-        logdir: the folder that the runs lie in.
+        logdir: the folder of the runs.
         port: the port; 0 for a free one.
 
     Returns:
@@ -113,7 +113,7 @@ def open_storage(url: str) -> BaseStorage:
             raise ServerError(f"the storage cannot be used: there is no file {file!r}")
         storage = RDBStorage(url, skip_compatibility_check=True, skip_table_creation=True)
         storage.get_all_studies()
-    except LookupError as error:  # Optuna formats the URL and looks up what is between braces
+    except LookupError as error:  # Optuna formats the URL, which looks up names in braces
         reason = "in its URL, { and } are written as %7B and %7D"
         raise ServerError(f"the storage cannot be used: {reason}") from error
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:

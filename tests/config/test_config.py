@@ -1,4 +1,4 @@
-"""Study files: what they mean, and that each mistake is told in one line."""
+"""Study files: their meaning, and a message of one line for each mistake."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def test_baseline_toml_is_the_default_written_out():
     study = load(BASELINE)
     assert study == StudyConfig() == load(str(BASELINE))
     assert list(study.grid) == list(StudyConfig().grid)
-    # Every setting is there, so that the file can serve as the list of them.
+    # The file also serves as the list of all settings.
     assert tomllib.loads(BASELINE.read_text()) == tomllib.loads(study.to_toml())
 
 
@@ -120,7 +120,7 @@ def test_axes(write, axis, values):
     assert [type(value) for value in study.grid[key]] == [type(value) for value in values]
 
 
-def test_a_trial_is_a_point_with_the_rest_filled_in(write):
+def test_trial_has_the_settings_of_its_point_and_the_study(write):
     study = load(
         write(
             "[study]\nseed = 7\n[model]\ndropout = 0.25\n[optimizer]\nweight_decay = 1\n"
@@ -142,7 +142,7 @@ def test_a_trial_is_a_point_with_the_rest_filled_in(write):
             study.trial(point)
 
 
-def test_a_trial_does_not_carry_what_its_algorithm_ignores():
+def test_settings_without_effect_have_their_default():
     overrides = ["algorithm=adam,sgd", "momentum=0.9", "nesterov=true", "beta1=0.8"]
     study = load(overrides=[*overrides, "learning_rate=0.1", "batch_size=100"])
     adam, sgd = map(study.trial, study.points())
@@ -154,7 +154,7 @@ def test_set_replaces_settings_and_axes(write):
     path = write("[study]\nseed = 3\n[grid]\nlearning_rate = [0.1, 0.2]\nbatch_size = [10, 20]\n")
     assert load(path, overrides=["learning_rate=1"]).grid == {"batch_size": (10, 20)}
     assert load(path, overrides=["learning_rate=1"]).optimizer.learning_rate == 1.0
-    # An axis that is replaced keeps its place, a new one comes last; the setting gives way.
+    # A replaced axis keeps its place, and a new one comes last. An axis replaces its setting.
     study = load(path, overrides=["seed=1,2", "learning_rate=0.3,0.4"], epochs=2)
     assert list(study.grid.items()) == [
         ("learning_rate", (0.3, 0.4)),
@@ -169,14 +169,14 @@ def test_set_replaces_settings_and_axes(write):
     assert study.grid["nesterov"] == (True, False)
 
 
-def test_a_byte_order_mark_is_no_mistake(write):
+def test_byte_order_mark_is_accepted(write):
     assert load(write(b"\xef\xbb\xbf[study]\r\nepochs = 3\r\n")).epochs == 3
 
 
 # Mistakes
 
 IN_FILES = [
-    # content, what the line must say
+    # content, text that the line must contain
     ("[optimizer]\nlearning_rat = 0.1", ["learning_rat = 0.1", "did you mean learning_rate?"]),
     ("[grid]\nbatchsize = [1]", ["batchsize = [1]", "did you mean batch_size?"]),
     ("[optimiser]\nbeta1 = 0.5", ["optimiser", "did you mean optimizer?"]),
@@ -331,7 +331,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "a\\nb\\x1b.toml: cannot be read" in refusal(tmp_path / "a\nb\x1b.toml")
 
 
-def test_a_study_made_in_python_is_checked_as_well():
+def test_study_made_in_python_is_checked():
     study = StudyConfig(
         optimizer=OptimizerConfig(weight_decay=1), grid={"hidden": [(8, 4), ()], "seed": [1]}
     )
@@ -356,7 +356,7 @@ def test_a_study_made_in_python_is_checked_as_well():
 @pytest.mark.parametrize(
     "data", [None, [], 3, {3: {}}, {"study": {None: 1}}, {"grid": {"seed": 1}}]
 )
-def test_from_dict_refuses_what_is_no_study(data):
+def test_from_dict_refuses_invalid_tables(data):
     with pytest.raises(ConfigError) as caught:
         StudyConfig.from_dict(data)
     assert_one_line(caught.value)
@@ -432,7 +432,7 @@ VALUES = {
 
 @st.composite
 def studies(draw):
-    """A valid study: settings and axes are drawn freely, then made to go together."""
+    """A valid study of random settings and axes."""
     keys = draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True))
     axes = {
         key: draw(axis_of(VALUES[key]))
@@ -490,7 +490,7 @@ def test_round_trips(write, study):
 
 @few
 @given(studies(), studies())
-def test_differences_are_there_exactly_when_studies_differ(a, b):
+def test_differences_are_empty_exactly_for_equal_studies(a, b):
     same = a == b and list(a.grid) == list(b.grid)
     assert bool(differences(a, b)) != same
     for line in differences(a, b):
@@ -516,7 +516,7 @@ def test_trials_share_a_program_exactly_when_they_differ_in_dynamic_keys(study, 
     assert len({one.static, two.static}) == (1 if one.static == two.static else 2)
     assert (one == two) == (not differing), "no two points are the same trial"
     numbers = {k for k in HYPERPARAMS if one.hyperparams[k] != two.hyperparams[k]}
-    if "algorithm" in differing:  # then numbers that only one of the two reads differ as well
+    if "algorithm" in differing:  # then the numbers of only one of the two differ, too
         assert numbers >= differing & set(HYPERPARAMS)
     else:
         assert numbers == differing & set(HYPERPARAMS)
@@ -604,7 +604,7 @@ keys = st.sampled_from([*SETTINGS, "grid", "learning_rat"]) | st.text(max_size=5
 @example({"grid": {"hidden": [[120, 60], 120, "60"]}})
 @example({"study": {"epochs": 10**400}})
 def test_arbitrary_tables(data):
-    # TOML yields nothing else: tables, lists, texts, numbers, booleans and dates (and no None).
+    # TOML yields only tables, lists, texts, numbers, booleans and dates.
     try:
         study = StudyConfig.from_dict(data)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""A model of one's own in a study file: its settings, its errors, its source."""
+"""The user's own model in a study file: its settings, errors and source."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ names = (f"nets_{number}" for number in itertools.count())
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A new module that can be imported; its name."""
+    """Write a new importable module and return its name."""
     name = next(names)
     (tmp_path / f"{name}.py").write_text(MODULE.format(imports=""))
     monkeypatch.syspath_prepend(tmp_path)
@@ -116,7 +116,7 @@ guessed = [1, 2]
     assert "hook" not in study.settings  # no setting can be a function
 
 
-def test_words_of_the_command_line_are_of_the_same_types(module):
+def test_words_of_the_command_line_have_the_same_types(module):
     words = ("width=5,6", "wide=false", f"factory={module}:linear", "layers=3-4", "rate=2")
     study = configs.load(overrides=words)
     assert study.grid["width"] == (5, 6)
@@ -136,7 +136,7 @@ def test_words_of_the_command_line_are_of_the_same_types(module):
         },
     )
 )
-def test_a_study_is_read_back_as_it_was_written(values):
+def test_study_file_round_trip(values):
     model = {"factory": f"{written()}:linear", **values}
     study = StudyConfig.from_dict({"model": model, "grid": {"guessed": [3, 4]}})
     assert StudyConfig.from_dict(study.to_dict()) == study
@@ -146,7 +146,7 @@ def test_a_study_is_read_back_as_it_was_written(values):
 
 
 def written():
-    """The name of a module that stays for the whole session."""
+    """Return the name of a module that exists for the whole session."""
     import sys
     import types
 
@@ -198,7 +198,7 @@ def test_the_same_settings_give_the_same_model(module):
         ('factry = "{m}:linear"', "did you mean factory?"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(module, tmp_path, model, reason):
+def test_mistakes_are_refused_in_one_line(module, tmp_path, model, reason):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "[model]\n" + model.replace("{m}", module))
     line = str(caught.value)
@@ -207,7 +207,7 @@ def test_what_is_wrong_is_refused_in_one_line(module, tmp_path, model, reason):
     assert line.startswith(str(tmp_path / "study.toml"))
 
 
-def test_an_argument_without_a_default_is_given_or_an_axis(module, tmp_path):
+def test_argument_without_a_default_must_be_given_or_an_axis(module, tmp_path):
     model = f'[model]\nfactory = "{module}:needs"\n'
     for more in ("width = 4", "[grid]\nwidth = [4, 5]"):
         study = load(tmp_path, model + more)
@@ -216,7 +216,7 @@ def test_an_argument_without_a_default_is_given_or_an_axis(module, tmp_path):
         assert StudyConfig.from_dict(study.to_dict()) == study
 
 
-def test_the_factory_of_the_command_line_is_named_when_it_is_wrong(module):
+def test_message_names_a_wrong_factory_of_the_command_line(module):
     with pytest.raises(ConfigError, match=r"^--set: factory"):
         configs.load(overrides=[f"factory={module}:nope"])
     with pytest.raises(ConfigError, match="did you mean factory"):
@@ -225,7 +225,7 @@ def test_the_factory_of_the_command_line_is_named_when_it_is_wrong(module):
         configs.load(overrides=[f"factory={module}:linear", f"factory={module}:needs"])
 
 
-def test_the_source_is_that_of_the_modules_which_the_factory_uses(tmp_path, monkeypatch):
+def test_source_covers_the_modules_that_the_factory_uses(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     main, used, unused = (next(names) for _ in range(3))
     for name in (used, unused):
@@ -234,7 +234,7 @@ def test_the_source_is_that_of_the_modules_which_the_factory_uses(tmp_path, monk
     (tmp_path / f"{main}.py").write_text(text)
     found = factory.load(f"{main}:linear")
     files = factory._files(__import__(main))
-    assert set(files) == {main, used}  # neither torch, nor fmnist, nor what is beside it unused
+    assert set(files) == {main, used}  # no torch, fmnist or unused modules
 
     def changed(name, more):
         path = tmp_path / f"{name}.py"

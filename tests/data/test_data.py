@@ -1,7 +1,7 @@
 """Sources, verification, cache and the held-out split of `fmnist.data`.
 
-Most tests run on a tiny data set of the same file names, for which the table of sizes and
-checksums is replaced; `load` itself knows no other door to unofficial data.
+Most tests use a tiny data set with the same file names. For it they replace the table of sizes and
+checksums.
 """
 
 import functools
@@ -53,7 +53,7 @@ def tiny_contents(train=40, test=20):
 
 
 def table(contents):
-    """A table for which ``contents`` are the official data."""
+    """Return a table that makes ``contents`` the official data."""
     files = []
     for name, content in contents.items():
         dimensions = content[3]
@@ -76,7 +76,7 @@ TINY_FILES = table(TINY)
 
 @pytest.fixture(scope="session")
 def real():
-    """The real data from wherever this machine has it."""
+    """The real data, from any source."""
     try:
         return fashion_mnist.load()
     except fashion_mnist.DataError as error:
@@ -85,7 +85,7 @@ def real():
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """No source of this machine takes part: an empty cache, no package, no network."""
+    """No source is available: the cache is empty, and there is no package or network."""
 
     def unreachable(scratch):
         raise sources.AbsentError("not in this test")
@@ -206,12 +206,12 @@ def test_a_damaged_cache_is_replaced(tiny, tmp_path, cache, caplog, damage):
         path.write_bytes(content[:-1] if damage == "truncated" else content[:-1] + b"\1")
     assert_tiny(fashion_mnist.load())
     warnings = warnings_of(caplog)
-    if damage == "folder":  # which we do not dare to remove
+    if damage == "folder":  # a folder is not removed
         assert len(warnings) == 2
         assert "not cached" in warnings[1]
     else:
         assert path.read_bytes() == tiny[TRAIN_LABELS]
-        assert len(warnings) == (damage != "missing")  # a file not there yet is no damage
+        assert len(warnings) == (damage != "missing")  # a missing file is not damage
     assert all(TRAIN_LABELS in warning and "\n" not in warning for warning in warnings)
 
 
@@ -269,11 +269,11 @@ def test_a_bad_file_gives_one_line(tiny, tmp_path, cache, case):
     assert name in message
     assert "\n" not in message
     assert message.endswith("correct that, or leave out --data and FMNIST_DATA to have it fetched")
-    assert not cache.exists()  # nothing of a bad folder is cached
+    assert not cache.exists()  # a bad folder is not cached
 
 
 def test_files_without_the_official_checksum_are_refused(tmp_path):
-    """What is right in shape and size but not the official content is refused."""
+    """Files of the right shape and size with other content are refused."""
     contents = {file.name: bytes(file.size) for file in REAL_FILES[-2:]}
     for file in REAL_FILES[-2:]:
         with pytest.raises(fashion_mnist.DataError, match="is damaged or of another data set"):
@@ -283,7 +283,7 @@ def test_files_without_the_official_checksum_are_refused(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_malformed_file_is_refused_in_one_line(draws):
-    """Whatever is cut, flipped or added: the official content comes back, or one line."""
+    """Any damage gives the official content or one line."""
     file = draws.draw(st.sampled_from([TINY_FILES[1], TINY_FILES[2]]))
     packed = draws.draw(st.booleans())
     content = TINY[file.name]
@@ -369,7 +369,7 @@ def test_remains_of_a_killed_process_are_removed(tiny, tmp_path, cache):
 
 @pytest.mark.parametrize("obstacle", ["home", "home/fmnist"])
 def test_data_is_loaded_if_the_cache_cannot_be_written(tiny, tmp_path, caplog, obstacle):
-    """A file in the folder's place, since permissions do not stop root."""
+    """A file in place of the folder, as permissions do not stop root."""
     (tmp_path / obstacle).parent.mkdir(exist_ok=True)
     (tmp_path / obstacle).write_text("in the way")
     put(tmp_path / "debian", tiny)
@@ -414,7 +414,7 @@ for i in range(rounds):
 
 
 def test_two_processes_can_fetch_at_once(tiny, tmp_path, monkeypatch, caplog):
-    """A child and this process, which start each round together with an empty cache."""
+    """A child and this process start each round at the same time with an empty cache."""
     rounds = 20
     put(tmp_path / "debian", tiny, packed=True)
     command = [sys.executable, "-c", RACER, str(tmp_path), str(rounds), json.dumps(TINY_FILES)]
@@ -450,7 +450,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tiny, tmp_path, monkeypatch):
-    """A server of the tiny files on this machine, in the place of the official one."""
+    """A local server of the tiny files in place of the official one."""
     from torchvision.datasets import FashionMNIST
 
     folder = put(tmp_path / "served", tiny, packed=True)
@@ -484,7 +484,7 @@ def test_mirror_with_a_wrong_file_is_refused(mirror, cache):
 
 
 def test_file_with_a_wrong_checksum_is_not_unpacked(mirror, monkeypatch):
-    """The same content packed again would pass the last check, and is refused by the first."""
+    """The content is right, but the downloaded file has another checksum."""
     path = mirror / f"{TEST_LABELS}.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), mtime=1))
     monkeypatch.setattr(fashion_mnist.gzip, "open", lambda *_: pytest.fail("it was unpacked"))
@@ -565,7 +565,7 @@ def test_failing_and_hanging_apt_are_reported(tmp_path, monkeypatch):
 
 
 def split_of(labels):
-    """A split whose images tell their own index."""
+    """A split whose images encode their index."""
     images = torch.zeros(len(labels), 1, 28, 28, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(len(labels)) % 256
     images[:, 0, 0, 1] = torch.arange(len(labels)) // 256
@@ -595,7 +595,7 @@ def test_holdout_split_is_stratified_and_complete(labels, draws):
 
 
 def test_holdout_split_is_always_the_same():
-    """Neither the global random state nor a study moves it; a new torch must not, either."""
+    """The split does not depend on the global random state, the study or the version of torch."""
     train = split_of(list(range(10)) * 10)
     state = torch.get_rng_state()
     _, held = fashion_mnist.holdout_split(train, 10)

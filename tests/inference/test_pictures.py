@@ -1,4 +1,4 @@
-"""A picture of any size, mode and format becomes what the network sees, or is refused."""
+"""A picture of any size, mode and format becomes an input of the network, or is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TAKES = {
 
 
 def in_mode(values, mode):
-    """A grey picture of these values in a mode; the same to look at where the mode can do it."""
+    """Return a grey picture of these values in a mode, with the same look if the mode allows it."""
     if mode == "I;16":
         return Image.fromarray(values.astype(np.uint16) * 257)
     grey = Image.fromarray(values)
@@ -72,7 +72,7 @@ def test_an_image_of_the_data_set_comes_through_bit_for_bit(suffix, mode, whole,
         assert not found.inverted
 
 
-def test_no_image_of_the_data_set_is_taken_for_dark_on_light(whole, tmp_path):
+def test_images_of_the_data_set_are_not_inverted(whole, tmp_path):
     images = torch.cat([whole.train.images, whole.test.images])[:, 0]
     frame = torch.zeros(28, 28, dtype=torch.bool)
     frame[[0, -1]] = frame[:, [0, -1]] = True
@@ -95,7 +95,7 @@ def test_a_negative_of_an_image_of_the_data_set_is_inverted_back(whole, tmp_path
 
 @st.composite
 def pictures_of_any_kind(draw):
-    """The bytes of a picture: any format, mode and size, from noise to plain."""
+    """The bytes of a random picture of any format, mode and size."""
     format_ = draw(st.sampled_from(sorted(TAKES)))
     mode = draw(st.sampled_from(sorted(TAKES[format_])))
     size = draw(st.tuples(st.integers(1, 70), st.integers(1, 70)))
@@ -128,7 +128,7 @@ def test_any_picture_becomes_28x28_and_inverting_twice_gives_it_back(tmp_path_fa
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (28, 1), (27, 28), (3, 4000)])
-def test_extreme_shapes_are_pictures_too(size, tmp_path):
+def test_extreme_shapes_are_read(size, tmp_path):
     path = saved(Image.new("L", size, 200), tmp_path / "x.png")
     found = pictures.read(path)
     assert found.inverted
@@ -136,7 +136,7 @@ def test_extreme_shapes_are_pictures_too(size, tmp_path):
 
 
 def shoe(light, dark, size=(400, 300), margin=60):
-    """Something light on a ground that is dark, as a grey picture."""
+    """Return a grey picture of a light object on a dark background."""
     picture = Image.new("L", size, dark)
     box = (margin, margin, size[0] - margin - 1, size[1] - margin - 1)
     ImageDraw.Draw(picture).ellipse(box, fill=light)
@@ -165,8 +165,8 @@ def test_the_margin_of_a_photo_does_not_matter(whole, tmp_path):
 
 
 @pytest.mark.parametrize(("light", "ground"), [(250, "a light object"), (20, "a dark object")])
-def test_what_was_cut_out_is_light_on_dark(light, ground, tmp_path):
-    """On black where it is light itself, on white, and inverted, where it is dark."""
+def test_cut_out_objects_are_light_on_dark(light, ground, tmp_path):
+    """A light object gets a black background; a dark one gets a white one and is inverted."""
     cut = shoe(light, 0 if light > 127 else 255).convert("RGBA")
     alpha = shoe(255, 0)
     cut.putalpha(alpha)
@@ -176,7 +176,7 @@ def test_what_was_cut_out_is_light_on_dark(light, ground, tmp_path):
     assert found.pixels[0, 0] == 0
 
 
-def test_rounded_corners_take_the_ground_of_the_border(tmp_path):
+def test_rounded_corners_get_the_colour_of_the_border(tmp_path):
     photo = shoe(30, 240)
     alpha = Image.new("L", photo.size, 0)
     ImageDraw.Draw(alpha).rounded_rectangle((0, 0, 399, 299), radius=40, fill=255)
@@ -187,12 +187,12 @@ def test_rounded_corners_take_the_ground_of_the_border(tmp_path):
     assert found.inverted
 
 
-def test_what_cannot_be_seen_at_all_is_black(tmp_path):
+def test_fully_transparent_picture_is_black(tmp_path):
     path = saved(Image.new("RGBA", (50, 50), (9, 200, 7, 0)), tmp_path / "x.png")
     assert (pictures.read(path).pixels == 0).all()
 
 
-def test_a_transparent_colour_of_a_palette_is_no_ground(whole, tmp_path):
+def test_transparent_colour_of_a_palette_is_not_the_background(whole, tmp_path):
     values = np.where(image(whole) > 0, 255 - image(whole) // 4, 0).astype(np.uint8)
     picture = Image.fromarray(values).convert("P")
     path = saved(picture, tmp_path / "x.png", transparency=0)
@@ -220,14 +220,14 @@ def test_a_photo_is_turned_upright(orientation, suffix, whole, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_is_none_is_left_alone(orientation, whole, tmp_path):
+def test_invalid_orientation_is_ignored(orientation, whole, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(image(whole), tmp_path / "x.png", exif=exif)
     assert (pictures.read(path).pixels == image(whole)).all()
 
 
-def test_damaged_metadata_is_no_reason_to_refuse(whole, tmp_path):
+def test_damaged_metadata_is_ignored(whole, tmp_path):
     path = saved(image(whole), tmp_path / "x.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xffnonsense")
     assert (pictures.read(path).pixels == image(whole)).all()
 
@@ -241,7 +241,7 @@ def refusal(path):
     return text
 
 
-def test_files_that_are_no_pictures_are_refused(whole, tmp_path):
+def test_files_that_are_not_pictures_are_refused(whole, tmp_path):
     (tmp_path / "empty.png").touch()
     assert "empty" in refusal(tmp_path / "empty.png")
     (tmp_path / "text.png").write_text("This is no picture.")
@@ -258,7 +258,7 @@ def test_files_that_are_no_pictures_are_refused(whole, tmp_path):
 
 
 def png_of(width, height):
-    """A PNG file whose header says so; its pixels are missing."""
+    """Return a PNG file with this size in its header and without pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunk = b"IHDR" + header
     data = b"IDAT" + zlib.compress(b"\0" * 100)
@@ -293,7 +293,7 @@ def test_a_picture_cut_short_is_refused(format_, whole, tmp_path):
 
 
 def damaged(content, rng):
-    """The bytes of a file after an accident: flipped, cut, doubled, filled."""
+    """The bytes of a file with random damage."""
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8, 40])):
         at = rng.randrange(len(content))
@@ -315,7 +315,7 @@ def damaged(content, rng):
     return bytes(content)
 
 
-def test_damaged_files_are_refused_or_read_and_nothing_else(tmp_path, capfd):
+def test_damaged_files_are_read_or_refused(tmp_path, capfd):
     rng = random.Random(28)
     values = np.random.default_rng(3).integers(0, 256, (40, 30), dtype=np.uint8)
     exif = Image.Exif()

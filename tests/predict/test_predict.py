@@ -1,4 +1,4 @@
-"""The command, on a small real run: what it says of pictures, and what it refuses."""
+"""The command on a small real run: its output for pictures, and what it refuses."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_probabilities_sum_to_one_and_an_ensemble_is_their_mean(run, count, seed
 
 
 def test_predictions_of_a_trial_equal_those_of_the_study(run, real):
-    """In its own precision: bfloat16 gives other probabilities than float32."""
+    """The precision matters: bfloat16 gives other probabilities than float32."""
     for trial in trained.complete_models(run):
         params, state = models.load_model(trial.path, trial.model)
         compute = cnn.compute_dtype(trial.model)
@@ -119,7 +119,7 @@ def test_config_json_without_precision_means_float32(broken):
 
 
 def failing(capsys, *args):
-    """The one line of an error that ends the command."""
+    """Return the line of the error that ends the command."""
     with pytest.raises(UserError) as caught:
         predict.main([*map(str, args)])
     assert capsys.readouterr().out == ""
@@ -275,7 +275,7 @@ def test_pictures_are_predicted_without_the_data(run, shirt, tmp_path, capsys):
 
 
 def command(*args, cwd=None, **env):
-    """In a process of its own, as its output has an encoding of its own."""
+    """Run the command in a process, so that its output can have another encoding."""
     return subprocess.run(
         [sys.executable, "-m", "fmnist.predict", *map(str, args)],
         capture_output=True, timeout=120, cwd=cwd, check=False, env=os.environ | env,
@@ -283,7 +283,7 @@ def command(*args, cwd=None, **env):
 
 
 def test_command_predicts_good_pictures_and_reports_bad_ones(run, real, tmp_path):
-    """Good and bad files mixed, from the default run, under names that try to disturb."""
+    """Good and bad files with difficult names, and the default run."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "baseline").symlink_to(run)
     saved(255 - image(real, 1), tmp_path / "café.png")

@@ -1,4 +1,4 @@
-"""What a finished study left is damaged or lost: made anew, or refused in one line; never wrong."""
+"""Damaged or lost files of a finished study are written again, or refused in one line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """A finished study that nobody touches."""
+    """A finished study. Tests must not change it."""
     out = tmp_path_factory.mktemp("whole") / "run"
     run_study(CONFIG, out, dataset=small)
     return out
@@ -72,18 +72,18 @@ def whole(small, tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of it."""
+    """A copy of the finished study."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
 def again(out, small):
-    """The same study again: what it said, and its results."""
+    """Run the study again. Return its messages and results."""
     said = Said()
     return run_study(CONFIG, out, dataset=small, progress=said), "\n".join(said.lines)
 
 
 def points(folder):
-    """Every scalar of a run of TensorBoard."""
+    """Return the scalars of a run in TensorBoard."""
     found = []
     for path in sorted(folder.glob("*tfevents*")):
         for event in EventFileLoader(str(path)).Load():
@@ -95,7 +95,7 @@ def points(folder):
     return sorted(found, key=repr)
 
 
-def test_what_was_left_is_noted_in_the_format_of_sha256sum(run):
+def test_manifest_has_the_format_of_sha256sum(run):
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", "--quiet", manifest.NAME],
         cwd=run, capture_output=True, text=True, check=False,
@@ -108,7 +108,7 @@ def test_what_was_left_is_noted_in_the_format_of_sha256sum(run):
     assert {f"parameters/{number}.safetensors" for number in range(3)} <= named
 
 
-def test_a_whole_study_is_left_alone(run, small):
+def test_undamaged_study_is_unchanged(run, small):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     _, said = again(run, small)
     assert "nothing to train" in said
@@ -121,7 +121,7 @@ def test_a_whole_study_is_left_alone(run, small):
     ["results.csv", "history.csv", "report.html", "figures", "best", "best/config.json"],
 )
 @pytest.mark.parametrize("how", ["gone", "torn"])
-def test_what_can_be_made_anew_is(run, whole, small, lost, how):
+def test_damaged_files_are_written_again(run, whole, small, lost, how):
     path = run / lost
     if how == "torn":
         for file in [path, *path.rglob("*")]:
@@ -144,8 +144,8 @@ def test_what_can_be_made_anew_is(run, whole, small, lost, how):
 @pytest.mark.parametrize(
     ("how", "noted"), [("gone", True), ("torn", True), ("changed", True), ("torn", False)]
 )
-def test_what_the_dashboard_shows_is_made_anew(run, small, how, noted):
-    """Files of artifacts, the study's and those of trials that were the best."""
+def test_artifacts_are_written_again(run, small, how, noted):
+    """The artifacts of the study and of its trials."""
     folder = run / "artifacts"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before) > 5
@@ -163,7 +163,7 @@ def test_what_the_dashboard_shows_is_made_anew(run, small, how, noted):
     assert again(run, small)[1].endswith("nothing to train")
 
 
-def test_a_report_that_is_made_anew_says_who_trained_it(run, whole, small, monkeypatch):
+def test_restored_report_has_the_provenance_of_the_training(run, whole, small, monkeypatch):
     before = (run / "report.md").read_text().replace(str(whole), str(run))
     monkeypatch.setattr("fmnist.utils.provenance.commit", lambda: "of another day")
     (run / "report.md").unlink()
@@ -171,7 +171,7 @@ def test_a_report_that_is_made_anew_says_who_trained_it(run, whole, small, monke
     assert (run / "report.md").read_text() == before
 
 
-def test_events_that_are_torn_or_lost_are_written_again(run, whole, small):
+def test_truncated_or_missing_event_files_are_written_again(run, whole, small):
     folders = sorted(path for path in (run / "tensorboard").iterdir() if path.name[:4] == "seed")
     assert len(folders) == 3
     (event,) = folders[0].glob("*tfevents*")
@@ -189,14 +189,14 @@ def test_events_that_are_torn_or_lost_are_written_again(run, whole, small):
 
 
 def torn(path):
-    """Change a bit of a file's last number: it can still be read."""
+    """Change a bit of the last number in a file. The file stays readable."""
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
 
 
 def parameters(run):
-    """The winner's file of parameters, and another's."""
+    """Return the parameter files of the winner and of another trial."""
     results = grid.results(open_study(CONFIG, storage_url.of_run(run)), CONFIG)
     best = winner(results, CONFIG.metric)
     other = next(result for result in results if result.number != best.number)
@@ -204,7 +204,7 @@ def parameters(run):
 
 
 @pytest.mark.parametrize("how", [torn, Path.unlink])
-def test_the_winners_parameters_come_back_from_best(run, whole, small, how):
+def test_parameters_of_the_winner_are_restored_from_best(run, whole, small, how):
     path, _ = parameters(run)
     how(path)
     _, said = again(run, small)
@@ -214,7 +214,7 @@ def test_the_winners_parameters_come_back_from_best(run, whole, small, how):
     assert again(run, small)[1].endswith("nothing to train")
 
 
-def test_a_winner_whose_parameters_are_lost_is_refused(run, small):
+def test_lost_parameters_of_the_winner_are_refused(run, small):
     path, _ = parameters(run)
     torn(path)
     torn(run / "best" / "params.safetensors")
@@ -226,7 +226,7 @@ def test_a_winner_whose_parameters_are_lost_is_refused(run, small):
 
 
 @pytest.mark.parametrize("how", [torn, Path.unlink])
-def test_lost_parameters_of_another_are_told_of_every_time(run, small, how):
+def test_lost_parameters_of_another_trial_are_reported_at_each_run(run, small, how):
     _, path = parameters(run)
     how(path)
     for lost in (None, "results.csv", None):
@@ -239,7 +239,7 @@ def test_lost_parameters_of_another_are_told_of_every_time(run, small, how):
     assert manifest.damaged_files(run) == [f"parameters/{path.name}"]
 
 
-def test_trying_again_does_not_publish_a_winner_that_is_lost(small, tmp_path):
+def test_retry_does_not_publish_a_winner_without_parameters(small, tmp_path):
     config = replace(CONFIG, grid={"learning_rate": (0.001, 1e30)})
     out = tmp_path / "run"
     results = run_study(config, out, dataset=small)
@@ -270,7 +270,7 @@ def test_parameters_that_are_damaged_while_others_train_are_not_published(small,
     assert not (tmp_path / "best").exists()
 
 
-def test_an_unfinished_study_that_lost_its_best_is_refused_before_it_trains(small, tmp_path):
+def test_unfinished_study_without_its_best_parameters_is_refused_before_training(small, tmp_path):
     trained = []
 
     class Stops(Said):
@@ -287,7 +287,7 @@ def test_an_unfinished_study_that_lost_its_best_is_refused_before_it_trains(smal
     assert len(trained) == 2
 
 
-def test_sums_that_are_lost_or_cut_are_noted_again(run, whole, small):
+def test_missing_or_truncated_manifest_is_written_again(run, whole, small):
     content = (run / manifest.NAME).read_bytes()
     lines = content.splitlines(keepends=True)
     for left in (None, b"", content[:-9], b"".join(lines[:-2]), b"\xff" * 99):
@@ -302,7 +302,7 @@ def test_sums_that_are_lost_or_cut_are_noted_again(run, whole, small):
         assert manifest.damaged_files(run) == []
 
 
-def test_what_a_person_puts_beside_is_not_ours(run, small):
+def test_files_of_the_user_are_unchanged(run, small):
     names = ["notes.md", "figures/mine.png", "tensorboard/mine.txt", "best/why\nthis.txt"]
     for name in names:
         (run / name).write_text("mine")
@@ -316,8 +316,8 @@ def test_what_a_person_puts_beside_is_not_ours(run, small):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(kind=st.sampled_from(["bits", "zeros", "cut", "text"]), seed=st.integers(0, 2**32 - 1))
-def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factory, kind, seed):
-    """Results that come back are those that were told: each has a digest."""
+def test_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factory, kind, seed):
+    """A digest of each result detects changes."""
     out = tmp_path_factory.mktemp("damaged") / "run"
     out.mkdir()
     chance, content = random.Random(seed), bytearray((whole / "study.db").read_bytes())
@@ -342,12 +342,12 @@ def test_a_damaged_database_is_refused_or_harmless(whole, small, tmp_path_factor
         found = results
     shutil.rmtree(out)
     if found is not None:
-        told = grid.results(open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
-        assert [result for result in found if result not in told] == []
-        assert [r for r in told if r not in found and r.point not in again] == []
+        original = grid.results(open_study(CONFIG, storage_url.of_run(whole)), CONFIG)
+        assert [result for result in found if result not in original] == []
+        assert [r for r in original if r not in found and r.point not in again] == []
 
 
-def test_a_database_that_is_none_is_one_line(run, small):
+def test_file_that_is_no_database_gives_one_line(run, small):
     (run / "study.db").write_bytes(b"this is no database" * 1000)
     with pytest.raises(UserError, match=r"study\.db cannot be used: file is not a database"):
         again(run, small)
@@ -399,7 +399,7 @@ def test_a_database_that_is_none_is_one_line(run, small):
         ("study_system_attributes set value_json = '\"x\"' where key like '%note_ver'", "no part"),
     ],
 )
-def test_what_was_changed_in_the_database_is_refused(run, small, change, said):
+def test_changed_database_is_refused(run, small, change, said):
     with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
         database.execute(f"update {change}")
     with pytest.raises(UserError, match=rf"damaged.*(trial \d (is )?|\(.*){said}"):
@@ -447,8 +447,8 @@ SINGLE = [
         for how in (a_folder, a_full_folder, a_link_to_nothing, a_link_to_itself)
     ],
 )
-def test_what_is_of_another_kind_is_made_anew_or_one_line(run, small, name, becomes):
-    """A folder in the place of a file, a file in that of a folder, a link to nothing."""
+def test_paths_of_another_kind_are_written_again_or_give_one_line(run, small, name, becomes):
+    """A folder in place of a file, a file in place of a folder, a dangling link."""
     becomes(run / name)
     (run / "history.csv").unlink()
     said = ""
@@ -463,7 +463,7 @@ def test_what_is_of_another_kind_is_made_anew_or_one_line(run, small, name, beco
 
 
 @pytest.mark.parametrize("value", ["null", "[1]", '"x"', "3", '{"a": "b"}', '{"a": [2]}', "{}"])
-def test_a_note_of_another_kind_is_left_out(run, whole, small, value):
+def test_note_of_another_type_is_left_out(run, whole, small, value):
     names = ["fmnist:provenance", "fmnist:seconds_by_phase"]
     command = "update study_user_attributes set value_json = ? where key = ?"
     with contextlib.closing(sqlite3.connect(run / "study.db")) as database, database:
@@ -473,16 +473,16 @@ def test_a_note_of_another_kind_is_left_out(run, whole, small, value):
     assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
-def test_a_folder_whose_name_is_no_text_is_refused(small, tmp_path):
+def test_folder_with_a_name_that_is_not_utf8_is_refused(small, tmp_path):
     with pytest.raises(UserError, match="its name is not UTF-8"):
         run_study(CONFIG, tmp_path / "a\udcff", dataset=small)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_that_is_deleted_while_it_trains_is_one_line(small, tmp_path):
+def test_study_deleted_during_training_gives_one_line(small, tmp_path):
     class Deletes(Said):
         def epoch(self, *args):
-            with contextlib.suppress(KeyError):  # it is, after the first time
+            with contextlib.suppress(KeyError):  # already deleted after the first time
                 optuna.delete_study(study_name=CONFIG.name, storage=storage_url.of_run(tmp_path))
 
     with pytest.raises(UserError, match=r"deleted from the storage; .* give the same command"):
@@ -500,7 +500,7 @@ def test_a_folder_may_have_any_name(small, tmp_path):
     assert len(stored.trials) == 1
 
 
-def test_leftovers_of_a_kill_are_swept(tmp_path):
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
     with files.scratch_folder(tmp_path) as folder:
         (folder / "picture.png").write_bytes(b"half")
         kept = shutil.copytree(folder, tmp_path / ".killed.fmnist-part")
@@ -512,7 +512,7 @@ def test_leftovers_of_a_kill_are_swept(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == [".theirs.part", "figures"]
 
 
-def test_a_lost_folder_is_not_made_again(tmp_path):
+def test_removed_folder_is_not_created_again(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.write_text(tmp_path / "gone" / "figures" / "x.png", "")
     assert not list(Path(tmp_path).iterdir())

@@ -1,4 +1,4 @@
-"""A folder and its study in the storage: when either is lost or another's, nothing is lost."""
+"""A folder and its study in the storage: if either is lost or foreign, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("drawn_once")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A finished study that nobody touches."""
+    """A finished study. Tests must not change it."""
     out = tmp_path_factory.mktemp("whole") / "run"
     run_study(CONFIG, out, dataset=TINY)
     return out
@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of it."""
+    """A copy of the finished study."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
@@ -85,7 +85,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("left", ["everything", "parameters alone", "only the mark"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_study_that_is_lost_is_not_begun_again_over_what_it_left(run, loss, left):
+def test_lost_study_does_not_overwrite_its_results(run, loss, left):
     if left != "everything":
         (run / "results.csv").unlink()
         (run / "checksums.sha256").unlink()
@@ -104,7 +104,7 @@ def test_a_study_that_is_lost_is_not_begun_again_over_what_it_left(run, loss, le
     assert (run / "study.db").exists() == (loss != "gone")
 
 
-def test_an_inner_trial_that_is_lost_is_seen(run):
+def test_missing_trial_is_detected(run):
     change(run / "study.db", "delete from trials where number = 0")
     before = content(run)
     with pytest.raises(UserError, match=r"damaged.*a trial is missing"):
@@ -112,7 +112,7 @@ def test_an_inner_trial_that_is_lost_is_seen(run):
     assert content(run) == before
 
 
-def test_a_restored_study_goes_on(run, whole):
+def test_restored_study_continues(run, whole):
     (run / "study.db").unlink()
     with pytest.raises(UserError, match="restore it"):
         run_study(CONFIG, run, dataset=TINY)
@@ -121,7 +121,7 @@ def test_a_restored_study_goes_on(run, whole):
 
 
 @pytest.mark.parametrize("lost", [["study.toml"], ["study.toml", ".run"]])
-def test_a_folder_whose_study_file_is_lost_is_no_other_studys(run, lost):
+def test_folder_without_its_study_file_is_not_used_for_another_study(run, lost):
     for name in lost:
         (run / name).unlink()
     before = content(run)
@@ -145,15 +145,15 @@ def test_two_folders_do_not_share_a_study(tmp_path):
     assert [result.history for result in other] == [result.history for result in results]
 
 
-def test_a_folder_whose_mark_is_lost_can_be_told_whose_it_is(tmp_path):
+def test_lost_identity_of_a_folder_can_be_written_by_hand(tmp_path):
     shared = {"storage": f"sqlite:///{tmp_path}/shared.db", "dataset": TINY}
     results = run_study(CONFIG, tmp_path / "run", **shared)
     mark = tmp_path / "run" / ".run"
-    told = mark.read_text()
+    identity = mark.read_text()
     mark.write_text("")
-    with pytest.raises(UserError, match=rf"which holds {told} in its file \.run"):
+    with pytest.raises(UserError, match=rf"which holds {identity} in its file \.run"):
         run_study(CONFIG, tmp_path / "run", **shared)
-    mark.write_text(f"{told}\n")
+    mark.write_text(f"{identity}\n")
     assert run_study(CONFIG, tmp_path / "run", **shared) == results
 
 
@@ -171,11 +171,11 @@ def test_the_folders_own_storage_may_be_given(run):
     assert content(run) == before
 
 
-def test_of_two_that_begin_at_once_one_has_the_study(tmp_path, monkeypatch):
+def test_one_of_two_simultaneous_folders_owns_the_study(tmp_path, monkeypatch):
     url = f"sqlite:///{tmp_path}/shared.db"
 
     def load(data):
-        """Meanwhile a second folder marks the study."""
+        """A second folder takes the study at the same time."""
         study = optuna.load_study(study_name=CONFIG.name, storage=url)
         study.set_user_attr("fmnist:run", "another")
         return TINY
@@ -186,7 +186,7 @@ def test_of_two_that_begin_at_once_one_has_the_study(tmp_path, monkeypatch):
     assert not (tmp_path / "first" / "parameters").exists()
 
 
-def test_trials_that_nobody_began_are_not_taken(tmp_path):
+def test_trials_without_an_owner_are_refused(tmp_path):
     url = f"sqlite:///{tmp_path}/shared.db"
     run_study(CONFIG, tmp_path / "first", storage=url, dataset=TINY)
     change(tmp_path / "shared.db", "delete from study_user_attributes where key = 'fmnist:run'")
@@ -200,7 +200,7 @@ NAMES = ["results.csv", "checksums.sha256", "figures", "best", "checkpoints"]
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("beside", ["nothing", "an empty study.db"])
-def test_what_is_not_a_studys_is_not_written_over(name, beside, tmp_path):
+def test_files_of_others_are_not_overwritten(name, beside, tmp_path):
     (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("mine")
     if beside != "nothing":
         (tmp_path / "study.db").touch()
@@ -210,7 +210,7 @@ def test_what_is_not_a_studys_is_not_written_over(name, beside, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} - {".lock"} == before
 
 
-def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_refused(tmp_path, monkeypatch):
     def none(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -220,7 +220,7 @@ def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("target", ["study.toml", "nowhere"])
-def test_a_study_file_that_is_a_link_to_nothing_is_refused(run, target):
+def test_dangling_link_as_study_file_is_refused(run, target):
     (run / "study.toml").unlink()
     (run / "study.toml").symlink_to(target)
     with pytest.raises(UserError, match=r"study\.toml"):

@@ -1,4 +1,4 @@
-"""Bad input for ``fuzz.py``: valid files of each kind, ways to damage them, chosen attacks."""
+"""Bad input for ``fuzz.py``: valid files of each kind, random damage, and attacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fmnist.functional import cnn
 from fmnist.functional.types import ModelConfig
 
 Input = tuple[str, bytes]
-"""What it is, and its bytes."""
+"""The name of an input, and its bytes."""
 
 TINY = ModelConfig(channels=(3, 4), hidden=(7,))
 
@@ -43,7 +43,7 @@ NAMES = [
 
 
 def damaged(content: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """The bytes after one accident or several: flipped, cut, doubled, spliced, extreme."""
+    """Return the bytes with random damage: flipped, cut, doubled, spliced or extreme."""
     if chance.random() < 0.03:
         return chance.randbytes(chance.choice([0, 1, 8, 100, 2000]))
     raw = bytearray(content)
@@ -91,7 +91,7 @@ VALUES = [
 
 
 def study_files() -> list[bytes]:
-    """Valid ones."""
+    """Return valid study files."""
     full = """
 [study]
 name = "mine"               # of the folder
@@ -122,7 +122,7 @@ learning_rate = [0.01, 0.001]
 
 
 def study_file(chance: random.Random, names: Sequence[str]) -> bytes:
-    """Tables of the right names with anything in them."""
+    """Return tables with the right names and random content."""
     if chance.random() < 0.3:
         return f"[study]\nname = {json.dumps(chance.choice(names))}\n".encode()
     lines = []
@@ -136,7 +136,7 @@ def study_file(chance: random.Random, names: Sequence[str]) -> bytes:
 
 
 def override(chance: random.Random) -> bytes:
-    """One ``--set`` or several, one a line."""
+    """Return ``--set`` texts, one a line."""
     lines = []
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         values = [chance.choice(VALUES).strip('"[]') for _ in range(chance.choice([1, 1, 2, 4]))]
@@ -145,7 +145,7 @@ def override(chance: random.Random) -> bytes:
 
 
 def study_attacks() -> Iterator[Input]:
-    """What takes a parser long, or deep, or far away."""
+    """Return files that are slow, deep or large for a parser."""
     yield "a key of 50,000 parts", b"a." * 50_000 + b"a = 1"
     yield "a key of 50,000 parts in quotes", b"[" + b'"a" . ' * 50_000 + b"a]"
     yield "20,000 keys of many parts", b"".join(b"%x.k.k.k.k.k.k.k=1\n" % i for i in range(20_000))
@@ -163,7 +163,7 @@ def study_attacks() -> Iterator[Input]:
 
 
 def override_attacks() -> Iterator[Input]:
-    """Long words and many of them."""
+    """Return long and many words."""
     yield "a digit 900,000 times", b"seed=" + b"9" * 900_000
     yield "300,000 values", b"seed=" + b"1," * 300_000
     yield "300,000 widths", b"channels=" + b"1-" * 300_000 + b"1"
@@ -175,7 +175,7 @@ def override_attacks() -> Iterator[Input]:
 
 
 def pictures() -> list[bytes]:
-    """Small valid ones of every format, with the modes and metadata that take other ways."""
+    """Return small valid pictures of every format, with unusual modes and metadata."""
     values = np.random.default_rng(3).integers(0, 256, (30, 22), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -200,7 +200,7 @@ def pictures() -> list[bytes]:
 
 
 def mended(content: bytes) -> bytes:
-    """A PNG with its checksums corrected, so that the damage is read."""
+    """Correct the checksums of a PNG, so that the damage is read."""
     signature, rest, chunks = content[:8], content[8:], []
     while len(rest) >= 12:
         size = int.from_bytes(rest[:4], "big")
@@ -220,7 +220,7 @@ def _png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 
 
 
 def _run_lengths(width: int, height: int, runs: bytes) -> bytes:
-    """A BMP, packed."""
+    """Return a compressed BMP."""
     start = 54 + 1024
     size = (start + len(runs), 0, 0, start)
     about = (40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
@@ -235,7 +235,7 @@ def _zeros(count: int) -> bytes:
 
 
 def picture_attacks() -> Iterator[Input]:
-    """Bombs of pixels and of pieces."""
+    """Return pictures with too many pixels or pieces."""
     empty = _chunk(b"IDAT", zlib.compress(bytes(100)))
     for width, height in ((2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (100_000, 100_000)):
         yield f"a header of {width} x {height}", _png(width, height, empty)
@@ -263,12 +263,12 @@ def picture_attacks() -> Iterator[Input]:
 
 
 def idx(shape: Sequence[int], content: bytes) -> bytes:
-    """An IDX file of bytes."""
+    """Return an IDX file of bytes."""
     return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + content
 
 
 def idx_files() -> dict[str, bytes]:
-    """A small data set: the four files."""
+    """Return the four files of a small data set."""
     chance = random.Random(0)
     files = {}
     for split, count in (("train", 40), ("t10k", 20)):
@@ -279,7 +279,7 @@ def idx_files() -> dict[str, bytes]:
 
 
 def idx_attacks() -> Iterator[Input]:
-    """Claims of terabytes, and what unpacks to much or takes long."""
+    """Return files with huge claimed sizes, and files that are huge or slow to unpack."""
     name = b"train-images-idx3-ubyte"
     yield "a claim of terabytes", name + idx((2**32 - 1, 2**32 - 1, 2**32 - 1), bytes(31_360))
     yield "255 dimensions", name + idx((2**32 - 1,) * 255, b"")
@@ -293,7 +293,7 @@ def idx_attacks() -> Iterator[Input]:
 
 
 def parameters() -> bytes:
-    """A safetensors file of the tiny network."""
+    """Return a safetensors file of the tiny network."""
     leaves = {
         f"{layer}.{name}": tensor
         for tree in cnn.init(0, TINY)
@@ -304,24 +304,24 @@ def parameters() -> bytes:
 
 
 def tensors_file(header: object, content: bytes = b"") -> bytes:
-    """A safetensors file with any header."""
+    """Return a safetensors file with this header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + content
 
 
 def relabelled(content: bytes) -> bytes:
-    """The same with a right length of its header, so that the damage is read."""
+    """Correct the length of the header, so that the damage is read."""
     end = content.find(b"}}")
     return struct.pack("<Q", max(0, end + 2 - 8)) + content[8:]
 
 
 def one_tensor(shape: Sequence[int], kind: str = "F32", end: int = 0) -> dict[str, object]:
-    """The header of a file of one tensor."""
+    """Return the header of a file of one tensor."""
     return {"conv1.weight": {"dtype": kind, "shape": list(shape), "data_offsets": [0, end]}}
 
 
 def parameter_attacks() -> Iterator[Input]:
-    """Claims of terabytes, foreign types, too many names."""
+    """Return files with huge claimed sizes, unknown types or too many names."""
     yield "a header of exabytes", struct.pack("<Q", 2**63) + b"{}"
     yield "a header of terabytes", struct.pack("<Q", 2**42) + b"{}"
     yield "a tensor of terabytes", tensors_file(one_tensor([10**12], end=4 * 10**12))
@@ -340,7 +340,7 @@ def parameter_attacks() -> Iterator[Input]:
 
 
 def run_files() -> dict[str, bytes]:
-    """What ``trained`` reads of a run of two trials but the parameters."""
+    """Return the files other than parameters that ``trained`` reads of a run of two trials."""
     about = {
         "study": "tiny", "number": 1, "point": {"learning_rate": 0.001},
         "model": {"channels": [3, 4], "hidden": [7], "kernel_size": 5, "dropout": 0.0,
@@ -357,7 +357,7 @@ def run_files() -> dict[str, bytes]:
 
 
 def run_attacks() -> Iterator[Input]:
-    """Large claims, each for the file that its name and its content begin with."""
+    """Return files with large claims. Name and content begin with the name of the file."""
     for name, content in _run_attacks():
         yield name, name.partition(":")[0].encode() + content
 

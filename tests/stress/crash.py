@@ -1,10 +1,10 @@
-"""Kills a small real study at many moments, goes on with it, and compares every bit of the end.
+"""Kills a small real study at many moments, continues it, and compares every bit of the results.
 
     python tests/stress/crash.py [--kills 200] [--seed 0]
 
-Half of the kills come after a random time, half at a chosen step of what makes a run last: before
-or after a file takes its place, an epoch is reported, a trial is told, a view is written. Wall
-times and dates are left out of the comparison (compare_runs.py).
+Half of the kills come after a random time. The others come before or after a chosen step: a rename
+of a file, a report of an epoch or trial to Optuna, a view. The comparison ignores wall times and
+dates (compare_runs.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fmnist.utils import runtime
 runtime.prepare()
 
 import optuna
-import torch._dynamo  # noqa: F401  # what every child would load anew
+import torch._dynamo  # noqa: F401  # else every child would load it
 from compare_runs import differences, outcome
 from slice_study import dataset
 
@@ -83,17 +83,17 @@ STEPS = [
     (markdown, "write_report"),
     (publish, "_write_best"),
 ]
-"""Where a run can be killed: before this function's n-th call, or after it."""
+"""The functions before or after whose n-th call a run can be killed."""
 
 MOST_HITS = 8
-"""How often one study is killed, at most, before it may end."""
+"""Maximum number of kills of one study."""
 
 
 Step = tuple[object, str]
 
 
 class Kill(NamedTuple):
-    """When to kill: after some seconds, or at a step."""
+    """The moment of a kill: after some seconds, or at a step."""
 
     seconds: float | None
     step: Step | None = None
@@ -107,12 +107,12 @@ class Kill(NamedTuple):
 
 
 def name(step: Step) -> str:
-    """Of a step, for people."""
+    """Return a description of a step."""
     return f"{getattr(step[0], '__name__', step[0])}.{step[1]}"
 
 
 def data() -> Dataset:
-    """Few enough images that an epoch takes no time."""
+    """Return a data set that is so small that an epoch takes no time."""
     whole = dataset()
     return Dataset(
         Split(whole.train.images[:700], whole.train.labels[:700]),
@@ -128,9 +128,9 @@ def start(
     log: Path | None = None,
     calls: Path | None = None,
 ) -> int:
-    """Run the study, or go on with it, in a process of its own; its number.
+    """Start or resume the study in a child process and return the process id.
 
-    It is killed at ``kill``; how often it took each step is written to ``calls``.
+    The child is killed at ``kill``. The number of calls of each step is written to ``calls``.
     """
     child = os.fork()
     if child:
@@ -160,7 +160,7 @@ def start(
 
 
 def trap(kill: Kill) -> None:
-    """Have this process kill itself at the step."""
+    """Make this process kill itself at the step."""
     place, called = kill.step
     original = getattr(place, called)
     calls = 0
@@ -181,7 +181,7 @@ def trap(kill: Kill) -> None:
 
 
 def counted(step: Step) -> list[None]:
-    """Grows by one whenever this process takes the step."""
+    """Return a list that grows by one at each call of the step."""
     place, called = step
     original, times = getattr(place, called), []
 
@@ -195,12 +195,12 @@ def counted(step: Step) -> list[None]:
 
 
 def end(child: int) -> int:
-    """Wait for a process: its exit status, or minus the signal that killed it."""
+    """Wait for a process. Return its exit status, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def attempt(out: Path, images: Dataset, kill: Kill) -> int:
-    """Go on with the study until it is killed or done; how it ended."""
+    """Run the study until it is killed or done. Return how it ended."""
     child = start(out, images, kill)
     if kill.seconds is not None:
         time.sleep(kill.seconds)
@@ -209,12 +209,12 @@ def attempt(out: Path, images: Dataset, kill: Kill) -> int:
 
 
 def kills(seed: int, seconds: float, calls: Sequence[int]) -> Iterator[Kill]:
-    """Without end: now at a random time, now at the next of the steps, in a random order.
+    """Yield kills without end: at a random time and at a random step in turn.
 
     Args:
-        seed: of what is random.
-        seconds: that an undisturbed study takes.
-        calls: how often it takes each of the steps.
+        seed: the random seed.
+        seconds: time of an uninterrupted study.
+        calls: number of calls of each step in such a study.
     """
     chance = random.Random(seed)
     while True:
@@ -225,10 +225,10 @@ def kills(seed: int, seconds: float, calls: Sequence[int]) -> Iterator[Kill]:
 
 
 def survive(folder: Path, count: int, seed: int, say=print) -> dict[str, int]:
-    """Kill studies until so many kills have hit, each study to its end; what was found.
+    """Run and kill studies until this number of kills has succeeded. Return the counts.
 
     Raises:
-        AssertionError: when a study does not end as an undisturbed one.
+        AssertionError: A study does not end like an uninterrupted one.
     """
     images = data()
     whole = folder / "undisturbed"

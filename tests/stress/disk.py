@@ -2,8 +2,8 @@
 
     unshare --mount --map-root-user python tests/stress/disk.py [--times 20] [--seed 0]
 
-Each time the study ends with one clear line and status 2, and after the disk is mended it ends as
-an undisturbed one, bit for bit. The disks are memory, mounted where no other process sees them.
+Each time the study ends with one line and status 2. After the disk is repaired, it ends like an
+uninterrupted one, bit for bit. The disks are in memory, invisible to other processes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ ROOM = "100m"
 
 
 def mount(*words: object) -> None:
-    """Mount something; what that says is an error of this script."""
+    """Mount something. A failure is an error of this script."""
     subprocess.run(["mount", *map(str, words)], check=True)
 
 
 def refused(place: Path, log: Path, images: Dataset) -> str:
-    """Run the study on the disk: its one line."""
+    """Run the study on the disk. Return its line of output."""
     said = len(log.read_text(encoding="utf-8")) if log.exists() else 0
     status = crash.end(crash.start(place / "study", images, log=log))
     return check(status, log.read_text(encoding="utf-8")[said:])
 
 
 def check(status: int, text: str) -> str:
-    """That a study ended as bad luck should: its one line."""
+    """Check that a study ended with one line and status 2. Return the line."""
     assert status == 2, f"ended with {status}: {text}"
     (line, *more) = [line for line in text.splitlines() if line.strip()]
     assert not more, text
@@ -49,7 +49,7 @@ def check(status: int, text: str) -> str:
 
 
 def full(place: Path, log: Path, images: Dataset, kilobytes: int) -> str:
-    """A disk with too little room, which is then given more."""
+    """A disk that is too small, and is enlarged later."""
     mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place)
     line = refused(place, log, images)
     mount("-o", f"remount,size={ROOM}", place)
@@ -57,7 +57,7 @@ def full(place: Path, log: Path, images: Dataset, kilobytes: int) -> str:
 
 
 def read_only(place: Path, log: Path, images: Dataset) -> str:
-    """A disk that cannot be written to from the beginning."""
+    """A disk that is read-only from the beginning."""
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
     mount("-o", "remount,ro", place)
     line = refused(place, log, images)
@@ -66,7 +66,7 @@ def read_only(place: Path, log: Path, images: Dataset) -> str:
 
 
 def filled(place: Path, log: Path, images: Dataset) -> str:
-    """A disk on which no byte is left."""
+    """A disk without a free byte."""
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
     with contextlib.suppress(OSError), (place / "theirs").open("wb", buffering=0) as file:
         while True:
@@ -77,7 +77,7 @@ def filled(place: Path, log: Path, images: Dataset) -> str:
 
 
 def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
-    """A disk that becomes read-only, or is gone, when the first trial is done."""
+    """A disk that becomes read-only or is unmounted after the first trial."""
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
     keep = place.with_name("keep")
     keep.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
 
 
 def cover(place: Path) -> None:
-    """Put a read-only copy over a disk in use; what is open stays open.
+    """Mount a read-only copy over a disk in use. Open files stay open.
 
     The disk itself could not be made read-only while a file is being written, and a view of it
     cannot on every system.
@@ -115,7 +115,7 @@ def cover(place: Path) -> None:
 
 
 def survive(times: int, seed: int) -> None:
-    """Once read-only, filled, read-only midway and lost midway, and so many times too small."""
+    """Try each kind of disk once, and this number of disks that are too small."""
     chance = random.Random(seed)
     folder = Path(tempfile.mkdtemp())
     images = crash.data()

@@ -1,9 +1,9 @@
-"""Feeds bad input to everything that reads input, and sees that nothing bad comes of it.
+"""Gives bad input to everything that reads input, and checks the outcome.
 
     python tests/stress/fuzz.py [--inputs 20000] [--seed 0] [--only NUMBER]
 
-Each input must be taken or be refused with a UserError of one printable line, in 5 seconds of the
-processor and a gigabyte of memory, and leave no file outside of the folder that it may write to.
+Each input must be accepted, or refused with a UserError of one printable line, within 5 seconds of
+processor time and a gigabyte of memory. It may leave no file outside of its folder.
 The first inputs of each kind are chosen attacks (bad_input.py); the others are damaged at random.
 """
 
@@ -33,10 +33,10 @@ from fuzz_kinds import Kind, Place, command, kinds
 from fmnist.utils.errors import UserError
 
 SECONDS, STUCK = 5.0, 20.0
-"""How long an input may keep the processor busy, and when waiting is given up."""
+"""Limits of processor time and of waiting time for an input, in seconds."""
 MEMORY = 10**9
 GUARD = 4 * 10**9
-"""Beyond this an allocation fails, to keep the machine from harm."""
+"""Allocations beyond this fail, to protect the machine."""
 
 
 class Hang(BaseException):
@@ -45,7 +45,7 @@ class Hang(BaseException):
 
 @dataclass
 class Tally:
-    """What became of the inputs of one kind."""
+    """The outcomes of the inputs of one kind."""
 
     taken: int = 0
     refused: int = 0
@@ -56,7 +56,7 @@ class Tally:
 
 @dataclass
 class Report:
-    """What was tried, by kind, and what was wrong: a line each."""
+    """The outcomes by kind, and a line for each fault."""
 
     tallies: dict[str, Tally] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Report:
 def stream(
     table: dict[str, Kind], seed: int
 ) -> Iterator[tuple[int, str, str, bytes, random.Random]]:
-    """Inputs without end: number, kind, name, content, and what is left to chance with it."""
+    """Yield inputs without end: number, kind, name, content and random generator."""
     attacks = ((kind, *attack) for kind in table for attack in table[kind].attacks())
     for number in itertools.count():
         chance = random.Random(f"{seed}/{number}")
@@ -85,14 +85,14 @@ def stream(
 
 
 def fuzz(around: Path, inputs: int, seed: int = 0, only: int | None = None) -> Report:
-    """Try so many inputs in a folder that is empty; the same ones each time for a seed."""
+    """Try this number of inputs in an empty folder. A seed always gives the same inputs."""
     place, report = Place(around), Report()
     table = kinds(place)
     report.tallies = {kind: Tally() for kind in table}
     tidy = mock.patch.object(tempfile, "tempdir", str(place.temporary))
     with contextlib.chdir(place.scratch), warnings.catch_warnings(), alarmed(), tidy:
         warnings.simplefilter("error")  # a warning would be more than one line
-        command([str(place.run), str(place.picture), "--ensemble"])  # what is slow but once
+        command([str(place.run), str(place.picture), "--ensemble"])  # what is slow only once
         for number, kind, name, content, chance in itertools.islice(stream(table, seed), inputs):
             if only in (None, number):
                 wrong = attempt(report.tallies[kind], table[kind], name, content, place, chance)
@@ -109,7 +109,7 @@ def fuzz(around: Path, inputs: int, seed: int = 0, only: int | None = None) -> R
 def attempt(
     tally: Tally, kind: Kind, name: str, content: bytes, place: Place, chance: random.Random
 ) -> list[str]:
-    """Try one input; what was wrong."""
+    """Try one input and return its faults."""
     wrong = []
     if name or resident() > place.resident + MEMORY / 20:
         trim()
@@ -149,7 +149,7 @@ def attempt(
 
 @contextlib.contextmanager
 def alarmed() -> Iterator[None]:
-    """While in it, the alarm raises :class:`Hang`."""
+    """A context in which the alarm raises :class:`Hang`."""
 
     def hang(*_: object) -> None:
         raise Hang
@@ -163,7 +163,7 @@ def alarmed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """While in it, an allocation that would harm the machine fails."""
+    """A context in which too large allocations fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + GUARD, hard))
@@ -174,12 +174,12 @@ def guarded() -> Iterator[None]:
 
 
 def resident() -> int:
-    """The resident memory now, in bytes."""
+    """Return the resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_memory(reset: bool = False) -> int:
-    """The most resident memory since the last reset, in bytes."""
+    """Return the peak of resident memory since the last reset, in bytes."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
@@ -187,7 +187,7 @@ def peak_memory(reset: bool = False) -> int:
 
 
 def trim() -> None:
-    """Give freed memory back: an input that used it again would not be seen to grow."""
+    """Return freed memory to the system, else reuse of it would hide growth."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 

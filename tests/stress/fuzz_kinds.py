@@ -1,4 +1,4 @@
-"""The kinds of input that ``fuzz.py`` tries, and what is done with an input of each."""
+"""The kinds of input that ``fuzz.py`` tries, and the code that reads each kind."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from fmnist.utils.errors import UserError
 
 
 class Place:
-    """The folder that inputs may write to, deep in one that is watched; it is the current one.
+    """The current folder, the only one that inputs may write to. The folder around it is watched.
 
     Args:
-        around: watched; what is in it before belongs there.
+        around: the watched folder.
 
     Attributes:
-        before: what belongs there.
-        resident: the resident memory when freed memory was last given back.
-        temporary: for temporary files, of which none is to be left.
+        before: the content of the watched folder at the beginning.
+        resident: the resident memory after freed memory was last returned.
+        temporary: the folder for temporary files. None may remain.
     """
 
     def __init__(self, around: Path) -> None:
@@ -60,33 +60,33 @@ class Place:
         self.resident = 0
 
     def outside(self) -> set[str]:
-        """What is around the folder, at any depth."""
+        """Return the content of the watched folder, at any depth."""
         found = (path for path in self.around.rglob("*") if self.scratch not in path.parents)
         return {str(path) for path in found}
 
     @staticmethod
     def write(path: Path, content: bytes) -> Path:
-        """A file with this content."""
+        """Write a file with this content."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         return path
 
 
-# What is done with an input of each kind; it is then taken, unless it raises
+# The readers of the kinds. An input is accepted if its reader does not raise.
 
 
 def study_file(content: bytes, place: Place, chance: random.Random) -> None:
-    """Read a study file, and begin its run as the command does."""
+    """Read a study file and start its run as the command does."""
     begin(studies.load(place.write(place.scratch / "study.toml", content)))
 
 
 def overrides(content: bytes, place: Place, chance: random.Random) -> None:
-    """``--set``, once for each line."""
+    """Use each line as a ``--set``."""
     begin(studies.load(overrides=content.decode("utf-8", "surrogateescape").split("\n")))
 
 
 def begin(study: studies.StudyConfig) -> None:
-    """Claim the folder that a study names, and read back what is there."""
+    """Take the folder of a study and read it."""
     out = Path("runs") / study.name
     with lock.holding(out):
         files.write_text(out / "study.toml", study.to_toml())
@@ -97,9 +97,9 @@ def begin(study: studies.StudyConfig) -> None:
 
 
 def idx(content: bytes, place: Place, chance: random.Random) -> None:
-    """A data set with this in the place of a file, which it may say at its beginning.
+    """Load a data set with this content in one file. The content may begin with the file's name.
 
-    Half the time its checksum is right, so that its header is read. Else what is taken is whole.
+    In half of the cases the table has its checksum, so that its header is read.
     """
     name = next((n for n in IDX if content.startswith(n.encode())), "")
     content, name = content[len(name) :], name or chance.choice(list(IDX))
@@ -130,7 +130,7 @@ def idx(content: bytes, place: Place, chance: random.Random) -> None:
 
 
 def shape_of(content: bytes) -> tuple[int, ...]:
-    """What an IDX file says of its shape."""
+    """Return the shape in the header of an IDX file."""
     return struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
 
 
@@ -150,7 +150,7 @@ def parameters(content: bytes, place: Place, chance: random.Random) -> None:
 
 
 def run(content: bytes, place: Place, chance: random.Random) -> None:
-    """Predict with one of the other files of a run as this; it may say which at its beginning."""
+    """Predict with this content in another file of a run. It may begin with the file's name."""
     names = list(bad_input.run_files())
     name = next((n for n in names if content.startswith(n.encode())), "")
     content = content[len(name) :]
@@ -160,7 +160,7 @@ def run(content: bytes, place: Place, chance: random.Random) -> None:
 
 
 def path(content: bytes, place: Place, chance: random.Random) -> None:
-    """A name of this, wherever a file or a folder is named."""
+    """Use this as the name of files and folders."""
     name = content.decode("utf-8", "surrogateescape")
     folder = Path(name)
     readers: list[Callable[[], object]] = [
@@ -176,7 +176,7 @@ def path(content: bytes, place: Place, chance: random.Random) -> None:
 
 
 def generation(content: bytes, place: Place, chance: random.Random) -> None:
-    """Two snapshots, of which a file or two are damaged: one that is whole is found, if any is."""
+    """Damage a file or two of two snapshots. An undamaged snapshot must be found."""
     folder = place.scratch / "generations"
     hit = chance.sample(range(4), chance.choice([1, 1, 2, 3]))
     for i, (name, whole) in enumerate(SNAPSHOTS.items()):
@@ -207,7 +207,7 @@ def generation(content: bytes, place: Place, chance: random.Random) -> None:
 
 
 def forged(content: bytes, place: Place, chance: random.Random) -> None:
-    """A snapshot with right checksums, whatever is in it: it may be taken, and nothing else."""
+    """Read a snapshot of any content with right checksums. It is used or refused."""
     folder = place.scratch / "generations"
     half = chance.random() < 0.5
     about = {"about": content.decode("latin-1"), "sha256": hashlib.sha256(content).hexdigest()}
@@ -224,7 +224,7 @@ def forged(content: bytes, place: Place, chance: random.Random) -> None:
 
 @contextlib.contextmanager
 def replaced(place: Place, name: str, content: bytes) -> Iterator[None]:
-    """The run with another file in the place of one."""
+    """Run again with another file in place of one."""
     place.write(place.run / name, content)
     try:
         yield
@@ -233,7 +233,7 @@ def replaced(place: Place, name: str, content: bytes) -> Iterator[None]:
 
 
 def command(argv: list[str]) -> None:
-    """``fmnist.predict``: its errors are lines, too."""
+    """Run ``fmnist.predict``. Each error is one line."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = predict.main(argv)
@@ -244,11 +244,11 @@ def command(argv: list[str]) -> None:
         raise UserError(err.getvalue().removesuffix("\n"))
 
 
-# The kinds: what is tried at first, and what is made at random
+# The kinds: attacks and generators of random input
 
 
 def snapshots() -> dict[str, bytes]:
-    """The four files of two generations."""
+    """Return the four files of two snapshots."""
     with tempfile.TemporaryDirectory() as name:
         kept = Generations(Path(name))
         for epoch in (0, 1):
@@ -264,14 +264,14 @@ STRAYS = [
     f"{'9' * 200}.json",
     ".00000001.json.part",
 ]
-"""Names of files that stand beside the snapshots and are none."""
+"""Names of files beside the snapshots that are not snapshots."""
 IDX = bad_input.idx_files()
 SNAPSHOTS = snapshots()
 PARAMETERS = bad_input.parameters()
 
 
 def names(place: Place) -> list[str]:
-    """Names that lead elsewhere."""
+    """Names that lead to other folders."""
     return [
         *bad_input.NAMES,
         str(place.around / "absolute"),
@@ -280,7 +280,7 @@ def names(place: Place) -> list[str]:
 
 
 class Kind(NamedTuple):
-    """What is tried with an input, valid ones, the attacks, and what makes one at random."""
+    """The function that reads an input, valid inputs, attacks, and a generator of random ones."""
 
     test: Callable[[bytes, Place, random.Random], None]
     valid: list[bytes]
@@ -289,7 +289,7 @@ class Kind(NamedTuple):
 
 
 def kinds(place: Place) -> dict[str, Kind]:
-    """All kinds of input, by name."""
+    """Return all kinds of input, by name."""
 
     def damage(make: Callable[[bytes, random.Random], bytes] | None = None) -> Callable:
         def made(valid: list[bytes], chance: random.Random) -> bytes:
@@ -316,7 +316,7 @@ def kinds(place: Place) -> dict[str, Kind]:
         return iter(())
 
     def small() -> Iterator[Input]:
-        # Half a million tensors under a right checksum are no damage.
+        # Half a million tensors with a right checksum are not damage.
         return (attack for attack in bad_input.parameter_attacks() if len(attack[1]) < 10**6)
 
     b = bad_input

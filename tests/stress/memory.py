@@ -2,7 +2,7 @@
 
     python tests/stress/memory.py [--trials 300] [--lanes 1]
 
-Prints the resident memory as trials end, and how much it has grown since the first twentieth.
+Prints the resident memory after trials, and its growth since the first twentieth of them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from fmnist.study.run import run_study
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096 / 2**20
 
 
 class Curve(Progress):
-    """Notes the memory at each trial's end."""
+    """Records the memory at the end of each trial."""
 
     def __init__(self) -> None:
         self.points: list[float] = []
@@ -45,7 +45,7 @@ class Curve(Progress):
 
 
 def curve(trials: int, lanes: int) -> list[float]:
-    """MiB after each trial, all its views included."""
+    """Return the memory in MiB after each trial and its views."""
     whole = dataset()
     small = Dataset(
         Split(whole.train.images[:400], whole.train.labels[:400]),

@@ -1,4 +1,4 @@
-"""The short form of crash.py: a study that is killed a few times ends like one that is not."""
+"""The short form of crash.py: a study that is killed ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def test_study_survives_six_kills():
-    """In a process of its own: it forks, which goes badly beside threads."""
+    """In a separate process, because forking beside threads is unsafe."""
     script = Path(__file__).with_name("crash.py")
     done = subprocess.run(
         [sys.executable, str(script), "--kills", "6", "--seed", "5"],

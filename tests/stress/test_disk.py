@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ALONE = ["unshare", "--mount", "--map-root-user"]
-"""In a place where mounting needs no rights, and nobody else sees it."""
+"""A command that allows mounts without rights, invisible to other processes."""
 
 
 def mounting_works(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Bad input is refused in one line, soon and in little memory: the short form of ``fuzz.py``."""
+"""Bad input is refused quickly, in one line and in little memory: the short form of ``fuzz.py``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_two_thousand_inputs_are_accepted_or_refused_cleanly(tmp_path):
 
 
 def careless(content, place, chance):
-    """All that an input must not do."""
+    """Commit each kind of fault."""
     match content:
         case b"lines":
             raise UserError("two\nlines") from None
@@ -78,7 +78,7 @@ def careless(content, place, chance):
     ],
 )
 def test_fuzzer_detects_each_kind_of_fault(content, said, tmp_path, monkeypatch):
-    """Else its silence would mean nothing."""
+    """Otherwise a run without faults would prove nothing."""
     monkeypatch.setattr("fuzz.SECONDS", 0.05)
     monkeypatch.setattr("fuzz.STUCK", 0.5 if content == b"stuck" else 60)
     monkeypatch.setattr(UserError, "__str__", Exception.__str__)
@@ -126,7 +126,7 @@ def toml(tables):
 
 
 def sound(load):
-    """The study is one whose own text says the same, or there is one line."""
+    """The input gives a study that survives a round trip, or one line."""
     try:
         study, said = load(), ""
     except UserError as error:
@@ -153,7 +153,7 @@ def test_any_overrides_give_a_study_or_one_line(overrides):
     sound(lambda: studies.load(overrides=texts))
 
 
-# What the fuzzer and its attacks have found
+# Faults that the fuzzer and its attacks found earlier
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_toml_key_of_many_parts_is_refused(text, tmp_path):
 
 
 def test_dots_outside_keys_are_accepted(tmp_path):
-    """Names, comments and numbers have them, too."""
+    """Names, comments and numbers also have dots."""
     axis = ", ".join(f"0.{i:03}" for i in range(1, 200))
     text = (
         f'# ...... e.g. 1.2.3.4\n[study]\nname = "{"a." * 32}"\n[grid]\nlearning_rate = [{axis}]\n'

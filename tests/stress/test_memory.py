@@ -1,4 +1,4 @@
-"""Memory: flat over many trials, minded where it is limited, and what happens when it runs out."""
+"""Memory: constant over many trials, and correct results under a limit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def history(out):
 
 
 def test_results_under_a_memory_limit_are_the_same(tmp_path):
-    """``ulimit -v``: what the libraries take, and then less than four lanes need."""
+    """Under ``ulimit -v`` there is room for the libraries, but not for four lanes."""
     probe = [sys.executable, "-c", NEEDED]
     taken = int(subprocess.run(probe, capture_output=True, check=True).stdout)
     limit = taken + 700 * MIB
@@ -56,7 +56,7 @@ def test_results_under_a_memory_limit_are_the_same(tmp_path):
         "--set", f"seed={','.join(map(str, range(4)))}", "--out",
     ]  # fmt: skip
 
-    def limited():  # each thread's stack takes of it
+    def limited():  # the stack of each thread counts
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def run(name, *more, **options):
@@ -70,7 +70,7 @@ def test_results_under_a_memory_limit_are_the_same(tmp_path):
 
     assert "memory ran out" not in run("free", "--max-lanes", "4")
     assert "memory ran out: 4 lanes" in run("forced", "--max-lanes", "4", preexec_fn=limited)
-    said = run("chosen", preexec_fn=limited)  # by itself it begins with fewer
+    said = run("chosen", preexec_fn=limited)  # by default it starts with fewer lanes
     assert "4 trials, 1 epochs" not in said
     assert history(tmp_path / "free") == history(tmp_path / "forced")
     assert history(tmp_path / "free") == history(tmp_path / "chosen")
@@ -117,7 +117,7 @@ def test_which_errors_mean_out_of_memory(error, ran_out):
 
 
 def machine(root, *, free, groups):
-    """A made-up /proc and /sys: kilobytes free, and each group's limit, use and file cache."""
+    """Write a fake /proc and /sys: free kilobytes, and limit, use and cache of each group."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {free} kB\n")
     (root / "proc/self/cgroup").write_text(f"0::/{'/'.join(groups)}\n")

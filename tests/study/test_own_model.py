@@ -1,4 +1,4 @@
-"""A study of a model of one's own: the MLP-mixer of docs/models.md, by its study file."""
+"""A study of the user's own model: the MLP-mixer of docs/models.md and its study file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="ut
 
 
 def block(language):
-    """The page's first block of this language."""
+    """Return the first code block of this language on the page."""
     return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a user has: nets.py and mixer.toml, with fewer images held out, as there are fewer."""
+    """A user's files, nets.py and mixer.toml, with a smaller holdout for fewer images."""
     own = tmp_path_factory.mktemp("own")
     (own / "nets.py").write_text(block("python"))
     study = block("toml").replace("epochs = 2", "epochs = 2\nholdout = 500")
@@ -53,7 +53,7 @@ def run(folder):
 
 
 def rows(run):
-    """The results, but for the seconds that they took."""
+    """Return the results without their times."""
     lines = (run / "results.csv").read_text().splitlines()
     return [line.split(",")[:-2] for line in lines]
 
@@ -95,7 +95,7 @@ def test_tensorboard_has_the_axes_and_the_graph(run):
     assert len(list((run / "tensorboard").glob("width=*"))) == 4
 
 
-def test_predict_uses_it(folder, run, tmp_path):
+def test_predict_uses_the_model(folder, run, tmp_path):
     picture = tmp_path / "boot.png"
     images = dataset().test.images
     Image.fromarray(images[0, 0].numpy()).save(picture)
@@ -107,7 +107,7 @@ def test_predict_uses_it(folder, run, tmp_path):
 
 
 def accuracy(run):
-    """On the test images, from the parameters in the run."""
+    """Return the accuracy on the test images with the parameters of the run."""
     test = dataset().test
     predicted = trained.probabilities([trained.best_model(run)], test.images).argmax(1)
     return (predicted == test.labels).double().mean().item()
@@ -121,7 +121,7 @@ class Interrupt(Progress):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_study_goes_on_to_the_same_numbers(folder, run, tmp_path):
+def test_interrupted_study_ends_with_the_same_numbers(folder, run, tmp_path):
     study = fmnist.load_study(folder / "mixer.toml")
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
@@ -151,7 +151,7 @@ def test_a_changed_source_is_refused_in_one_line(folder, run, tmp_path):
     assert call("study", "mixer.toml", cwd=folder).returncode == 0
 
 
-def test_the_reference_has_the_built_in_network_only(folder):
+def test_reference_refuses_other_models(folder):
     done = call("reference", "mixer.toml", cwd=folder)
     assert done.returncode == 2
     assert 'factory = "nets:mixer": is not the built-in network' in done.stderr

@@ -1,4 +1,4 @@
-"""A study in a real PostgreSQL: killed, the server killed, and a password that nobody sees."""
+"""A study in a real PostgreSQL: kills of the study and the server, and a hidden password."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Server:
-    """A PostgreSQL of its own on this machine, with a password."""
+    """A PostgreSQL server for these tests, with a password."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class Server:
             self.port = probe.getsockname()[1]
         secret = folder / "secret"
         secret.write_text(PASSWORD)
-        if os.getuid() == 0:  # as whom PostgreSQL does not run
+        if os.getuid() == 0:  # PostgreSQL does not run as root
             shutil.chown(folder, "postgres")
             shutil.chown(secret, "postgres")
             folder.parent.chmod(0o711)
@@ -60,14 +60,14 @@ class Server:
         self.run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "stop")
 
     def dump(self) -> bytes:
-        """All that the database holds."""
+        """Return the content of the database."""
         command = [PROGRAMS / "pg_dump", f"postgresql://{self.address}"]
         return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Not in pytest's own folder, which another run of pytest shuts off from other users."""
+    """A server in a folder outside of pytest's, which can become unreadable for other users."""
     with tempfile.TemporaryDirectory(prefix="fmnist-postgresql-") as name:
         folder = Path(name) / "server"
         folder.mkdir()
@@ -102,7 +102,7 @@ def states(server, name):
 
 
 def begun(child, out):
-    """Wait until a trial is done, so that the rest is under way."""
+    """Wait until one trial has finished."""
     until = time.monotonic() + 120
     while not list(out.glob("parameters/*.safetensors")):
         assert child.poll() is None, child.stderr.read()
@@ -154,7 +154,7 @@ def test_study_continues_after_the_server_dies(server, tmp_path):
 
 
 def test_closed_connections_are_reopened(server, tmp_path):
-    """As a firewall or a pooler does it with those that were silent."""
+    """A firewall or a pooler also closes idle connections."""
     import psycopg
 
     out = tmp_path / "run"
@@ -179,7 +179,7 @@ def test_closed_connections_are_reopened(server, tmp_path):
 
 
 def test_missing_rights_give_one_line_and_the_study_continues_later(server, tmp_path):
-    """Midway: what was written before stays."""
+    """The rights are removed during training. Earlier results stay."""
     import psycopg
 
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""End to end on real images: a study, its files, the reference model, a kill, and bad input."""
+"""A study on real images: its files, the reference model, a kill, and bad input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def real():
 
 @pytest.fixture(scope="module")
 def run(real, tmp_path_factory):
-    """One finished study: its folder and its results."""
+    """The folder and the results of a finished study."""
     out = tmp_path_factory.mktemp("run")
     return out, run_study(CONFIG, out, dataset=real)
 
@@ -47,10 +47,10 @@ def rows(path):
 
 
 def test_results_are_close_to_the_reference_model(run, real):
-    """Training losses are compared closely, validation losses after the first epoch only.
+    """Training losses must be close, and validation losses after the first epoch.
 
-    The reference model computes in float64. In float32 it deviates from that more than the lanes
-    do: at a learning rate of 0.01, training magnifies rounding to percents of a validation loss.
+    The reference model computes in float64. In float32 it would deviate more than the lanes do: at
+    a learning rate of 0.01, training magnifies rounding to percents of a validation loss.
     """
     out, _ = run
     training, validation = holdout_split(real.train, CONFIG.holdout)
@@ -154,7 +154,7 @@ def test_locked_folder_is_refused(tmp_path):
 
 
 def test_study_killed_between_trials_continues(run, tmp_path):
-    """SIGKILL once the second trial's parameters lie there; then the same command again."""
+    """SIGKILL after the second trial has written its parameters, then the same command again."""
     _, undisturbed = run
     out = tmp_path / "killed"
     command = [sys.executable, str(HERE / "slice_study.py"), str(out)]
@@ -218,7 +218,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
 
 
 def test_the_commands_run_on_the_whole_data(tmp_path):
-    """One trial and epoch of study and reference, as a newcomer calls them."""
+    """Both commands train one trial for one epoch."""
     args = ["--epochs", "1", "--set", "batch_size=1000", "--set", "learning_rate=0.01"]
     done = fmnist(*args, "--out", "ours", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

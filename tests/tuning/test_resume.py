@@ -1,4 +1,4 @@
-"""What outlives a kill: snapshots that are whole, and runs that go on from them bit for bit."""
+"""Snapshots, and runs that resume from them with the same bits."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def same(ours, theirs):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The results of an undisturbed study, and its parameters."""
+    """The results and parameters of an uninterrupted study."""
     study = storage.open_study(CONFIG, f"sqlite:///{tmp_path_factory.mktemp('whole')}/study.db")
     params = final(scheduler.run(study, CONFIG, SPLITS, max_lanes=None))
     return grid.results(study, CONFIG), params
 
 
 def final(events):
-    """Each trial's final parameters, by number."""
+    """The final parameters of each trial, by number."""
     return {e.result.number: e.params for e in events if isinstance(e, scheduler.TrialFinished)}
 
 
@@ -93,7 +93,7 @@ def test_newest_snapshot_is_loaded_and_two_are_kept(tmp_path):
 @given(st.sampled_from(["json", "safetensors"]), st.integers(0), st.integers(0, 8))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_previous_snapshot_is_used_if_the_newest_is_damaged(tmp_path_factory, kind, place, bit):
-    """Any bit flipped, or cut off anywhere."""
+    """Content with a flipped bit, or truncated anywhere."""
     kept = Generations(tmp_path_factory.mktemp("kept"))
     for epoch in range(2):
         kept.save(TENSORS, {"epoch": epoch})
@@ -159,14 +159,14 @@ def test_killed_study_resumes_to_the_same_bits(study, tmp_path, expected, stop_a
         if isinstance(event, scheduler.EpochFinished | scheduler.TrialFinished):
             seen.append(event)
         if len(seen) == stop_after:
-            break  # as a kill: nothing after this event is done
+            break  # like a kill after this event
     again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     results, params = expected
     assert same(grid.results(study, CONFIG), results)
     assert equal(final(again), params)
     epochs = sum(isinstance(e, scheduler.EpochFinished) for e in seen)
     repeated = sum(isinstance(e, scheduler.EpochFinished) for e in again)
-    assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most the one that was not kept
+    assert epochs + repeated <= 4 * CONFIG.epochs + 1  # at most one epoch without a snapshot
     checkpointer.clear()
     assert not checkpointer.folder.exists()
 
@@ -174,11 +174,11 @@ def test_killed_study_resumes_to_the_same_bits(study, tmp_path, expected, stop_a
 def test_resumed_group_has_only_the_trials_that_optuna_lacks(study, tmp_path, expected):
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     events = scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer)
-    told = 0
+    finished = 0
     for event in events:
-        told += isinstance(event, scheduler.TrialFinished)
-        if told == 2:
-            break  # the first is told, the second is not
+        finished += isinstance(event, scheduler.TrialFinished)
+        if finished == 2:
+            break  # Optuna has the first trial, but not the second
     again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     started = [e for e in again if isinstance(e, scheduler.GroupStarted)]
     assert len(started[0].trials) == 3
@@ -210,7 +210,7 @@ def test_intervals_between_snapshots():
     checkpointer = Checkpointer(Path("nowhere"), clock=lambda: next(times))
     assert [checkpointer.due(), checkpointer.due()] == [False, True]
     assert [checkpointer.overdue(), checkpointer.overdue()] == [False, True]
-    checkpointer.save(GroupProgress([]))  # nothing to keep, but it was asked
+    checkpointer.save(GroupProgress([]))  # writes no snapshot, but counts as one
     assert not checkpointer.due()
 
 
@@ -220,7 +220,7 @@ STOPS = pytest.mark.parametrize(
 
 
 def in_stop(*acts):
-    """Do these, one after the other, as a run does its steps."""
+    """Run these statements in sequence, as a run does its steps."""
     with Stop() as stop:
         for act in acts:
             act(stop)
@@ -269,7 +269,7 @@ command_line.run(main, patience=float(sys.argv[3]))
 
 
 def acts(number, act, patience):
-    """Whatever a command does after a signal: its status, what it says, and how long it takes."""
+    """Run a command that gets a signal. Return its status, output and duration."""
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", ACTS, str(int(number)), act, str(patience)],
@@ -280,7 +280,7 @@ def acts(number, act, patience):
 
 
 @STATUSES
-def test_a_step_that_takes_long_is_not_waited_for(number, status):
+def test_long_step_is_interrupted(number, status):
     *found, took = acts(number, "time.sleep(30)", 0.2)
     assert found == [status, ["unwound"]]
     assert took < 5
@@ -288,14 +288,14 @@ def test_a_step_that_takes_long_is_not_waited_for(number, status):
 
 
 @STATUSES
-def test_an_operation_that_cannot_be_interrupted_ends_with_the_process(number, status):
+def test_process_ends_during_an_operation_that_cannot_be_interrupted(number, status):
     *found, took = acts(number, "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 0.2)
     assert found == [status, []]
     assert took < 5
 
 
 @STATUSES
-def test_what_is_saved_at_a_stop_has_its_time(number, status):
+def test_snapshot_at_a_stop_has_the_time_of_training(number, status):
     act = "time.sleep(0.25); assert stop.requested; time.sleep(0.25); print('saved'); stop.check()"
     assert acts(number, act, 1)[:2] == (status, ["saved", "unwound"])
 
@@ -310,10 +310,10 @@ def test_what_is_saved_at_a_stop_has_its_time(number, status):
         ("time.sleep(30); print('went on')", []),
     ],
 )
-def test_a_stop_is_not_lost_where_a_library_swallows_it(number, status, after, said):
-    """As LLVM's callbacks from C do while kernels are compiled, which then miss what was not done.
+def test_stop_is_raised_if_a_library_swallows_it(number, status, after, said):
+    """A library swallows the error of a signal, as LLVM's callbacks from C do in compilation.
 
-    One without an act after it ends as all is done.
+    The error is raised again when the library fails, or at the end.
     """
     act = f"ctypes.CFUNCTYPE(None)(lambda: time.sleep(30))(); {after}"
     *found, took = acts(number, act, 0.5)
@@ -322,12 +322,12 @@ def test_a_stop_is_not_lost_where_a_library_swallows_it(number, status, after, s
 
 
 @STATUSES
-def test_a_stopped_command_ends_soon_and_goes_on_where_it_was(tmp_path, number, status):
+def test_stopped_command_ends_soon_and_resumes(tmp_path, number, status):
     command = [
         sys.executable, "-m", "fmnist.study", "--epochs", "2", "--set", "batch_size=1000",
         "--set", "learning_rate=0.01,0.001", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    # The same, but for the views, at which nobody looks.
+    # The same command without views, which this test does not read.
     again = [sys.executable, str(HERE / "slice_command.py"), "--whole", "--no-views", *command[3:]]
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

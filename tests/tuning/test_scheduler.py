@@ -1,4 +1,4 @@
-"""The grid in Optuna: asked whole, told once, continued after a kill, refused when it differs."""
+"""The trials of the grid in Optuna: complete, reported once, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def storage(tmp_path):
 
 
 def finish(study, config=CONFIG, stop_after=None, max_lanes=8):
-    """Run to the end, or drop the generator after so many finished trials, as a kill would."""
+    """Run to the end, or stop after a number of finished trials, as a kill would."""
     seen = []
     events = scheduler.run(study, config, SPLITS, max_lanes=max_lanes)
     for event in events:
@@ -91,7 +91,7 @@ def test_killed_study_continues_to_the_same_results(storage, tmp_path, stop_afte
     finish(whole)
     finish(open_study(CONFIG, storage), stop_after=stop_after)
     study = open_study(CONFIG, storage)
-    # The last one was finished but not told: a kill falls between its files and its tell.
+    # The last one is written but not reported: the kill comes between the two.
     assert sum(t.state == TrialState.COMPLETE for t in study.trials) == stop_after - 1
     finish(study)
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
@@ -99,7 +99,7 @@ def test_killed_study_continues_to_the_same_results(storage, tmp_path, stop_afte
 
 
 def test_intermediate_values_of_a_killed_trial_are_replaced(storage):
-    """As on another number of threads: the curve in Optuna is then that of the result."""
+    """As after a change of rounding: the curve in Optuna is then that of the result."""
     finish(open_study(CONFIG, storage), stop_after=2)
     study = open_study(CONFIG, storage)
     interrupted = [t for t in study.trials if t.state == TrialState.RUNNING]
@@ -107,7 +107,9 @@ def test_intermediate_values_of_a_killed_trial_are_replaced(storage):
     assert reported
     for trial in reported:
         study._storage.set_trial_intermediate_value(trial._trial_id, 1, 0.123)
-    study._storage.set_trial_intermediate_value(reported[0]._trial_id, 9, 0.5)  # it got further
+    study._storage.set_trial_intermediate_value(
+        reported[0]._trial_id, 9, 0.5
+    )  # the killed run was further
     finish(study)
     again = open_study(CONFIG, storage)
     curves = [[trial.intermediate_values[step] for step in (1, 2)] for trial in again.trials]
@@ -146,7 +148,7 @@ def test_diverging_lane_fails_only_its_trial(storage, tmp_path):
     assert "not finite in epoch" in by_rate[1e30].reason
     assert math.isnan(by_rate[1e30].test_accuracy)
     assert [by_rate[r].state for r in (0.01, 0.001)] == ["COMPLETE"] * 2
-    assert finish(study, config) == []  # it diverged for good: nothing is tried again
+    assert finish(study, config) == []  # a diverged trial is not trained again
     events = list(scheduler.run(study, config, SPLITS, max_lanes=None, retry_failed=True))
     assert [e.result.number for e in events if isinstance(e, scheduler.TrialFinished)] == [3]
     assert [r.number for r in grid.results(study, config) if r.state == "FAIL"] == [3]
@@ -160,7 +162,7 @@ def test_diverging_lane_fails_only_its_trial(storage, tmp_path):
 
 
 def test_lanes_are_halved_when_memory_runs_out(storage, tmp_path, monkeypatch):
-    """More than one lane in the second epoch is too much: no trial is lost, none is repeated."""
+    """Memory runs out for two lanes in the second epoch. No trial is lost or repeated."""
     config = replace(CONFIG, grid={"learning_rate": (0.01, 0.003, 0.001)}, epochs=3)
     whole = open_study(config, f"sqlite:///{tmp_path}/whole.db")
     finish(whole, config)

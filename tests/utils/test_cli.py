@@ -1,4 +1,4 @@
-"""How commands end: a lane that fails, a second try, our own mistakes, a reader that leaves."""
+"""How commands end: a failed lane, a retry, a bug, a closed pipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bits(row):
 
 
 @pytest.mark.usefixtures("sliced")
-def test_a_lane_that_diverges_is_told_of_and_can_be_tried_again(tmp_path):
+def test_diverging_lane_is_reported_and_can_be_retried(tmp_path):
     args = ["--epochs", "1", "--set", "batch_size=100", "--set", "holdout=500"]
     rates = ["--set", "learning_rate=0.01,1e30,0.001"]
     done = fmnist(*args, *rates, "--out", "run", cwd=tmp_path)
@@ -61,7 +61,7 @@ def test_a_lane_that_diverges_is_told_of_and_can_be_tried_again(tmp_path):
         assert bits(mates[rate]) == bits(table[rate])
 
 
-def test_our_own_mistake_is_a_traceback_with_a_line_on_it_and_no_password(tmp_path):
+def test_bug_gives_a_traceback_with_a_hint_and_no_password(tmp_path):
     script = (
         "import sys; from fmnist.utils import command_line\n"
         "def main(argv): raise ZeroDivisionError('of postgresql://me:hush-hush@host/db')\n"
@@ -91,7 +91,7 @@ SMALL = ["--epochs", "1", "--set", "holdout=50000", "--set", "batch_size=2000",
         ([*SMALL, "--out", "run"], True),
     ],
 )
-def test_output_that_cannot_be_written_is_one_line(tmp_path, args, unbuffered):
+def test_output_that_cannot_be_written_gives_one_line(tmp_path, args, unbuffered):
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     env |= {"PYTHONUNBUFFERED": "1"} if unbuffered else {}
     with Path("/dev/full").open("w") as full:
@@ -117,8 +117,8 @@ command_line.run({"study": study.main, "view": view.main}[sys.argv.pop(1)])
 
 
 @pytest.mark.usefixtures("sliced")
-def test_without_a_folder_for_temporary_files(tmp_path):
-    """Which torch asks for, and our servers."""
+def test_missing_folder_for_temporary_files_gives_one_line(tmp_path):
+    """Python, torch and the servers need such a folder."""
     small = ["--epochs", "1", "--set", "holdout=500", "--set", "batch_size=1000"]
     one = ["--set", "learning_rate=0.001", "--out", "run"]
     assert fmnist(*small, *one, cwd=tmp_path).returncode == 0
@@ -143,7 +143,7 @@ def test_without_a_folder_for_temporary_files(tmp_path):
         ("SystemExit(3)", 3, ""),
     ],
 )  # fmt: skip
-def test_what_is_nobodys_mistake_is_one_line(error, status, said):
+def test_system_errors_give_one_line(error, status, said):
     script = (
         "import torch; from fmnist.utils import command_line\n"
         f"def main(argv): raise {error}\ncommand_line.run(main)"
@@ -154,7 +154,7 @@ def test_what_is_nobodys_mistake_is_one_line(error, status, said):
     assert (done.returncode, done.stderr) == (status, said)
 
 
-def test_a_reader_that_leaves_is_no_mistake(tmp_path):
+def test_closed_pipe_gives_no_error(tmp_path):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -166,7 +166,7 @@ def test_a_reader_that_leaves_is_no_mistake(tmp_path):
     assert done.returncode == 128 + signal.SIGPIPE
 
 
-def test_without_any_output_the_status_still_tells(tmp_path):
+def test_exit_status_with_closed_streams(tmp_path):
     for closed, args, status in (("1>&-", "--dry-run", 0), ("2>&-", "--device x", 2)):
         done = subprocess.run(
             ["sh", "-c", f"exec {sys.executable} -m fmnist.study {args} {closed}"],

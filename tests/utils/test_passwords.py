@@ -1,4 +1,4 @@
-"""Passwords in storage URLs: starred in what is shown, covered in the command line."""
+"""Passwords in storage URLs are replaced in all output and in the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ URLS = [
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_is_starred(url):
+def test_passwords_in_a_url_are_replaced(url):
     assert "hush" not in starred(url)
     assert "***" in starred(url)
     secret = next(s for s in ("hush-9a /?#", "hush-9a") if s in url)
@@ -56,12 +56,12 @@ def test_a_url_is_starred(url):
         "--set name=bypass=3",
     ],
 )
-def test_what_holds_no_password_is_left(text):
+def test_text_without_a_password_is_unchanged(text):
     assert starred(text) == starred_text(text) == text
 
 
 @given(st.text(min_size=1).filter(lambda secret: secret != "***"))
-def test_no_password_is_said(secret):
+def test_passwords_are_not_shown(secret):
     url = sqlalchemy.URL.create(
         "mysql", username="u", password=secret, host="h", query={"ssl_password": secret}
     ).render_as_string(hide_password=False)
@@ -76,7 +76,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="@", min_codepoi
 @given(words.map(lambda w: f"<{w}>"), st.sampled_from(["me", "me@corp", "m\xe9", ""]))
 @example("<a@b>", "me")
 def test_a_raw_password_is_not_shown(secret, user):
-    """As people write it: unquoted, whatever SQLAlchemy makes of that."""
+    """A password that is not quoted, which SQLAlchemy may misread."""
     url = f"postgresql://{user}:{secret}@host/db"
     assert secret not in starred(url)
     error = RuntimeError(f"cannot log in with {secret} as {user}")
@@ -97,7 +97,7 @@ def test_a_raw_password_is_not_shown(secret, user):
         "postgresql+psycopg://me:hush@-9a@127.0.0.1:1/db",
     ],
 )
-def test_a_url_that_cannot_be_used_is_one_line_without_its_password(url):
+def test_unusable_url_gives_one_line_without_its_password(url):
     config = StudyConfig(name="x", epochs=1, grid={"seed": (0,)})
     with pytest.raises(UserError, match="storage") as caught:
         storage.open_study(config, url)
@@ -107,7 +107,7 @@ def test_a_url_that_cannot_be_used_is_one_line_without_its_password(url):
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_is_kept_without_it():
+def test_stored_command_has_no_password():
     argv = ["--set", "name=a@b", "--storage", "postgresql://me:hush 9a@host/db", "--quiet"]
     kept = command_line.command("fmnist.study", map(starred, argv))
     assert kept == (
@@ -117,7 +117,7 @@ def test_the_command_is_kept_without_it():
 
 
 @pytest.mark.parametrize("secret", ["hush 9a", "h\xe0 9a", "\u5bc6\u7801", "h@9a"])
-def test_other_users_of_the_machine_do_not_see_it(secret):
+def test_command_line_of_the_process_has_no_password(secret):
     script = (
         "from pathlib import Path; import sys; from fmnist.utils import passwords\n"
         "passwords.cover_arguments()\n"
@@ -151,7 +151,7 @@ SPECIAL = [
 
 
 @pytest.mark.parametrize("url", SPECIAL)
-def test_a_password_in_another_form_is_starred(url):
+def test_passwords_in_other_spellings_are_replaced(url):
     assert "hush" not in starred(url)
     secret = "hush-9a};hush-9a" if "}" in unquote(url) else "hush-9a"
     secret = "hush-9a&hush-9a" if "&hush" in url else secret
@@ -160,7 +160,7 @@ def test_a_password_in_another_form_is_starred(url):
         assert "hush" not in starred_text(f"say --storage={url} on")
 
 
-def test_a_short_password_does_not_spoil_what_is_said():
+def test_short_password_is_not_replaced_within_words():
     said = hide("a table of a and b: [a]", "postgresql://me:a@host/db")
     assert said == "*** table of *** and b: [***]"
     assert hide("cannot read study", "postgresql://me:d@host/db") == "cannot read study"
@@ -197,7 +197,7 @@ URL = "postgresql://me:hush-9a@127.0.0.1:1/db"
         ["predict", "--batch", URL],
     ],
 )
-def test_a_url_in_the_place_of_another_argument_is_said_without_its_password(args, tmp_path):
+def test_url_in_place_of_another_argument_is_shown_without_its_password(args, tmp_path):
     done = call(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr
@@ -205,7 +205,7 @@ def test_a_url_in_the_place_of_another_argument_is_said_without_its_password(arg
     assert "Traceback" not in done.stderr
 
 
-def test_braces_in_the_url_of_a_view_are_one_line():
+def test_braces_in_the_url_of_a_view_give_one_line():
     with pytest.raises(servers.ServerError, match="%7B") as caught:
         servers.open_storage("postgresql://me:hush-{part}@host/db")
     assert "hush" not in str(caught.value)

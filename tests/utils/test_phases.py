@@ -1,4 +1,4 @@
-"""What the time of a run went to: added up by name, over blocks, iterators and processes."""
+"""The time of each phase of a run, over blocks, iterators and processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fmnist.utils.phases import Phases
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Each look at the clock is a second after the last."""
+    """Each reading of the clock is a second later."""
     ticks = itertools.count()
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(ticks)))
 
@@ -30,7 +30,7 @@ def test_phases_add_up(clock):
     assert before == {"training": 5.0}
 
 
-def test_only_the_waiting_counts(clock):
+def test_only_waiting_time_is_added(clock):
     phases = Phases()
     seen = []
     for item in phases.waiting_for("training", [1, 2, 3]):

@@ -1,4 +1,4 @@
-"""What a command settles for its process: where compiled kernels are kept."""
+"""The cache folder of compiled kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ print(os.environ["NUMBA_CACHE_DIR"])
 
 
 def cache(**environment):
-    """Where the kernels are kept in this environment."""
+    """Return the folder of the compiled kernels in this environment."""
     known = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
     done = subprocess.run(
         [sys.executable, "-c", COMPILES],
@@ -30,7 +30,7 @@ def cache(**environment):
     return Path(done.stdout.strip())
 
 
-def test_kernels_are_kept_in_the_users_cache(tmp_path):
+def test_kernels_are_cached_in_the_cache_folder_of_the_user(tmp_path):
     folder = cache(XDG_CACHE_HOME=str(tmp_path))
     assert folder.parent == tmp_path / "fmnist"
     assert folder.is_dir()
@@ -38,7 +38,7 @@ def test_kernels_are_kept_in_the_users_cache(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
-def test_where_nothing_can_be_kept_they_are_compiled_for_one_process(tmp_path, name):
+def test_kernels_are_compiled_for_one_process_without_a_cache(tmp_path, name):
     (tmp_path / "temporary").mkdir()
     folder = cache(**{name: "/dev/null"}, TMPDIR=str(tmp_path / "temporary"))
     assert folder.parent == tmp_path / "temporary"

@@ -28,7 +28,7 @@ STUDY = StudyConfig(name="seen", epochs=2, grid={"seed": (0, 1)})
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two trials that nobody trained."""
+    """A run of two made-up trials."""
     out = tmp_path_factory.mktemp("run") / "a run"
     out.mkdir()
     study = storage.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
@@ -45,7 +45,7 @@ def command(*args):
 
 @contextlib.contextmanager
 def viewing(*args):
-    """The command once it has said that both answer, and their addresses."""
+    """Start the command. Yield its process and the addresses of both servers."""
     with subprocess.Popen(
         command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as viewer:
@@ -74,7 +74,7 @@ def listens(address):
 
 
 def below(process):
-    """The ids of all processes that this one started, and they; as /proc knows them."""
+    """Return the ids of all descendants of a process, from /proc."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def alive(process):
 
 
 def all_end(processes, addresses, seconds=15):
-    """Whether they end, and their ports with them: the last thread closes those a moment later."""
+    """Whether the processes end and their ports close, which takes a moment longer."""
 
     def some():
         return any(map(alive, processes)) or any(map(listens, addresses))
@@ -153,7 +153,7 @@ def parent_of(process):
 
 
 def serves(process, address):
-    """Whether the process listens at this port."""
+    """Whether a process listens on this port."""
     port = f"{int(address.rstrip('/').rpartition(':')[2]):04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     inodes = {row[9] for row in rows if row[1].endswith(f":{port}") and row[3] == "0A"}
@@ -204,7 +204,7 @@ def test_ports_can_be_chosen(run):
 
 
 def listening(processes):
-    """The addresses, in hexadecimal, on which these processes wait for connections."""
+    """Return the addresses, in hexadecimal, on which these processes listen."""
     mine = set()
     for process in processes:
         for link in Path(f"/proc/{process}/fd").iterdir():
