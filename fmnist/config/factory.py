@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, MappingProxyType, ModuleType
@@ -25,7 +25,7 @@ from fmnist.config.kinds import Kind
 from fmnist.config.settings import FACTORY, SETTINGS, ConfigError, Setting, clipped
 from fmnist.functional import cnn
 from fmnist.functional.cnn import CLASS_COUNT, IMAGE_SIZE
-from fmnist.functional.types import Model, ModelConfig
+from fmnist.functional.types import Model, ModelConfig, hashable
 
 SOURCE = "source"
 
@@ -240,25 +240,28 @@ def _call_factory(function: Callable[..., Model], config: FactoryConfig) -> Mode
     return model
 
 
-def check_models(configs: Collection[AnyModelConfig]) -> None:
-    """Check that the model of each factory computes logits of two black images.
+def check_model(config: FactoryConfig) -> None:
+    """Check that a model computes logits of two black images.
 
     Raises:
-        ConfigError: A model cannot be made, raises an error, or its logits have a wrong shape.
+        ConfigError: The model cannot be made, raises an error, or its logits have a wrong shape.
     """
+    model = build_model(config)
+    try:
+        shape = _logits_shape(model) if hashable(model) else _logits_shape.__wrapped__(model)
+    except Exception as error:
+        raise _unusable(config, _one_line(error)) from error
+    if shape != (2, CLASS_COUNT):
+        reason = f"the logits of 2 images have the shape {list(shape)}"
+        raise _unusable(config, f"{reason}, not [2, {CLASS_COUNT}]")
+
+
+@functools.lru_cache(maxsize=4096)  # every study object checks its models
+def _logits_shape(model: Model) -> tuple[int, ...]:
     images = torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE)
-    for config in configs:
-        if isinstance(config, FactoryConfig):
-            model = build_model(config)
-            try:
-                with torch.no_grad():
-                    logits, _ = model.apply(*model.init(0), images, train=False)
-                shape = tuple(logits.shape)
-            except Exception as error:
-                raise _unusable(config, _one_line(error)) from error
-            if shape != (2, CLASS_COUNT):
-                reason = f"the logits of 2 images have the shape {list(shape)}"
-                raise _unusable(config, f"{reason}, not [2, {CLASS_COUNT}]")
+    with torch.no_grad():
+        logits, _ = model.apply(*model.init(0), images, train=False)
+    return tuple(logits.shape)
 
 
 def _unusable(config: FactoryConfig, reason: str) -> ConfigError:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fmnist.config import factory, study_file
+from fmnist.config import checks, factory, study_file
 from fmnist.config.factory import AnyModelConfig, FactoryConfig
 from fmnist.config.results import Point, Value
 from fmnist.config.settings import (
     DYNAMIC_KEYS,
     FACTORY,
-    IMAGES,
     SETTINGS,
     STATIC_KEYS,
     TABLES,
@@ -24,7 +23,6 @@ from fmnist.config.settings import (
     Setting,
     given_twice,
     read_axis,
-    shown,
 )
 from fmnist.functional.types import ModelConfig
 
@@ -139,8 +137,8 @@ class StudyConfig:
         for key in self.settings:
             if given[key] is None and key not in self.grid:
                 raise ConfigError("must be given, as its factory has no default for it", key)
-        self._check_effects([*changed, *self.grid])
-        self._check_combinations()
+        checks.check_effects(self, [*changed, *self.grid])
+        checks.check_combinations(self)
 
     @property
     def settings(self) -> Mapping[str, Setting]:
@@ -211,7 +209,7 @@ class StudyConfig:
         """Return the tables of the study file as JSON values, without settings without effect."""
         tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
         for key, setting in self.settings.items():
-            if key not in self.grid and any(self._needs_met(key)):
+            if key not in self.grid and any(checks.needs_met(self, key)):
                 value = self.setting(key)
                 tables[setting.table][key] = list(value) if isinstance(value, tuple) else value
         tables["grid"] = {key: list(axis) for key, axis in self.grid.items()}
@@ -230,61 +228,10 @@ class StudyConfig:
             for table, entries in self.to_dict().items()
         )
 
-    def _values(self, key: str) -> list[Any]:
+    def values(self, key: str) -> list[Any]:
         """Return the values that a setting has in the trials of the study."""
         axis = self.grid.get(key)
         return [self.setting(key)] if axis is None else list(map(self.settings[key].read, axis))
-
-    def _needs_met(self, key: str) -> list[bool]:
-        """Return whether a setting has an effect, for each value of the setting it depends on."""
-        need = self.settings[key].need
-        return [True] if need is None else [need.met(value) for value in self._values(need.key)]
-
-    def _check_effects(self, given: Collection[str]) -> None:
-        """Check that each setting has an effect in some trial, and each axis in all trials."""
-        for key in given:  # an axis without effect in some trials would train them twice
-            need, axis, met = self.settings[key].need, self.grid.get(key), self._needs_met(key)
-            if need is not None and not (any if axis is None else all)(met):
-                other = shown(self._values(need.key)[met.index(False)])
-                reason = f"has no effect with {need.key} = {other}; it acts with {need.reader} only"
-                value = self.setting(key)
-                if axis is not None:
-                    reason, value = f"{reason}, and an axis must act in every trial", axis
-                raise ConfigError(reason, key, value, also=(need.key,))
-
-    def _check_combinations(self) -> None:
-        if isinstance(self.model, FactoryConfig):
-            self._check_source(self.model)
-            names = [key for key, setting in self.settings.items() if setting.table == "model"]
-            combinations = product(*map(self._values, names))
-            factory.check_models(
-                [FactoryConfig.of(dict(zip(names, values, strict=True))) for values in combinations]
-            )
-        else:
-            self._check_kernels()
-        batch, images = max(self._values("batch_size")), IMAGES - self.holdout
-        if batch > images:
-            reason = f"must be at most {images}, the training images that a holdout"
-            reason += f" of {self.holdout} leaves"
-            raise ConfigError(reason, "batch_size", batch, also=("holdout",))
-        switches = product(*map(self._values, ("algorithm", "nesterov", "momentum")))
-        if ("sgd", True, 0.0) in switches:
-            reason = "needs a momentum above 0 in every trial of sgd"
-            raise ConfigError(reason, "nesterov", True, also=("momentum",))
-
-    def _check_source(self, model: FactoryConfig) -> None:
-        if model.source != factory.load(model.factory).source:
-            reason = f"the source of {model.factory} has changed since this was written"
-            hint = "bring it back, or begin a new run with another --out and --set name="
-            raise ConfigError(f"{reason}; {hint}", factory.SOURCE, model.source[:12])
-
-    def _check_kernels(self) -> None:
-        for channels, kernel in product(self._values("channels"), self._values("kernel_size")):
-            if not _fits(channels, kernel):
-                largest = max(k for k in range(1, 28) if _fits(channels, k))
-                reason = f"must be at most {largest} for the {len(channels)} convolutions"
-                reason += f" of channels = {shown(channels)} to fit 28 x 28 images"
-                raise ConfigError(reason, "kernel_size", kernel, also=("channels",))
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -377,7 +324,7 @@ def _build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
         grid=axes,
     )
     # The constructor does not check settings that were given with their default value.
-    config._check_effects(given)
+    checks.check_effects(config, given)
     return config
 
 
@@ -388,10 +335,3 @@ def read_model(table: object) -> AnyModelConfig:
         ConfigError: A setting is unknown or invalid.
     """
     return StudyConfig.from_dict({"model": table}).model
-
-
-def _fits(channels: tuple[int, ...], kernel: int) -> bool:
-    side = 28
-    for _ in channels:
-        side = (side - kernel + 1) // 2  # a convolution without padding, then max pool 2
-    return side >= 1

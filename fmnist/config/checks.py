@@ -1,0 +1,85 @@
+"""Checks of a study's settings together: what has no effect, and what cannot be combined."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import product
+from typing import TYPE_CHECKING
+
+from fmnist.config import factory
+from fmnist.config.factory import FactoryConfig
+from fmnist.config.settings import IMAGES, ConfigError, shown
+
+if TYPE_CHECKING:
+    from fmnist.config.study import StudyConfig
+
+
+def needs_met(study: StudyConfig, key: str) -> list[bool]:
+    """Return whether a setting has an effect, for each value of the setting it depends on."""
+    need = study.settings[key].need
+    return [True] if need is None else [need.met(value) for value in study.values(need.key)]
+
+
+def check_effects(study: StudyConfig, given: Collection[str]) -> None:
+    """Check that each setting has an effect in some trial, and each axis in all trials.
+
+    Raises:
+        ConfigError: A setting has no effect. An axis without one would train a trial twice.
+    """
+    for key in given:
+        need, axis, met = study.settings[key].need, study.grid.get(key), needs_met(study, key)
+        if need is not None and not (any if axis is None else all)(met):
+            other = shown(study.values(need.key)[met.index(False)])
+            reason = f"has no effect with {need.key} = {other}; it acts with {need.reader} only"
+            value = study.setting(key)
+            if axis is not None:
+                reason, value = f"{reason}, and an axis must act in every trial", axis
+            raise ConfigError(reason, key, value, also=(need.key,))
+
+
+def check_combinations(study: StudyConfig) -> None:
+    """Check that every trial of the study can be trained.
+
+    Raises:
+        ConfigError: A model cannot be made or is not the one of the run, a batch is larger than
+            the training set, or ``nesterov`` has no momentum.
+    """
+    if isinstance(study.model, FactoryConfig):
+        _check_factory(study, study.model)
+    else:
+        _check_kernels(study)
+    batch, images = max(study.values("batch_size")), IMAGES - study.holdout
+    if batch > images:
+        reason = f"must be at most {images}, the training images that a holdout"
+        reason += f" of {study.holdout} leaves"
+        raise ConfigError(reason, "batch_size", batch, also=("holdout",))
+    switches = product(*map(study.values, ("algorithm", "nesterov", "momentum")))
+    if ("sgd", True, 0.0) in switches:
+        reason = "needs a momentum above 0 in every trial of sgd"
+        raise ConfigError(reason, "nesterov", True, also=("momentum",))
+
+
+def _check_factory(study: StudyConfig, model: FactoryConfig) -> None:
+    if model.source != factory.load(model.factory).source:
+        reason = f"the source of {model.factory} has changed since this was written"
+        hint = "bring it back, or begin a new run with another --out and --set name="
+        raise ConfigError(f"{reason}; {hint}", factory.SOURCE, model.source[:12])
+    names = [key for key, setting in study.settings.items() if setting.table == "model"]
+    for values in product(*map(study.values, names)):
+        factory.check_model(FactoryConfig.of(dict(zip(names, values, strict=True))))
+
+
+def _check_kernels(study: StudyConfig) -> None:
+    for channels, kernel in product(study.values("channels"), study.values("kernel_size")):
+        if not _fits(channels, kernel):
+            largest = max(k for k in range(1, 28) if _fits(channels, k))
+            reason = f"must be at most {largest} for the {len(channels)} convolutions"
+            reason += f" of channels = {shown(channels)} to fit 28 x 28 images"
+            raise ConfigError(reason, "kernel_size", kernel, also=("channels",))
+
+
+def _fits(channels: tuple[int, ...], kernel: int) -> bool:
+    side = 28
+    for _ in channels:
+        side = (side - kernel + 1) // 2  # a convolution without padding, then max pool 2
+    return side >= 1
