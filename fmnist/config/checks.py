@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from itertools import product
 from typing import TYPE_CHECKING
 
 from fmnist.config import factory
 from fmnist.config.factory import FactoryConfig
-from fmnist.config.settings import IMAGES, ConfigError, shown
+from fmnist.config.settings import FACTORY, IMAGES, ConfigError, shown
 
 if TYPE_CHECKING:
     from fmnist.config.study import StudyConfig
+
+
+MAX_MODELS = 1000
+"""How many models the factory of a study makes at most: each is tried."""
 
 
 def needs_met(study: StudyConfig, key: str) -> list[bool]:
@@ -65,6 +70,10 @@ def _check_factory(study: StudyConfig, model: FactoryConfig) -> None:
         hint = "bring it back, or begin a new run with another --out and --set name="
         raise ConfigError(f"{reason}; {hint}", factory.SOURCE, model.source[:12])
     names = [key for key, setting in study.settings.items() if setting.table == "model"]
+    count = math.prod(len(study.values(key)) for key in names)
+    if count > MAX_MODELS:
+        reason = f"has {count} models in the grid, at most {MAX_MODELS} are allowed"
+        raise ConfigError(reason, FACTORY, model.factory)
     for values in product(*map(study.values, names)):
         factory.check_model(FactoryConfig.of(dict(zip(names, values, strict=True))))
 

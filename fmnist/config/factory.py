@@ -6,22 +6,23 @@ The keyword arguments of the factory become settings. Its signature gives their 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import inspect
 import re
-import sys
+import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, MappingProxyType, ModuleType
+from types import FunctionType, MappingProxyType
 from typing import Any, NamedTuple
 
+import optree
 import torch
 
-from fmnist.config import kinds
+from fmnist.config import kinds, source
 from fmnist.config.kinds import Kind
+from fmnist.config.results import RESULT_COLUMNS
 from fmnist.config.settings import FACTORY, SETTINGS, ConfigError, Setting, clipped
 from fmnist.functional import cnn
 from fmnist.functional.cnn import CLASS_COUNT, IMAGE_SIZE
@@ -52,8 +53,8 @@ class FactoryConfig:
 
     def values(self) -> dict[str, Any]:
         """Return all settings by name."""
-        source = {SOURCE: self.source} if self.source else {}
-        return {FACTORY: self.factory, **source, **dict(self.arguments)}
+        digest = {SOURCE: self.source} if self.source else {}
+        return {FACTORY: self.factory, **digest, **dict(self.arguments)}
 
 
 AnyModelConfig = ModelConfig | FactoryConfig
@@ -103,21 +104,23 @@ def load(name: object) -> Factory:
         raise ConfigError('must be "MODULE:FUNCTION", such as "mypackage.nets:mlp"', FACTORY, name)
     module, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise ConfigError(f"there is no {attribute} in module {module}", FACTORY, name) from None
-    except Exception as error:
-        hint = "" if module in sys.modules else "; run where import finds it, or install it"
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and module.startswith(str(error.name))
+        hint = "; run where import finds it, or install it" if missing else ""
         raise ConfigError(f"cannot be imported: {_one_line(error)}{hint}", FACTORY, name) from error
+    function = getattr(found, attribute, None)
+    if not isinstance(function, FunctionType):
+        raise ConfigError(f"there is no function {attribute} in module {module}", FACTORY, name)
     return _inspect(name, function)
 
 
 @functools.cache
-def _inspect(name: str, function: Callable[..., Model]) -> Factory:
+def _inspect(name: str, function: FunctionType) -> Factory:
     """Make the settings of a factory from its signature."""
     try:
         signature = inspect.signature(function, eval_str=True)
-    except (ValueError, TypeError, NameError) as error:
+    except Exception as error:  # annotations in quotes are any code
         raise ConfigError(f"has no signature: {_one_line(error)}", FACTORY, name) from error
     if signature.return_annotation is not Model:
         # This also protects: a study file cannot make the command call an arbitrary function.
@@ -128,14 +131,13 @@ def _inspect(name: str, function: Callable[..., Model]) -> Factory:
         FACTORY: Setting(FACTORY, "model", "study", kinds.TEXT),
         SOURCE: Setting(SOURCE, "model", "study", kinds.TEXT),
     }
+    others = {key: setting for key, setting in SETTINGS.items() if setting.table != "model"}
     defaults = {}
     for parameter in signature.parameters.values():
-        kind = _kind(parameter)
-        if parameter.name in (FACTORY, SOURCE, "grid") or (
-            parameter.name in SETTINGS and SETTINGS[parameter.name].table != "model"
-        ):
-            reason = f"has an argument {parameter.name}, which is another setting of the study"
+        if parameter.name in {*_COLUMNS, *model_settings, *others}:
+            reason = f"has an argument {parameter.name}, which names something else in a study"
             raise ConfigError(reason, FACTORY, name)
+        kind = _kind(parameter)
         if kind is not None:
             setting = Setting(parameter.name, "model", "static", kind)
             model_settings[parameter.name] = setting
@@ -145,72 +147,41 @@ def _inspect(name: str, function: Callable[..., Model]) -> Factory:
             reason = f"its argument {parameter.name} must have a default, or be annotated as"
             reason += " int, float, bool, str, Literal of words or tuple[int, ...]"
             raise ConfigError(reason, FACTORY, name)
-    others = {key: setting for key, setting in SETTINGS.items() if setting.table != "model"}
     study = {key: setting for key, setting in others.items() if setting.table == "study"}
     settings = MappingProxyType(study | model_settings | others)
-    return Factory(function, settings, defaults, _source(sys.modules[function.__module__]))
+    return Factory(function, settings, defaults, source.digest(name.partition(":")[0]))
 
+
+_COLUMNS = ("grid", "number", "trial", "time", *RESULT_COLUMNS)
+"""Names of other columns in the tables of results."""
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_WIDTHS = (tuple[int, ...], list[int], Sequence[int])
+_WIDTHS = (tuple[int, ...], Sequence[int])
 
 
 def _kind(parameter: inspect.Parameter) -> Kind | None:
     """Return the allowed values of a parameter; None if the parameter cannot be a setting."""
     if parameter.kind in (*_VARIADIC, inspect.Parameter.POSITIONAL_ONLY):
         return None
-    annotation = parameter.annotation
+    default, annotation = parameter.default, parameter.annotation
     if annotation is parameter.empty:
-        annotation = type(parameter.default)
-        if annotation in (tuple, list) and parameter.default:
-            integers = all(type(n) is int for n in parameter.default)
-            annotation = tuple[int, ...] if integers else None
+        integers = isinstance(default, tuple) and all(type(n) is int for n in default)
+        annotation = tuple[int, ...] if integers else type(default)
+    kind = None
     if typing.get_origin(annotation) is typing.Literal:
         words = typing.get_args(annotation)
-        return kinds.choice(*words) if all(isinstance(word, str) for word in words) else None
-    if annotation in _WIDTHS:
-        return kinds.integers(0, 64, 2**31, '[12, 24] or "12-24"')
-    return kinds.BY_TYPE.get(annotation)
-
-
-def _source(module: ModuleType) -> str:
-    """Return the SHA-256 of the files of a module and of the user's modules that it uses."""
-    digest = hashlib.sha256()
-    for name, path in sorted(_files(module).items()):
-        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _files(module: ModuleType) -> dict[str, Path]:
-    """Return the files of a module and of the user's modules that it uses, by module name."""
-    top = sys.modules[module.__name__.partition(".")[0]]
-    root = Path(top.__file__ or ".").resolve().parent
-    files: dict[str, Path] = {}
-    queue = [module]
-    while queue:
-        current = queue.pop()
-        path = Path(getattr(current, "__file__", None) or "").resolve()
-        included = current is module or _is_users(current.__name__, path, root)
-        if current.__name__ in files or not (included and path.is_file()):
-            continue
-        files[current.__name__] = path
-        queue += _used_modules(current)
-    return files
-
-
-def _is_users(name: str, path: Path, root: Path) -> bool:
-    """Whether a module is part of the user's code and not an installed package or fmnist."""
-    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
-    return path.is_relative_to(root) and not installed and name.partition(".")[0] != "fmnist"
-
-
-def _used_modules(module: ModuleType) -> Iterator[ModuleType]:
-    """Yield the modules that a module imports, and those that define its functions and classes."""
-    for value in list(vars(module).values()):
-        if isinstance(value, ModuleType):
-            yield value
-        elif isinstance(value, FunctionType | type) and value.__module__ in sys.modules:
-            yield sys.modules[value.__module__]
+        if all(isinstance(word, str) and kinds.NAME.check(word) for word in words):
+            kind = kinds.choice(*words)
+    elif annotation in _WIDTHS:
+        kind = kinds.integers(0, 64, 2**31, '[12, 24] or "12-24"')
+    elif isinstance(annotation, type):
+        kind = kinds.BY_TYPE.get(annotation)
+    if kind is not None and default is not parameter.empty:
+        try:
+            Setting(parameter.name, "model", "static", kind).read(default)
+        except ConfigError:  # no study file could name the default, such as None
+            return None
+    return kind
 
 
 def build_model(config: AnyModelConfig, convolution: str = "auto") -> Model:
@@ -234,7 +205,7 @@ def _call_factory(function: Callable[..., Model], config: FactoryConfig) -> Mode
     try:
         model = function(**arguments)
     except Exception as error:
-        raise _unusable(config, _one_line(error)) from error
+        raise unusable(config, error) from error
     if not isinstance(model, Model):
         raise _unusable(config, f"it returned {type(model).__name__}, not fmnist.Model")
     return model
@@ -250,7 +221,7 @@ def check_model(config: FactoryConfig) -> None:
     try:
         shape = _logits_shape(model) if hashable(model) else _logits_shape.__wrapped__(model)
     except Exception as error:
-        raise _unusable(config, _one_line(error)) from error
+        raise unusable(config, error) from error
     if shape != (2, CLASS_COUNT):
         reason = f"the logits of 2 images have the shape {list(shape)}"
         raise _unusable(config, f"{reason}, not [2, {CLASS_COUNT}]")
@@ -258,10 +229,26 @@ def check_model(config: FactoryConfig) -> None:
 
 @functools.lru_cache(maxsize=4096)  # every study object checks its models
 def _logits_shape(model: Model) -> tuple[int, ...]:
-    images = torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE)
+    params, state = model.init(0)
+    for leaf in optree.tree_leaves((params, state)):
+        if not isinstance(leaf, torch.Tensor):
+            raise TypeError(f"params and state must be trees of tensors, not of {type(leaf)}")
+    shapes = []
     with torch.no_grad():
-        logits, _ = model.apply(*model.init(0), images, train=False)
-    return tuple(logits.shape)
+        for count in (1, 2):
+            images = torch.zeros(count, 1, IMAGE_SIZE, IMAGE_SIZE)
+            shapes.append(tuple(model.apply(params, state, images, train=False)[0].shape))
+    if shapes[0] != (1, *shapes[1][1:]):
+        raise ValueError(f"the logits of 1 image have the shape {list(shapes[0])}")
+    return shapes[1]
+
+
+def unusable(config: FactoryConfig, error: BaseException) -> ConfigError:
+    """Return the error of the user's code as the error of a setting, with the line of code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [str(path) for path in source.files(config.factory.partition(":")[0]).values()]
+    lines = [f" ({Path(f.filename).name}, line {f.lineno})" for f in frames if f.filename in own]
+    return _unusable(config, _one_line(error) + (lines[-1] if lines else ""))
 
 
 def _unusable(config: FactoryConfig, reason: str) -> ConfigError:
@@ -271,5 +258,5 @@ def _unusable(config: FactoryConfig, reason: str) -> ConfigError:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return clipped(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)

@@ -23,6 +23,7 @@ from fmnist.config.settings import (
     Setting,
     given_twice,
     read_axis,
+    unknown,
 )
 from fmnist.functional.types import ModelConfig
 
@@ -120,7 +121,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         given = {key: self.setting(key) for key in self.settings}
-        values = {k: self.settings[k].read(v) for k, v in given.items() if v is not None}
+        missing = self._missing(given)
+        values = {k: self.settings[k].read(v) for k, v in given.items() if k not in missing}
         for key, value in self._of_table("study", values).items():
             object.__setattr__(self, key, value)
         object.__setattr__(self, "model", self._model(values))
@@ -134,11 +136,25 @@ class StudyConfig:
         for key in changed:
             if key in self.grid:
                 raise given_twice(self.settings[key], values[key])
-        for key in self.settings:
-            if given[key] is None and key not in self.grid:
+        for key in missing:
+            if key not in self.grid:
                 raise ConfigError("must be given, as its factory has no default for it", key)
         checks.check_effects(self, [*changed, *self.grid])
         checks.check_combinations(self)
+
+    def _missing(self, given: Mapping[str, Any]) -> list[str]:
+        """Return the arguments of a factory that have no default and are not given.
+
+        Raises:
+            ConfigError: An argument is given that the factory does not have.
+        """
+        if not isinstance(self.model, FactoryConfig):
+            return []
+        names = [key for key, setting in self.settings.items() if setting.table == "model"]
+        for key, value in self.model.arguments:
+            if key not in names:
+                raise unknown(self.settings, "setting of [model]", key, value, names)
+        return [key for key in names if given[key] is None]
 
     @property
     def settings(self) -> Mapping[str, Setting]:
@@ -224,7 +240,7 @@ class StudyConfig:
         """Return the text of an equivalent study file with every setting."""
         # TOML and JSON write names, numbers, booleans and flat lists of these in the same way.
         return "\n".join(
-            f"[{table}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entries.items())
+            f"[{table}]\n" + "".join(f"{_key(k)} = {json.dumps(v)}\n" for k, v in entries.items())
             for table, entries in self.to_dict().items()
         )
 
@@ -232,6 +248,11 @@ class StudyConfig:
         """Return the values that a setting has in the trials of the study."""
         axis = self.grid.get(key)
         return [self.setting(key)] if axis is None else list(map(self.settings[key].read, axis))
+
+
+def _key(name: str) -> str:
+    """Return a key as TOML writes it: an argument's name may have letters beyond ASCII."""
+    return name if name.isascii() else json.dumps(name, ensure_ascii=False)
 
 
 _DEFAULTS: Mapping[str, Any] = {

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmnist.config.factory import settings_of
+from fmnist.config.factory import load
 from fmnist.config.settings import (
     FACTORY,
+    SETTINGS,
     TABLES,
     ConfigError,
     Setting,
@@ -57,7 +58,9 @@ def read(path: Path) -> dict[str, Any]:
 def settings_in(data: Mapping[str, Any]) -> Mapping[str, Setting]:
     """Return the settings of a study file. They depend on the factory of its model."""
     model = data.get("model")
-    return settings_of(model.get(FACTORY) if isinstance(model, Mapping) else None)
+    if isinstance(model, Mapping) and FACTORY in model:
+        return load(model[FACTORY]).settings
+    return SETTINGS
 
 
 def split(data: object) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,7 +33,7 @@ class Model(NamedTuple):
     Attributes:
         init: ``seed -> (params, state)``. Both are pytrees of tensors on the CPU and depend on the
             seed only.
-        apply: ``(params, state, inputs, *, train, noise) -> (logits, state)`` for ``inputs
+        apply: ``(params, state, inputs, *, train, noise=()) -> (logits, state)`` for ``inputs
             [batch, ...]`` and ``logits [batch, classes]``. It returns the state unchanged unless
             ``train``. As it is traced, it must not write into any tensor, not even into one that
             it created. It must only use tensors that it receives or creates; constants belong

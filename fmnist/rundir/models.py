@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import optree
 import safetensors.torch
@@ -46,7 +47,7 @@ def save_model(path: Path, params: Params, state: State) -> str:
     Returns:
         The SHA-256 of the file.
     """
-    names, leaves, _ = _named_leaves(params, state)
+    names, leaves, _ = named_leaves((params, state), skip=1)
     tensors = {
         name: leaf.detach().cpu().contiguous() for name, leaf in zip(names, leaves, strict=True)
     }
@@ -78,7 +79,7 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
     # ValueError: a NUL in the path.
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read as parameters ({error})") from error
-    names, leaves, treespec = _named_leaves(*_like(config))
+    names, leaves, treespec = named_leaves(_like(config), skip=1)
     expected = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
     wrong = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
@@ -103,12 +104,18 @@ def _like(config: AnyModelConfig) -> tuple[Params, State]:
     return model.init(0)
 
 
-def _named_leaves(
-    params: Params, state: State
-) -> tuple[list[str], list[Tensor], optree.PyTreeSpec]:
-    """Return the names and leaves of both trees. Names get numbers if paths are not unique."""
-    paths, leaves, treespec = optree.tree_flatten_with_path((params, state))
-    names = [".".join(map(str, path[1:])) for path in paths]
+def named_leaves(tree: Any, *, skip: int = 0) -> tuple[list[str], list[Tensor], optree.PyTreeSpec]:
+    """Return the leaves of a tree and their names: the paths, numbered if these are not unique.
+
+    Args:
+        tree: a pytree of tensors.
+        skip: how many parts the names leave out at the beginning of a path.
+
+    Returns:
+        The names, the leaves in the same order, and the structure of the tree.
+    """
+    paths, leaves, treespec = optree.tree_flatten_with_path(tree)
+    names = [".".join(map(str, path[skip:])) for path in paths]
     if len({*names, ""}) <= len(names):
         names = [f"{number:04}.{name}" for number, name in enumerate(names)]
     return names, leaves, treespec

@@ -27,6 +27,7 @@ from fmnist.engine import trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
 from fmnist.functional import optim, vmap
 from fmnist.functional.train import Optimizer
+from fmnist.rundir.models import named_leaves
 from fmnist.rundir.snapshots import Generations, Snapshot
 from fmnist.tuning.grid import Trial
 
@@ -197,8 +198,7 @@ def restored(
     first = pending[about["trials"][chosen[0]][0]]
     one_lane = trainer.start(program_of(first.config), lanes_of([first.config]), device)
     total = trainer.zero_metrics(1, device) if about["examples"] else None
-    paths, leaves, treespec = optree.tree_flatten_with_path((one_lane, total))
-    names = [_name(path) for path in paths]
+    names, leaves, treespec = named_leaves((one_lane, total))
     if sorted(names) != sorted(saved.tensors):
         raise ValueError("its tensors are not those of such a network and optimizer")
     tensors = [saved.tensors[name].to(device) for name in names]
@@ -243,10 +243,6 @@ def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:
 
 
 def _named(at: trainer.TrainerState) -> dict[str, Tensor]:
-    """Return the tensors of a state by their paths, in order."""
-    paths, leaves, _ = optree.tree_flatten_with_path((at.train_state, at.total))
-    return {_name(path): leaf for path, leaf in zip(paths, leaves, strict=True)}
-
-
-def _name(path: tuple[object, ...]) -> str:
-    return ".".join(map(str, path))
+    """Return the tensors of a state by their names, in order."""
+    names, leaves, _ = named_leaves((at.train_state, at.total))
+    return dict(zip(names, leaves, strict=True))

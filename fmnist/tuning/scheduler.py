@@ -6,6 +6,7 @@ generator continues. So everything about a trial is written before Optuna has it
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import optuna
 import torch
 
+from fmnist.config.factory import FactoryConfig, unusable
 from fmnist.config.results import EpochMetrics, TrialResult, label
 from fmnist.config.study import StudyConfig, TrialConfig
 from fmnist.engine import trainer
@@ -122,7 +124,8 @@ def run(
 def _variant_name(configs: Sequence[TrialConfig], training: Split) -> str:
     """Return the name of the variant for these lanes; empty if memory runs out here."""
     try:
-        return trainer.variant(program_of(configs[0]), lanes_of(configs), training)[0]
+        with _user_errors(configs[0]):
+            return trainer.variant(program_of(configs[0]), lanes_of(configs), training)[0]
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
@@ -175,6 +178,22 @@ def _train(
     return halves
 
 
+@contextlib.contextmanager
+def _user_errors(config: TrialConfig) -> Iterator[None]:
+    """Raise an error of a model from a factory as an error of that setting, in one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(config.model, FactoryConfig) and not memory.ran_out(error):
+            raise unusable(config.model, error) from error
+        raise
+
+
+def _guarded(events: Iterator[T], config: TrialConfig) -> Iterator[T]:
+    with _user_errors(config):
+        yield from events
+
+
 def _epochs(
     config: StudyConfig,
     progress: GroupProgress,
@@ -185,14 +204,15 @@ def _epochs(
     """Train the remaining epochs and update ``progress``."""
     began, before = time.perf_counter(), progress.seconds
     configs = [trial.config for trial in progress.trials]
-    for event in trainer.train_lanes(
+    events = trainer.train_lanes(
         program_of(configs[0]),
         lanes_of(configs),
         splits.training,
         splits.validation,
         epochs=config.epochs,
         resume=progress.at,
-    ):
+    )
+    for event in _guarded(events, configs[0]):
         within_epoch = isinstance(event, trainer.TrainerState)
         if within_epoch and not (stop.requested or (checkpointer and checkpointer.overdue())):
             continue
@@ -241,7 +261,8 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     began = time.perf_counter()
     trained = progress.at.train_state
     model = program_of(progress.trials[0].config).model
-    tested = evaluate(model, trained.params, trained.state, test)
+    with _user_errors(progress.trials[0].config):
+        tested = evaluate(model, trained.params, trained.state, test)
     test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
     for lane, trial in enumerate(progress.trials):

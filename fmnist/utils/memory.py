@@ -10,6 +10,7 @@ import ctypes
 import gc
 import os
 import resource
+import sys
 from pathlib import Path
 
 _OUT_OF_MEMORY = (
@@ -26,9 +27,8 @@ _OUT_OF_MEMORY = (
 
 def ran_out(error: BaseException) -> bool:
     """Whether the error says that memory ran out: of a GPU, of the host, or of the loader."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    torch = sys.modules.get("torch")  # it may be what found no memory
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     known = isinstance(error, RuntimeError | OSError | ImportError)
     return known and any(words in str(error) for words in _OUT_OF_MEMORY)

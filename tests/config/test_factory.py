@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist.config import factory
+from fmnist.config import factory, source
 from fmnist.config import study as configs
 from fmnist.config.factory import FactoryConfig
 from fmnist.config.settings import ConfigError
@@ -171,15 +174,16 @@ def test_the_same_settings_give_the_same_model(module):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ('factory = "os:system"', "signature says that it returns fmnist.Model"),
+        ('factory = "os:system"', "there is no function system in module os"),
         ('factory = "{m}:unannotated"', "def unannotated(...) -> fmnist.Model"),
-        ('factory = "{m}:number"', "has no signature"),
-        ('factory = "{m}:nope"', "there is no nope in module"),
+        ('factory = "shutil:move"', "signature says that it returns fmnist.Model"),
+        ('factory = "{m}:number"', "there is no function number in module"),
+        ('factory = "{m}:nope"', "there is no function nope in module"),
         ('factory = "no.such.package:f"', "cannot be imported: ModuleNotFoundError"),
         ('factory = "{m}"', 'must be "MODULE:FUNCTION"'),
         ("factory = 3", 'must be "MODULE:FUNCTION"'),
         ('factory = "{m}:hooked"', "its argument hook must have a default, or be annotated"),
-        ('factory = "{m}:seeded"', "has an argument seed, which is another setting"),
+        ('factory = "{m}:seeded"', "has an argument seed, which names something else"),
         ('factory = "{m}:nothing"', "it returned NoneType, not fmnist.Model"),
         ('factory = "{m}:needs"', "width: must be given"),
         ('factory = "{m}:linear"\nwidth = "a"', 'width = "a": must be an integer'),
@@ -225,22 +229,165 @@ def test_message_names_a_wrong_factory_of_the_command_line(module):
         configs.load(overrides=[f"factory={module}:linear", f"factory={module}:needs"])
 
 
-def test_source_covers_the_modules_that_the_factory_uses(tmp_path, monkeypatch):
+def write_package(folder, files):
+    """Write modules of a user; the name of the factory's module comes from ``{name}``."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_source_is_that_of_the_modules_which_the_imports_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    main, used, unused = (next(names) for _ in range(3))
-    for name in (used, unused):
-        (tmp_path / f"{name}.py").write_text("def width():\n    return 3\n")
-    text = MODULE.format(imports=f"from {used} import width")
-    (tmp_path / f"{main}.py").write_text(text)
-    found = factory.load(f"{main}:linear")
-    files = factory._files(__import__(main))
-    assert set(files) == {main, used}  # no torch, fmnist or unused modules
+    package, single, unused = (next(names) for _ in range(3))
+    imports = f"""
+import json, os.path
+from {single} import SLOPE, make  # a number and a partial
+from . import layers
+from .more.deep import *
+def late():
+    from {package} import late_one
+"""
+    write_package(
+        tmp_path,
+        {
+            f"{package}/__init__.py": "",
+            f"{package}/nets.py": MODULE.format(imports=imports),
+            f"{package}/layers.py": "",
+            f"{package}/plots.py": "",
+            f"{package}/more/__init__.py": "",
+            f"{package}/more/deep.py": "from ..layers import *",
+            f"{package}/late_one.py": "this is no Python",
+            f"{single}.py": "import functools\nSLOPE = 0.1\nmake = functools.partial(print, 1)",
+            f"{unused}.py": "",
+        },
+    )
+    module = f"{package}.nets"
+    first = factory.load(f"{module}:linear").source
+    parts = ("", ".nets", ".layers", ".more", ".more.deep", ".late_one")
+    assert set(source.files(module)) == {single, *(package + part for part in parts)}
+    # Neither the folder nor what the process has imported changes it.
+    importlib.import_module(f"{package}.plots")
+    with contextlib.chdir("/"):
+        assert source.digest(module) == first
 
-    def changed(name, more):
-        path = tmp_path / f"{name}.py"
-        path.write_text(path.read_text() + more)
-        return factory._source(__import__(main))
+    def changed(name):
+        path = tmp_path / name
+        before = path.read_text()
+        path.write_text(before + "# x\n")
+        try:
+            return source.digest(module) != first
+        finally:
+            path.write_text(before)
 
-    assert factory._source(__import__(main)) == found.source
-    assert changed(unused, "# x\n") == found.source
-    assert changed(used, "# x\n") != found.source
+    assert changed(f"{single}.py")
+    assert changed(f"{package}/more/deep.py")
+    assert not changed(f"{package}/plots.py")
+    assert not changed(f"{unused}.py")
+
+
+def test_source_of_a_package_without_init_does_not_depend_on_the_folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = next(names)
+    text = MODULE.format(imports=f"import {package}.layers")
+    write_package(tmp_path, {f"{package}/nets.py": text, f"{package}/layers.py": ""})
+    first = factory.load(f"{package}.nets:linear").source
+    assert set(source.files(f"{package}.nets")) == {f"{package}.nets", f"{package}.layers"}
+    with contextlib.chdir("/"):
+        assert source.digest(f"{package}.nets") == first
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),
+        ("import torch; torch.nonexistent", "cannot be imported: AttributeError"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("f = [1]", "there is no function f in module"),
+        ("import functools; f = functools.partial(int, 3)", "there is no function f in module"),
+        ("def f(a: 'a width' = 3): pass", "has no signature: SyntaxError"),
+        ("def f(a: 'torch.Foo' = 3): pass", "has no signature: NameError"),
+        ("import fmnist\ndef f(a: [int]) -> fmnist.Model: pass", "argument a must have a default"),
+        ("import fmnist\ndef f(a: list[int]) -> fmnist.Model: pass", "must have a default"),
+        ("import fmnist\ndef f(number: int = 3) -> fmnist.Model: pass", "has an argument number"),
+        ("import fmnist\ndef f(state: int = 3) -> fmnist.Model: pass", "has an argument state"),
+        ("import fmnist\ndef f(time: int = 3) -> fmnist.Model: pass", "has an argument time"),
+    ],
+)
+def test_odd_modules_and_signatures_are_refused_in_one_line(tmp_path, monkeypatch, code, reason):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = next(names)
+    (tmp_path / f"{name}.py").write_text(code)
+    with pytest.raises(ConfigError) as caught:
+        configs.load(overrides=[f"factory={name}:f"])
+    assert reason in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+LAYERS = """
+import torch, fmnist
+
+def model(apply, state=()):
+    def init(seed):
+        return {"w": torch.ones(10, 784)}, state
+    return fmnist.Model(init, apply)
+
+def logits(params, images):
+    return images.flatten(1) @ params["w"].mT
+
+def number() -> fmnist.Model:
+    return model(lambda p, s, x, *, train: (logits(p, x), s), {"step": 0})
+
+def squeezed() -> fmnist.Model:
+    return model(lambda p, s, x, *, train: (logits(p, x).squeeze(0), s))
+
+def words(größe: int = 3, liste=[3], none: int = None) -> fmnist.Model:
+    return model(lambda p, s, x, *, train: (logits(p, x), s))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("number", "TypeError: params and state must be trees of tensors, not of <class 'int'>"),
+        ("squeezed", "ValueError: the logits of 1 image have the shape [10]"),
+    ],
+)
+def test_model_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch, name, reason):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = next(names)
+    (tmp_path / f"{module}.py").write_text(LAYERS)
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        configs.load(overrides=[f"factory={module}:{name}"])
+
+
+def test_letters_beyond_ascii_and_odd_defaults(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = next(names)
+    (tmp_path / f"{module}.py").write_text(LAYERS)
+    study = configs.load(overrides=[f"factory={module}:words", "größe=4"])
+    path = tmp_path / "again.toml"
+    path.write_text(study.to_toml())
+    assert configs.load(path) == study
+    assert {"liste", "none"}.isdisjoint(study.settings)  # no study file can name their defaults
+
+
+def test_arguments_given_in_python_are_checked(module):
+    def made(*arguments):
+        return StudyConfig(model=FactoryConfig(f"{module}:linear", arguments=arguments))
+
+    assert dict(made(("width", 5)).model.arguments)["width"] == 5
+    with pytest.raises(ConfigError, match="did you mean width"):
+        made(("widht", 5))
+
+
+def test_factory_of_null_is_refused():
+    with pytest.raises(ConfigError, match="must be"):
+        configs.read_model({"factory": None})
+
+
+def test_too_many_models_are_refused(module):
+    widths = ",".join(map(str, range(14, 54)))
+    words = (f"factory={module}:linear", f"width={widths}", f"guessed={widths}")
+    with pytest.raises(ConfigError, match="has 1600 models in the grid, at most 1000"):
+        configs.load(overrides=words)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from in_process import call
 from PIL import Image
 from slice_study import dataset
@@ -19,6 +20,7 @@ import fmnist
 from fmnist.data import fashion_mnist
 from fmnist.inference import trained
 from fmnist.reports.terminal import Progress
+from fmnist.rundir import models
 from fmnist.tuning.events import EpochFinished
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
@@ -155,3 +157,44 @@ def test_reference_refuses_other_models(folder):
     done = call("reference", "mixer.toml", cwd=folder)
     assert done.returncode == 2
     assert 'factory = "nets:mixer": is not the built-in network' in done.stderr
+
+
+BROKEN = """
+import torch, torch.nn.functional as F, fmnist
+
+def model(apply):
+    def init(seed):
+        return {"w": torch.ones(10, 784)}, ()
+    return fmnist.Model(init, apply)
+
+def dropped() -> fmnist.Model:
+    def apply(p, s, x, *, train, noise=()):
+        x = F.dropout(x, training=train)
+        return x.flatten(1) @ p["w"].mT, s
+    return model(apply)
+
+def in_place() -> fmnist.Model:
+    def apply(p, s, x, *, train, noise=()):
+        y = x.flatten(1) @ p["w"].mT
+        y += 1
+        return y, s
+    return model(apply)
+"""
+
+
+@pytest.mark.parametrize("name", ["dropped", "in_place"])
+def test_error_of_the_users_code_in_training_gives_one_line(folder, tmp_path, name):
+    (folder / "broken_nets.py").write_text(BROKEN)
+    arguments = ("--set", f"factory=broken_nets:{name}", "--epochs", "1", "--set", "holdout=500")
+    done = call("study", *arguments, "--out", tmp_path / "run", cwd=folder)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f'factory = "broken_nets:{name}": cannot be used with ()' in line
+
+
+def test_names_of_parameters_that_are_not_unique(tmp_path):
+    params = {"a.w": torch.ones(2), "a": {"w": torch.zeros(3)}, "none": None, "": torch.ones(())}
+    names, leaves, _ = models.named_leaves((params, ()), skip=1)
+    assert len(set(names)) == len(leaves) == 3
+    digest = models.save_model(tmp_path / "x.safetensors", params, (torch.ones(4),))
+    assert len(digest) == 64

@@ -6,6 +6,7 @@ hyperparameters, so that it is no row of the HParams table.
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from fmnist.reports.confusion import integers
 from fmnist.reports.findings import Findings
 from fmnist.reports.markdown import escape
 from fmnist.rundir import files
+
+_log = logging.getLogger(__name__)
 
 WINNER_RUN = "_winner"
 """The run's name. An underscore sorts before every letter, so that the run is above the trials."""
@@ -142,4 +145,8 @@ def _write_graph(writer: SummaryWriter, network: torch.nn.Module) -> None:
         # SummaryWriter.add_graph traces with TorchScript, which still works.
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", r"`torch\.jit\.", category)
-        writer.add_graph(network, image)
+        try:
+            writer.add_graph(network, image)
+        except Exception as error:  # TorchScript cannot trace every model of a user
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("TensorBoard shows no graph of the winner (%s)", reason)
