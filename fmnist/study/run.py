@@ -98,7 +98,7 @@ def run_study(
             study.set_user_attr(FACTS, facts)
         with TensorBoardMirror(folder.tensorboard, config) as mirror:
             for result in done:
-                mirror.mend(result)
+                mirror.repair(result)
             if trains:
                 folder.confirm(study)
                 progress.message(f"device {target}")

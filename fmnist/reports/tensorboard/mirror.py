@@ -113,7 +113,7 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
             Event(summary=_hparams_summary(metadata.SESSION_END_INFO_TAG, data)),
         )
 
-    def mend(self, result: TrialResult) -> None:
+    def repair(self, result: TrialResult) -> None:
         """Write the run of a trial that ended again, unless it is complete."""
         if metadata.SESSION_END_INFO_TAG not in _tags(self.root / run_name(result.point)):
             self.finish(result)
