@@ -7,6 +7,7 @@ epoch. The order of trials, a resumed run and the other lanes therefore do not c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def _generator(*key: int) -> torch.Generator:
     ``SeedSequence`` mixes the whole key into 32 bits, because torch uses no more of a seed.
     """
     mixed = np.random.SeedSequence(key).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))
+    return torch.Generator("cpu").manual_seed(int(mixed))
 
 
 def permutation(seed: int, epoch: int, examples: int) -> Int[Tensor, " examples"]:
@@ -38,7 +39,8 @@ def permutation(seed: int, epoch: int, examples: int) -> Int[Tensor, " examples"
     Returns:
         int64 ``[examples]``, each index from 0 to ``examples - 1`` once, on the CPU.
     """
-    return torch.randperm(examples, generator=_generator(_ORDER, seed, epoch))
+    generator = _generator(_ORDER, seed, epoch)
+    return torch.randperm(examples, generator=generator, dtype=torch.int64, device="cpu")
 
 
 def steps(examples: int, batch_size: int) -> int:
@@ -61,7 +63,8 @@ def uniform_noise(
         For each random layer, float32 ``[examples, width]`` on the CPU.
     """
     generator = _generator(_NOISE, seed, epoch)
-    return tuple(torch.rand(examples, width, generator=generator) for width in widths)
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    return tuple(torch.rand(examples, width, generator=generator, **kind) for width in widths)
 
 
 def gather(

@@ -174,11 +174,12 @@ def init(
     Raises:
         ValueError: The images are too small for this kernel size and number of blocks.
     """
-    generator = torch.Generator().manual_seed(seed)
+    cpu = torch.device("cpu")  # whatever the default device is
+    generator = torch.Generator(cpu).manual_seed(seed)
 
     def uniform(shape: tuple[int, ...], bound: float) -> Tensor:
-        drawn = torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
-        return drawn.to(dtype)
+        empty = torch.empty(shape, dtype=torch.float32, device=cpu)
+        return empty.uniform_(-bound, bound, generator=generator).to(dtype)
 
     def layer(*shape: int) -> dict[str, Tensor]:
         fan_in = math.prod(shape[1:])
@@ -193,7 +194,9 @@ def init(
     inputs = 1
     for i, outputs in enumerate(config.channels, 1):
         params[f"conv{i}"] = layer(outputs, inputs, config.kernel_size, config.kernel_size)
-        ones, zeros = torch.ones(outputs, dtype=dtype), torch.zeros(outputs, dtype=dtype)
+        ones, zeros = (
+            torch.full((outputs,), value, dtype=dtype, device=cpu) for value in (1.0, 0.0)
+        )
         params[f"norm{i}"] = {"weight": ones, "bias": zeros}
         state[f"norm{i}"] = {"running_mean": zeros.clone(), "running_var": ones.clone()}
         inputs = outputs
@@ -235,7 +238,7 @@ def apply(
 
     Raises:
         ValueError: ``train`` and ``dropout > 0``, and ``noise`` does not have one tensor for each
-            hidden layer.
+            hidden layer; or ``train``, and there are no images.
     """
     x, new_state = penultimate(
         params,

@@ -37,8 +37,10 @@ def features(
         width.
 
     Raises:
-        ValueError: ``convolution`` is unknown.
+        ValueError: ``convolution`` is unknown; or ``train``, and there are no images.
     """
+    if train and not len(images):
+        raise ValueError("a batch without examples has no statistics to normalise by")
     if convolution in ("auto", "blocks"):
         if conv_block.serves(images, compute):
             return _fused(params, state, images, train)

@@ -141,5 +141,10 @@ def dropout(
         x: the input.
         noise: uniform numbers in [0, 1). An entry is dropped where its number is below ``rate``.
         rate: probability of dropping an entry, in [0, 1).
+
+    Raises:
+        ValueError: ``noise`` has another shape than ``x``.
     """
+    if noise.shape != x.shape:
+        raise ValueError(f"noise {tuple(noise.shape)} does not go with {tuple(x.shape)}")
     return torch.where(noise < rate, 0.0, x / (1.0 - rate))

@@ -13,7 +13,14 @@ from fmnist.functional.types import Metrics
 def cross_entropy(
     logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """Return ``-log softmax(logits)[label]`` of each example, in nats."""
+    """Return ``-log softmax(logits)[label]`` of each example, in nats.
+
+    Raises:
+        ValueError: There are more or fewer labels than examples.
+    """
+    if labels.shape != logits.shape[:1]:
+        found = tuple(labels.shape)
+        raise ValueError(f"{logits.shape[0]} examples need as many labels, not {found}")
     return -F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
 
 
@@ -36,5 +43,5 @@ def measure(
     return Metrics(
         loss_sum=losses.detach().double().sum(),
         correct=(logits.detach().argmax(dim=1) == labels).sum(),
-        examples=torch.full((), labels.shape[0], device=labels.device),
+        examples=torch.full((), labels.shape[0], dtype=torch.int64, device=labels.device),
     )

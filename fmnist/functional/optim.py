@@ -19,13 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fmnist.functional.kernels import adam_update
+from fmnist.functional.kernels.adam_update import Number, Vector, add_scaled, cast_like
 from fmnist.functional.types import OptState, Params
-
-Number = float | Float[Tensor, ""]
-"""A number of an optimizer: a Python number or a scalar tensor."""
-
-Vector = Float[Tensor, " all"]
-"""The concatenation of all flattened leaves, in the order of ``optree.tree_leaves``."""
 
 
 class GradientTransformation(NamedTuple):
@@ -121,53 +116,20 @@ def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformati
         return AdamState(count, zeros, zeros.clone())
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, AdamState]:
-        leaves = optree.tree_leaves(params)
-        if not all(map(adam_update.serves, leaves)) or _needs_gradient(grads, params, numbers):
-            vector, state = adam_definition(
-                _to_vector(grads), state, _to_vector(params), numbers, decoupled=decoupled
+        leaves, count = optree.tree_leaves(params), state.count + 1
+        rest = (state.mu, state.nu, count)
+        if all(map(adam_update.serves, leaves)):
+            own = [_to_scalar_tensor(number, leaves[0].device) for number in numbers]
+            vector, mu, nu = adam_update.adam_update(
+                optree.tree_leaves(grads), leaves, *rest, own, decoupled=decoupled
             )
-            return _to_tree(vector, params), state
-        count = state.count + 1
-        own = [_to_scalar_tensor(number, leaves[0].device) for number in numbers]
-        vector, mu, nu = adam_update.adam_update(
-            optree.tree_leaves(grads), leaves, state.mu, state.nu, count, own, decoupled=decoupled
-        )
+        else:
+            vector, mu, nu = adam_update.definition(
+                _to_vector(grads), _to_vector(params), *rest, numbers, decoupled=decoupled
+            )
         return _to_tree(vector, params), AdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
-
-
-def adam_definition(
-    grads: Vector, state: AdamState, params: Vector, numbers: Sequence[Number], *, decoupled: bool
-) -> tuple[Vector, AdamState]:
-    """Compute Adam's update in plain torch: the definition that the fused operation is tested by.
-
-    The update is ``-learning_rate * mu_hat / (sqrt(nu_hat) + eps)``, where ``mu_hat`` and
-    ``nu_hat`` are the bias-corrected moments.
-
-    Args:
-        grads: the gradients.
-        state: the state before the step.
-        params: the parameters before the step.
-        numbers: learning rate, beta1, beta2, eps and weight decay.
-        decoupled: true for AdamW's weight decay, false for Adam's.
-
-    Returns:
-        The updates and the state after the step.
-    """
-    rate, beta1, beta2, eps, decay = numbers
-    if not decoupled:
-        grads = _add_scaled(grads, params, decay)
-    count = state.count + 1
-    correction1 = 1 - beta1 ** count.double()
-    correction2 = torch.sqrt(1 - beta2 ** count.double())
-    mu = state.mu + (grads - state.mu) * _cast_like(1 - beta1, grads)
-    nu = state.nu * _cast_like(beta2, grads) + grads * grads * _cast_like(1 - beta2, grads)
-    denominator = nu.sqrt() / _cast_like(correction2, nu) + _cast_like(eps, nu)
-    updates = -_cast_like(rate / correction1, mu) * mu / denominator
-    if decoupled:
-        updates = _add_scaled(updates, params, -rate * decay)
-    return updates, AdamState(count, mu, nu)
 
 
 def sgd(
@@ -192,38 +154,20 @@ def sgd(
         return SgdState(torch.zeros_like(_to_vector(params)))
 
     def update(grads: Params, state: SgdState, params: Params) -> tuple[Params, SgdState]:
-        vector = _add_scaled(_to_vector(grads), _to_vector(params), weight_decay)
-        velocity = state.velocity * _cast_like(momentum, vector) + vector
-        direction = _add_scaled(vector, velocity, momentum) if nesterov else velocity
-        return _to_tree(-_cast_like(learning_rate, direction) * direction, params), SgdState(
+        vector = add_scaled(_to_vector(grads), _to_vector(params), weight_decay)
+        velocity = state.velocity * cast_like(momentum, vector) + vector
+        direction = add_scaled(vector, velocity, momentum) if nesterov else velocity
+        return _to_tree(-cast_like(learning_rate, direction) * direction, params), SgdState(
             velocity
         )
 
     return GradientTransformation(init, update)
 
 
-def _needs_gradient(*trees: object) -> bool:
-    """Return whether autograd needs a gradient of the update. The fused operation has none."""
-    leaves = optree.tree_leaves(trees)
-    return torch.is_grad_enabled() and any(
-        isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves
-    )
-
-
-def _cast_like(number: Number, vector: Vector) -> Number:
-    """Convert a scalar tensor, which is computed in float64, to the dtype of ``vector``."""
-    return number.to(vector.dtype) if isinstance(number, Tensor) else number
-
-
 def _to_scalar_tensor(number: Number, device: torch.device) -> Float[Tensor, ""]:
     if isinstance(number, Tensor):
         return number
     return torch.full((), number, dtype=torch.float64, device=device)
-
-
-def _add_scaled(a: Vector, b: Vector, factor: Number) -> Vector:
-    """Return ``a + factor * b``."""
-    return a + b * _cast_like(factor, b)
 
 
 def _to_vector(tree: Params) -> Vector:
@@ -237,5 +181,5 @@ def _to_tree(vector: Vector, like: Params) -> Params:
     parts = vector.split([leaf.numel() for leaf in leaves])
     return optree.tree_unflatten(
         treespec,
-        [part.view(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)],
+        [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)],
     )

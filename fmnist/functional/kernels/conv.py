@@ -9,14 +9,15 @@ some shapes and devices. pytorch/functorch#365 (2021) requests such a choice in 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels.fold import fold, unfold
 
 BACKENDS = ("grouped", "lanes", "unfold")
@@ -35,8 +36,8 @@ def conv2d(
 ) -> Float[Tensor, "batch outputs height2 width2"]:
     """Compute the cross-correlation with stride 1 and no padding, channels last in memory.
 
-    The function has a first derivative, but no second. Before batch norm, pass ``bias.detach()``:
-    the exact gradient for the bias is zero there, and a computed one would be rounding errors.
+    Before batch norm, pass ``bias.detach()``: the exact gradient for the bias is zero there, and a
+    computed one would be rounding errors. Second derivatives and those of forward mode are torch's.
 
     Args:
         x: images.
@@ -49,7 +50,6 @@ def conv2d(
 
     Raises:
         ValueError: ``backend`` is unknown.
-        NotImplementedError: A second derivative is requested.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no convolution back end is called {backend!r}; there are {BACKENDS}")
@@ -65,15 +65,19 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.groups, ctx.backend = inputs
-        ctx.save_for_backward(x, weight)
+        *tensors, ctx.groups, ctx.backend = inputs
+        axis.save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, _ = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[:3])
         grads = iter(_Conv2dGrad.apply(grad, x, weight, ctx.groups, wanted, ctx.backend))
         return (*(next(grads) if want else None for want in wanted), None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return axis.push(partial(F.conv2d, groups=ctx.groups), ctx.saved_tensors, tangents[:3])
 
     @staticmethod
     def vmap(
@@ -106,12 +110,17 @@ class _Conv2dGrad(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-        pass
+        *tensors, groups, wanted, _ = inputs
+        axis.save(ctx, *tensors)
+        ctx.plain = partial(_gradients_definition, groups, wanted)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError("conv2d has no second derivative")
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return *axis.pull(ctx.plain, ctx.saved_tensors, cotangents), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return axis.push(ctx.plain, ctx.saved_tensors, tangents[:3])
 
     @staticmethod
     def vmap(
@@ -139,6 +148,15 @@ Wanted = tuple[bool, ...]  # whether gradients for input, weight and bias are ne
 _STRIDE_1_NO_PADDING: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1], False, [0, 0])
 
 
+def _gradients_definition(
+    groups: int, wanted: Wanted, grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor, ...]:
+    """Compute ``_Conv2dGrad`` in plain torch."""
+    bias = weight.new_zeros(weight.shape[0])
+    grads = axis.pull(partial(F.conv2d, groups=groups), (x, weight, bias), grad)
+    return tuple(g for g, want in zip(grads, wanted, strict=True) if want)
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, backend: str) -> Tensor:
     if groups == 1 or backend == "grouped":
         return torch.ops.aten.convolution(x, weight, bias, *_STRIDE_1_NO_PADDING, groups)
@@ -147,8 +165,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, groups: int, backend: str
         return torch.cat([_convolve(*lane, 1, backend) for lane in own], 1)
     columns, kernels = _im2col(x, weight, groups)
     out = torch.einsum("gok,bgkp->bgop", kernels, columns).flatten(1, 2)
-    side = weight.shape[-1] - 1
-    return out.unflatten(2, (x.shape[2] - side, x.shape[3] - side)) + bias[:, None, None]
+    size = tuple(whole - k + 1 for whole, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+    return out.unflatten(2, size) + bias[:, None, None]
 
 
 def _gradients(

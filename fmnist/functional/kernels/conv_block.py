@@ -8,14 +8,15 @@ operations stays in this layout.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels import norm_relu_pool as plain
 from fmnist.functional.kernels.norm_relu_pool import EPS, PerChannel
 
@@ -93,12 +94,13 @@ def conv_block(
     Returns:
         ``(pooled, mean, var)``: the activations ``[blocks, outputs, (height - k + 1) // 2,
         (width - k + 1) // 2, WIDTH]``, and the mean and biased variance of each output channel.
-        No gradient flows through the statistics; they are for the running statistics.
+        The padding is zero. No gradient flows through the statistics; they are for the running
+        statistics. Second derivatives and those of forward mode are of :func:`definition`.
 
     Raises:
-        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
-        TypeError: ``x`` or ``weight`` is not float32.
-        NotImplementedError: A second derivative is requested.
+        ValueError: The shapes do not go together, the blocks do not have this width, or
+            ``examples`` do not end in the last block.
+        TypeError: A tensor is not float32.
     """
     pooled, mean, var, *_ = _Block.apply(x, weight, gamma, beta, examples, 0)
     return pooled, mean, var
@@ -121,8 +123,8 @@ def conv_block_given(
         The activations ``[blocks, outputs, (height - k + 1) // 2, (width - k + 1) // 2, WIDTH]``.
 
     Raises:
-        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
-        TypeError: ``x`` or ``weight`` is not float32.
+        ValueError: The shapes do not go together, or the blocks do not have this width.
+        TypeError: A tensor is not float32.
     """
     pooled: Tensor = _Given.apply(x, weight, gamma, beta, mean, var, 0)
     return pooled
@@ -189,7 +191,8 @@ def _(
     grad: Tensor, x: Tensor, weight: Tensor, gamma: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = x.new_empty(x.shape if rest[-1] else (1,) * 6)
-    return dx, torch.empty_like(weight), torch.empty_like(gamma), torch.empty_like(gamma)
+    dgamma = x.new_empty(gamma.shape)
+    return dx, x.new_empty(weight.shape), dgamma, dgamma.clone()
 
 
 def _pooled_like(x: Tensor, weight: Tensor) -> Tensor:
@@ -198,8 +201,7 @@ def _pooled_like(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(lanes, x.shape[1], outputs, *small, x.shape[-1])
 
 
-# Their rules for autograd and vmap. `lanes` is the length of the axis of lanes that the tensors
-# already have, or 0 if they have none.
+# Their rules for autograd and vmap. `lanes` is as in lanes.py.
 
 
 class _Block(torch.autograd.Function):
@@ -207,12 +209,12 @@ class _Block(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, lanes: int
     ) -> tuple[Tensor, ...]:
-        return _call_with_lanes(_forward, lanes, x, weight, gamma, beta, examples)
+        return axis.call(_forward, lanes, x, weight, gamma, beta, examples)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, gamma, _, ctx.examples, ctx.lanes = inputs
-        ctx.save_for_backward(x, weight, gamma, *output[1:])
+        *tensors, ctx.examples, ctx.lanes = inputs
+        axis.save(ctx, *tensors, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
@@ -228,37 +230,49 @@ class _Block(torch.autograd.Function):
         return (*([] if for_x else [None]), *grads, None, None)
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        plain = axis.definition_of(partial(_pooled, ctx.examples), ctx.lanes)
+        return axis.push(plain, ctx.saved_tensors[:4], tangents[:4]), *[None] * 5
+
+    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, examples, lanes = inputs
-        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
-        return _split_vmap_axis(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
+        tensors, all_ = axis.merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
+        return axis.split_vmap_axis(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
 
 
 class _BlockGrad(torch.autograd.Function):
     """Gradients for the images (if ``for_x``), the weights, gamma and beta."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        *operands, for_x, lanes = inputs
-        grads = _call_with_lanes(_backward, lanes, *operands, for_x)
+    def forward(
+        grad: Tensor, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        *saved, for_x, lanes = rest
+        grads = axis.call(_backward, lanes, grad, x, weight, gamma, *saved, for_x)
         return grads if for_x else grads[1:]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-        pass
+        *_, examples, for_x, lanes = inputs
+        axis.save(ctx, *inputs[:5])
+        ctx.plain = axis.definition_of(partial(_gradients, examples, for_x), lanes)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError("conv_block has no second derivative")
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return *axis.pull(ctx.plain, ctx.saved_tensors, cotangents), *[None] * 8
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return axis.push(ctx.plain, ctx.saved_tensors, tangents[:5])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, examples, for_x, lanes = inputs
         shared = None if for_x else 1  # each lane has its own gradient for the images
-        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared)
+        tensors, all_ = axis.merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared)
         grads = _BlockGrad.apply(*tensors, examples, for_x, all_)
-        return _split_vmap_axis(info.batch_size, lanes, grads)
+        return axis.split_vmap_axis(info.batch_size, lanes, grads)
 
 
 class _Given(torch.autograd.Function):
@@ -271,69 +285,35 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.lanes = inputs
-        ctx.save_for_backward(*tensors)
+        *tensors, lanes = inputs
+        axis.save(ctx, *tensors)
+        ctx.plain = axis.definition_of(definition_given, lanes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Training does not need this gradient, so it is that of the definition.
-        def of_lanes(x: Tensor, *rest: Tensor) -> Tensor:
-            x = x.expand(ctx.lanes, *x.shape[1:])
-            pooled: Tensor = torch.func.vmap(definition_given)(x, *rest)
-            return pooled
+        return *axis.pull(ctx.plain, ctx.saved_tensors, grad), None
 
-        function = of_lanes if ctx.lanes else definition_given
-        gradients = torch.func.vjp(function, *ctx.saved_tensors)[1](grad)
-        return (*gradients, None)
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return axis.push(ctx.plain, ctx.saved_tensors, tangents[:6])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         *tensors, lanes = inputs
-        tensors, all_ = _merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
-        (pooled,), (dim,) = _split_vmap_axis(
+        tensors, all_ = axis.merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
+        (pooled,), (dim,) = axis.split_vmap_axis(
             info.batch_size, lanes, (_Given.apply(*tensors, all_),)
         )
         return pooled, dim
 
 
-def _call_with_lanes(operator: Any, lanes: int, *inputs: Any) -> tuple[Tensor, ...]:
-    """Call an operator on tensors that have an axis of lanes, or none if ``lanes`` is 0."""
-    if lanes:
-        outputs: tuple[Tensor, ...] = operator(*inputs)
-        return outputs
-    return tuple(out[0] for out in operator(*(t[None] if _is_tensor(t) else t for t in inputs)))
+def _pooled(
+    examples: int, x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel
+) -> Blocks:
+    """Return the activations of :func:`definition`."""
+    return definition(x, weight, gamma, beta, examples)[0]
 
 
-def _is_tensor(x: object) -> bool:
-    return isinstance(x, Tensor)
-
-
-def _merge_vmap_axis(
-    more: int, lanes: int, in_dims: tuple[Any, ...], tensors: list[Tensor], shared: int | None
-) -> tuple[list[Tensor], int]:
-    """Merge the axis of vmap, of length ``more``, into the axis of lanes.
-
-    The tensor at the position ``shared`` keeps length 1 if all lanes share it.
-    """
-    merged = []
-    for i, (x, dim) in enumerate(zip(tensors, in_dims[: len(tensors)], strict=True)):
-        if dim is not None:
-            x = x.movedim(dim, 0)
-            if lanes:  # shared images now differ between lanes
-                x = x.expand(more, lanes, *x.shape[2:])
-        elif i == shared and (not lanes or x.shape[0] == 1):
-            merged.append(x if lanes else x[None])
-            continue
-        else:
-            x = x.expand(more, *x.shape)
-        merged.append(x.flatten(0, 1) if lanes else x)
-    return merged, more * max(lanes, 1)
-
-
-def _split_vmap_axis(
-    fewer: int, lanes: int, outputs: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Split the axis of vmap, of length ``fewer``, from the ``lanes`` that were there before."""
-    if lanes:
-        outputs = tuple(out.unflatten(0, (fewer, lanes)) for out in outputs)
-    return tuple(outputs), (0,) * len(outputs)
+def _gradients(examples: int, for_x: bool, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of the definition, for the images only if ``for_x``."""
+    return axis.pull(partial(_pooled, examples), inputs, grad)[not for_x :]

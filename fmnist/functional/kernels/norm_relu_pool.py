@@ -7,14 +7,15 @@ backward. The fused operation reads its input twice forward and once backward.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels.fold import fold, unfold
 
 EPS = 1e-5
@@ -67,13 +68,13 @@ def norm_relu_pool(
     """Compute :func:`definition`, by a fused kernel where there is one for the device and dtype.
 
     With the fused kernel, no gradient flows through the returned mean and variance. They are for
-    the running statistics.
+    the running statistics. Second derivatives and those of forward mode are of the definition.
 
     Returns:
         ``(pooled, mean, var)`` as in :func:`definition`.
 
     Raises:
-        NotImplementedError: A second derivative of the fused kernel is requested.
+        ValueError: With the fused kernel: the shapes do not go together.
     """
     if _has_kernel(x):
         pooled, mean, var, *_ = _NormReluPool.apply(x, weight, bias)
@@ -103,6 +104,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
+    _check(x, weight, bias)
     return cuda_kernels.forward(x, weight, bias, EPS)
 
 
@@ -118,6 +120,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
+    _check(x, weight, mean, var)
+    small = (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+    if any(t.shape != small for t in (grad, centred, which)):
+        raise ValueError(f"the results of the forward pass and the gradient must be {small}")
     return cuda_kernels.backward(grad, x, weight, mean, var, centred, which, EPS)
 
 
@@ -125,29 +131,43 @@ def _backward(
 def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
+    _check(x, weight, bias, mean, var)
     return cuda_kernels.forward_given(x, weight, bias, mean, var, EPS)[0]
+
+
+def _check(x: Tensor, *channels: Tensor) -> None:
+    """Check shapes, as the kernels have no checks of array bounds."""
+    if x.dim() != 4 or any(t.shape != x.shape[1:2] for t in channels):
+        shapes = ", ".join(str(tuple(t.shape)) for t in channels)
+        raise ValueError(f"images {tuple(x.shape)} do not go with numbers {shapes}")
 
 
 @_given.register_fake
 def _(x: Tensor, *_: Tensor) -> Tensor:
-    small = x.new_empty(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
-    return small.contiguous(memory_format=torch.channels_last)
+    return _empty_like_pooled(x, x.dtype)
 
 
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    batch, channels, height, width = x.shape
-    pooled = x.new_empty(batch, channels, height // 2, width // 2).contiguous(
-        memory_format=torch.channels_last
-    )
-    which = torch.empty_like(pooled, dtype=torch.uint8)
-    return pooled, x.new_empty(channels), x.new_empty(channels), pooled.clone(), which
+    mean, var = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    kinds = (x.dtype, torch.float32, torch.uint8)
+    pooled, centred, which = (_empty_like_pooled(x, dtype) for dtype in kinds)
+    return pooled, mean, var, centred, which
 
 
 @_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(x).contiguous(memory_format=torch.channels_last)
-    return dx, torch.empty_like(weight), torch.empty_like(weight)
+    dx = _empty_channels_last(x, x.shape, x.dtype)
+    return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+def _empty_like_pooled(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return _empty_channels_last(x, (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2), dtype)
+
+
+def _empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    last = torch.channels_last
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=last)
 
 
 class _NormReluPool(torch.autograd.Function):
@@ -159,13 +179,16 @@ class _NormReluPool(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight, *output[1:])
+        axis.save(ctx, *inputs, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
         return _NormReluPoolGrad.apply(grad, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+        return axis.push(_pooled, ctx.saved_tensors[:3], tangents), *[None] * 4
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
@@ -174,17 +197,22 @@ class _NormReluPool(torch.autograd.Function):
 
 class _NormReluPoolGrad(torch.autograd.Function):
     @staticmethod
-    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return _backward(*inputs)
+    def forward(
+        grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *saved: Tensor
+    ) -> tuple[Tensor, ...]:
+        return _backward(grad, x, weight, *saved)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+        axis.save(ctx, *inputs[:4])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError("norm_relu_pool has no second derivative")
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return *axis.pull(_gradients, ctx.saved_tensors, cotangents), *[None] * 4
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        return axis.push(_gradients, ctx.saved_tensors, tangents[:4])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
@@ -198,14 +226,15 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        axis.save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        # Training does not need this gradient, so it is that of the definition.
-        pull = torch.func.vjp(definition_given, *ctx.saved_tensors)[1]
-        gradients: tuple[Tensor, ...] = pull(grad)
-        return gradients
+        return axis.pull(definition_given, ctx.saved_tensors, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        return axis.push(definition_given, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> Any:
@@ -214,6 +243,16 @@ class _Given(torch.autograd.Function):
 
         (pooled,), (dim,) = _vmap_as_channels(function, info.batch_size, in_dims, inputs)
         return pooled, dim
+
+
+def _pooled(*inputs: Tensor) -> Pooled:
+    """Return the activations of :func:`definition`."""
+    return definition(*inputs)[0]
+
+
+def _gradients(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of the definition."""
+    return axis.pull(_pooled, inputs, grad)
 
 
 def _vmap_as_channels(

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fmnist.functional.kernels import lanes as axis
+
 
 def linear(
     x: Float[Tensor, "batch inputs"], weight: Float[Tensor, "outputs inputs"]
@@ -35,12 +37,18 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        axis.save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         return _Product.apply(grad, weight), _Product.apply(grad.mT, x)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dweight: Tensor) -> Tensor:
+        x, weight = ctx.saved_tensors
+        out: Tensor = _Product.apply(dx, weight.mT) + _Product.apply(x, dweight.mT)
+        return out
 
 
 class _Product(torch.autograd.Function):
@@ -52,12 +60,18 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        axis.save(ctx, *inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
         return _Product.apply(grad, b.mT), _Product.apply(a.mT, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, db: Tensor) -> Tensor:
+        a, b = ctx.saved_tensors
+        out: Tensor = _Product.apply(da, b) + _Product.apply(a, db)
+        return out
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, Any], a: Tensor, b: Tensor) -> tuple[Tensor, int]:

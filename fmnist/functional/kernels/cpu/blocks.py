@@ -12,8 +12,9 @@ unless stated otherwise and have these shapes:
 * ``pooled``, ``centred``, ``which`` and ``grad`` ``[lanes, blocks, outputs, rows // 2,
   columns // 2, WIDTH]``
 
-The padding after the last example must be finite in ``x`` (``pack`` sets it to zero) and zero in
-``grad``. It is excluded from every sum.
+Inputs may have any strides; results are contiguous. The padding after the last example must be
+finite in ``x`` (``pack`` sets it to zero). It is excluded from every sum, and zero in ``pooled``
+and ``centred`` of :func:`forward`.
 """
 
 from __future__ import annotations
@@ -51,17 +52,15 @@ def forward(
         square in row-major order, or 4 where the ReLU outputs zero.
 
     Raises:
-        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
-        TypeError: ``x`` or ``weight`` is not float32.
+        ValueError: The shapes do not go together, or ``examples`` do not end in the last block.
+        TypeError: A tensor is not float32.
     """
-    _check(x, weight)
-    lanes, outputs, _, k, _ = weight.shape
-    blocks, height, width = x.shape[1], x.shape[3] - k + 1, x.shape[4] - k + 1
-    y = torch.empty(lanes, blocks, outputs, height, width, WIDTH)
-    small = (lanes, blocks, outputs, height // 2, width // 2, WIDTH)
-    pooled, centred = torch.empty(small), torch.empty(small)
-    which = torch.empty(small, dtype=torch.uint8)
-    mean, var = torch.empty(lanes, outputs), torch.empty(lanes, outputs)
+    _check(x, weight, gamma, beta)
+    _check_examples(examples, x.shape[1])
+    large, small = _result_shapes(x, weight)
+    y, pooled, centred = x.new_empty(large), x.new_empty(small), x.new_empty(small)
+    which = x.new_empty(small, dtype=torch.uint8)
+    mean, var = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
     cpu_loops.forward(
         *_arrays(x, weight, gamma, beta, y, pooled, centred, which, mean, var), examples, eps
     )
@@ -75,10 +74,8 @@ def forward_given(
 
     Arguments and errors are those of :func:`forward`.
     """
-    _check(x, weight)
-    lanes, outputs, _, k, _ = weight.shape
-    small = ((x.shape[3] - k + 1) // 2, (x.shape[4] - k + 1) // 2)
-    pooled = torch.empty(lanes, x.shape[1], outputs, *small, WIDTH)
+    _check(x, weight, gamma, beta, mean, var)
+    pooled = x.new_empty(_result_shapes(x, weight)[1])
     scale = gamma / torch.sqrt(var + eps)
     cpu_loops.forward_given(*_arrays(x, weight, mean, scale, beta, pooled))
     return pooled
@@ -118,26 +115,54 @@ def backward(
         ``beta``. If not ``for_x``, ``dx`` is a placeholder ``[1, 1, 1, 1, 1, 1]``.
 
     Raises:
-        ValueError: ``x`` and ``weight`` have different numbers of channels or lanes.
-        TypeError: ``x`` or ``weight`` is not float32.
+        ValueError: The shapes do not go together, or ``examples`` do not end in the last block.
+        TypeError: A tensor is not float32, or ``which`` is not uint8.
     """
-    _check(x, weight, for_x)
-    dx = torch.empty(x.shape) if for_x else torch.zeros((1,) * 6)
+    _check(x, weight, gamma, mean, var)
+    _check_examples(examples, x.shape[1])
+    large, small = _result_shapes(x, weight)
+    if y.shape != large or any(t.shape != small for t in (grad, centred, which)):
+        raise ValueError(f"the results of forward and the gradient must be {large} and {small}")
+    if for_x and len(x) != len(weight):
+        raise ValueError("the gradient for the images needs the images of all lanes")
+    if which.dtype != torch.uint8 or {grad.dtype, y.dtype, centred.dtype} != {torch.float32}:
+        raise TypeError("the kernels of the CPU are for float32, and places are uint8")
+    dx = x.new_empty(x.shape) if for_x else x.new_zeros((1,) * 6)
     chunks = min(CHUNKS, -(-x.shape[1] // 2))  # of two blocks or more, to limit the sums
-    parts = torch.empty(weight.shape[0], chunks, *weight.shape[1:])
-    dgamma, dbeta = torch.empty_like(gamma), torch.empty_like(gamma)
+    parts = x.new_empty(weight.shape[0], chunks, *weight.shape[1:])
+    dgamma, dbeta = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
     arrays = _arrays(grad, x, weight, gamma, mean, var, y, centred, which)
     cpu_loops.backward(*arrays, *_arrays(dx, parts, dgamma, dbeta), examples, eps, for_x)
     return dx, parts.sum(1), dgamma, dbeta
 
 
-def _check(x: Tensor, weight: Tensor, all_lanes: bool = False) -> None:
+def _result_shapes(x: Tensor, weight: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of ``y`` and of ``pooled``."""
+    lanes, outputs, _, k, _ = weight.shape
+    height, width = x.shape[3] - k + 1, x.shape[4] - k + 1
+    outer = (lanes, x.shape[1], outputs)
+    return (*outer, height, width, WIDTH), (*outer, height // 2, width // 2, WIDTH)
+
+
+def _check(x: Tensor, weight: Tensor, *channels: Tensor) -> None:
     """Check shapes and dtypes, as the compiled loops have no checks of array bounds."""
-    fits = len(x) == len(weight) or (len(x) == 1 and not all_lanes)
-    if not fits or x.shape[2] != weight.shape[2]:
+    if x.dim() != 6 or x.shape[5] != WIDTH:
+        raise ValueError(f"images must be in blocks of {WIDTH}, not of shape {tuple(x.shape)}")
+    square = weight.dim() == 5 and weight.shape[3] == weight.shape[4] <= min(x.shape[3:5])
+    some = square and min(weight.shape) > 0
+    if not some or x.shape[0] not in (1, weight.shape[0]) or x.shape[2] != weight.shape[2]:
         raise ValueError(f"images {tuple(x.shape)} do not go with weights {tuple(weight.shape)}")
-    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+    for numbers in channels:
+        if numbers.shape != weight.shape[:2]:
+            expected, found = tuple(weight.shape[:2]), tuple(numbers.shape)
+            raise ValueError(f"a number for each output channel is {expected}, not {found}")
+    if any(t.dtype != torch.float32 for t in (x, weight, *channels)):
         raise TypeError("the kernels of the CPU are for float32")
+
+
+def _check_examples(examples: int, blocks: int) -> None:
+    if not (blocks - 1) * WIDTH < examples <= blocks * WIDTH or examples < 1:
+        raise ValueError(f"{examples} examples do not fill {blocks} blocks of {WIDTH}")
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:

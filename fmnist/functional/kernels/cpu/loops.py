@@ -70,9 +70,9 @@ def forward(x, weight, gamma, beta, y, pooled, centred, which, mean, var, exampl
     for task in prange(lanes * blocks):
         lane, block = divmod(np.int64(task), blocks)
         pool(
-            y[lane, block].reshape(-1), mean[lane], scale[lane], beta[lane], rows, columns,
-            pooled[lane, block].reshape(-1), centred[lane, block].reshape(-1),
-            which[lane, block].reshape(-1),
+            y[lane, block].reshape(-1), mean[lane], scale[lane], beta[lane],
+            valid_examples(block, examples), rows, columns, pooled[lane, block].reshape(-1),
+            centred[lane, block].reshape(-1), which[lane, block].reshape(-1),
         )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def forward_given(x, weight, mean, scale, beta, pooled):
     inputs, height, width = x.shape[2:5]
     k = weight.shape[3]
     rows, columns = height - k + 1, width - k + 1
-    weights = tiled(weight)
+    weights, all_valid = tiled(weight), np.ones(WIDTH, np.float32)
     for task in prange(lanes * blocks):
         lane, block = divmod(np.int64(task), blocks)
         y = np.empty(outputs * rows * columns * WIDTH, np.float32)
@@ -97,7 +97,7 @@ def forward_given(x, weight, mean, scale, beta, pooled):
         convolve(image, weights[lane], y, inputs, outputs, height, width, k)
         out = pooled[lane, block].reshape(-1)
         centred, which = np.empty(out.size, np.float32), np.empty(out.size, np.uint8)
-        pool(y, mean[lane], scale[lane], beta[lane], rows, columns, out, centred, which)
+        pool(y, mean[lane], scale[lane], beta[lane], all_valid, rows, columns, out, centred, which)
 
 
 @_parallel

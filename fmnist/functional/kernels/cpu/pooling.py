@@ -60,20 +60,22 @@ def measure(y, means, squares, valid):
     channels = len(means)
     plane = y.size // channels
     count = plane // WIDTH * valid.sum()
+    none = splat(np.float32(0))
+    inside = load(valid, 0) > none  # selects, as the padding may overflow, and inf * 0 is NaN
     for c in range(channels):
         sums = splat(np.float32(0))
         for at in range(c * plane, (c + 1) * plane, WIDTH):
             sums = sums + load(y, at)
-        mean = total(sums * load(valid, 0)) / count
+        mean = total(where(inside, sums, none)) / count
         centre = splat(np.float32(mean))
         sums = squared = splat(np.float32(0))
         for at in range(c * plane, (c + 1) * plane, WIDTH):
             distance = load(y, at) - centre
             sums = sums + distance
             squared = fma(distance, distance, squared)
-        rest = total(sums * load(valid, 0)) / count
+        rest = total(where(inside, sums, none)) / count
         means[c] = np.float64(np.float32(mean)) + rest
-        square = total(squared * load(valid, 0)) - rest * rest * count
+        square = total(where(inside, squared, none)) - rest * rest * count
         squares[c] = 0.0 if square < 0 else square  # rounding can make it negative; a NaN is kept
 
 
@@ -103,12 +105,13 @@ def merge(means, squares, examples, pixels):
 
 
 @_compiled
-def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
-    """Apply batch norm, ReLU and 2x2 max pooling to a block.
+def pool(y, means, scales, biases, valid, rows, columns, pooled, centred, which):
+    """Apply batch norm, ReLU and 2x2 max pooling to a block. The outputs of padding are zero.
 
     Args:
         y: output of the convolution, flat ``[channels, rows, columns, WIDTH]``.
         means, scales, biases: of each channel, float32 ``[channels]``.
+        valid: the result of :func:`valid_examples`.
         rows, columns: size of the images in ``y``.
         pooled: output of the pooled size.
         centred: output of the pooled size: ``y - mean`` at the largest pixel of each square.
@@ -116,6 +119,8 @@ def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
     """
     below = columns * WIDTH
     to = 0
+    none = splat(np.float32(0))
+    outside = load(valid, 0) <= none
     for c in range(len(means)):
         mean, scale, bias = splat(means[c]), splat(scales[c]), splat(biases[c])
         for i in range(rows // 2):
@@ -130,9 +135,9 @@ def pool(y, means, scales, biases, rows, columns, pooled, centred, which):
                     best = where(better, value, best)
                     best_distance = where(better, distance, best_distance)
                     place = where(better, splat(np.float32(corner)), place)
-                dead = best <= splat(np.float32(0))
-                store(pooled, to, where(dead, splat(np.float32(0)), best))
-                store(centred, to, best_distance)
+                dead = (best <= none) | outside
+                store(pooled, to, where(dead, none, best))
+                store(centred, to, where(outside, none, best_distance))
                 store_bytes(which, to, where(dead, splat(np.float32(DEAD)), place))
                 at += 2 * WIDTH
                 to += WIDTH
@@ -180,10 +185,12 @@ def spread_gradient(
         rows, columns: size of the images in ``y``.
     """
     below, small = columns * WIDTH, columns // 2 * WIDTH
-    valid, paired = load(examples, 0), min(bottom, rows // 2 * 2)
+    none, paired = splat(np.float32(0)), min(bottom, rows // 2 * 2)
+    inside = load(examples, 0) > none
     for c in range(*channels):
         centre, factor = splat(mean[c]), splat(scale[c])
-        tilt, shift = splat(slope[c]) * valid, splat(constant[c]) * valid
+        tilt = where(inside, splat(slope[c]), none)
+        shift = where(inside, splat(constant[c]), none)
         for h in range(top, paired, 2):
             at = (c * rows + h) * below
             source = (c * (rows // 2) + h // 2) * small
