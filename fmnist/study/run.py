@@ -13,7 +13,7 @@ import torch
 
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.data import fashion_mnist
+from fmnist.data import fashion_mnist, given
 from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import Split
 from fmnist.reports.dashboard.mirror import DashboardMirror
@@ -28,6 +28,7 @@ from fmnist.tuning.scheduler import Splits
 from fmnist.tuning.storage import open_study
 from fmnist.utils import memory, provenance
 from fmnist.utils.device import find_device
+from fmnist.utils.errors import UserError
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
@@ -62,7 +63,8 @@ def run_study(
         out: the folder of the run; made if needed.
         storage: URL of an Optuna storage; by default SQLite in ``out``.
         data: a folder with the four IDX files; by default they are found or fetched.
-        dataset: the data set to use instead of loading one.
+        dataset: the data set to use instead of Fashion-MNIST; see
+            :func:`fmnist.data.given.checked`. A run is continued with the data that it began with.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         max_lanes: maximum number of lanes of a group; by default as many as fit in memory.
         retry_failed: whether to train trials that diverged again.
@@ -76,6 +78,8 @@ def run_study(
         UserError: The study, the data, the storage or the folder cannot be used.
     """
     out, progress = Path(out), progress or Progress()
+    if dataset is not None:
+        dataset = given.checked(dataset, config.holdout)
     url = storage or storage_url.of_run(out)
     target = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -83,6 +87,8 @@ def run_study(
     with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
         study = open_study(config, url, begun=folder.begun)
         folder.take(study, shared=storage is not None)
+        data_set = given.FASHION_MNIST if dataset is None else given.identity(dataset)
+        _check_data(study, data_set)
         done = grid.results(study, config)
         folder.check_parameters(grid.parameter_sums(study, done), done)
         retry = retry_failed and any(result.state != "COMPLETE" for result in done)
@@ -101,6 +107,7 @@ def run_study(
                 mirror.repair(result)
             if trains:
                 folder.confirm(study)
+                study.set_user_attr(DATA, dict(data_set))
                 progress.message(f"device {target}")
                 examples = splits(config, dataset, target)
                 images = len(examples.training.labels)
@@ -131,15 +138,33 @@ def run_study(
 
             about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
             lost = folder.lost
-            findings = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
+            findings = Findings(
+                config, results, dataset, about, storage,
+                sums=sums, lost=lost, classes=dataset.classes,
+            )  # fmt: skip
             folder.seal(publish.publish(out, findings, study, phases), sums)
         study.set_user_attr(PHASES, phases.seconds)
         return results
 
 
+DATA = "fmnist:data"
 FACTS = "fmnist:provenance"
 PHASES = "fmnist:seconds_by_phase"
 TRAINING = "training and evaluation"
+
+
+def _check_data(study: optuna.Study, here: given.Identity) -> None:
+    """Check that a study continues with the data that it began with.
+
+    Raises:
+        UserError: The study began with other data.
+    """
+    there = study.user_attrs.get(DATA)  # None in a study of an earlier version
+    if isinstance(there, dict) and (lines := given.differences(there, here)):
+        raise UserError(
+            f"study {study.study_name!r} began with other data ({'; '.join(lines)}); "
+            "continue it with the same, or choose another --out and name (--set name=...)"
+        )
 
 
 def _is_complete(folder: RunFolder, done: Sequence[TrialResult], progress: Progress) -> bool:
