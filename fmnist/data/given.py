@@ -66,7 +66,7 @@ def identity(dataset: Dataset) -> Identity:
     """Return the identity of a data set that :func:`checked` returned."""
     digest = hashlib.sha256()
     for tensor in (*dataset.train, *dataset.test):
-        digest.update(memoryview(tensor.numpy()))
+        digest.update(tensor.numpy().data)
     return {
         "training images": len(dataset.train.labels),
         "test images": len(dataset.test.labels),
