@@ -21,7 +21,7 @@ from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
 from fmnist.rundir.folder import RunFolder, opened
-from fmnist.tuning import grid, scheduler, storage_errors, storage_url
+from fmnist.tuning import grid, origin, scheduler, storage_errors, storage_url
 from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.scheduler import Splits
@@ -91,8 +91,10 @@ def run_study(
         _check_data(study, data_set)
         done = grid.results(study, config)
         folder.check_parameters(grid.parameter_sums(study, done), done)
+        if others := origin.foreign(study, config):
+            progress.message(others)
         retry = retry_failed and any(result.state != "COMPLETE" for result in done)
-        trains = retry or len(done) < config.size or grid.unfinished(study)
+        trains = retry or len(done) < config.size or grid.unfinished(study, config)
         if not trains and _is_complete(folder, done, progress):
             return done
         phases = Phases(_mapping(study, PHASES, int | float))
