@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 import torch
@@ -32,6 +34,27 @@ from fmnist.utils.errors import UserError
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_TURN = threading.RLock()
+
+
+def _in_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """Let one thread at a time run studies: matplotlib, logs and warnings are of the process."""
+
+    @functools.wraps(function)
+    def waits(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _TURN.acquire(blocking=False):
+            if isinstance(progress := kwargs.get("progress"), Progress):
+                progress.message("waiting for the study of another thread")
+            _TURN.acquire()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _TURN.release()
+
+    return waits
+
 
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
     """Return the examples of a study on a device. With ``holdout = 0``, validation is test."""
@@ -43,6 +66,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
     return Splits(training, test if config.validation_is_test else validation, test)
 
 
+@_in_turn
 def run_study(
     config: StudyConfig,
     out: str | Path,
@@ -57,6 +81,8 @@ def run_study(
     progress: Progress | None = None,
 ) -> list[TrialResult]:
     """Run a study, or resume it, and write its results and reports.
+
+    In several threads of a process, one study runs after the other.
 
     Args:
         config: the study.
