@@ -64,11 +64,18 @@ _FILES = tuple(map(_File, _SHA256, _SHAPES, _SHA256.values()))
 
 
 class Dataset(NamedTuple):
-    """The two splits, and the name of the source that they were read from."""
+    """A data set of 28x28 images in ten classes.
+
+    Attributes:
+        train, test: the two splits.
+        source: where they are from, as the reports show it.
+        classes: the name of each label.
+    """
 
     train: Split
     test: Split
-    source: str
+    source: str = "given in Python"
+    classes: tuple[str, ...] = CLASS_NAMES
 
     def holdout(self, images: int = 5000) -> tuple[Split, Split]:
         """Training and validation images: see :func:`holdout_split`."""

@@ -17,6 +17,7 @@ from fmnist.config import study as configs
 from fmnist.config.factory import AnyModelConfig, build_model
 from fmnist.config.results import label
 from fmnist.config.settings import clipped
+from fmnist.functional.cnn import CLASS_COUNT
 from fmnist.rundir import models
 from fmnist.utils.errors import UserError
 
@@ -63,6 +64,18 @@ def best_model(run: Path) -> TrainedModel:
         error.source = str(path)
         raise
     return TrainedModel(number, name, model, models.best_path(run))
+
+
+def class_names(run: Path) -> tuple[str, ...] | None:
+    """Return the names of the classes of a run, each on one line; None if they are not known."""
+    try:
+        about = json.loads(_text(run / "best" / "config.json", run, MAX_ABOUT))
+    except (ValueError, RecursionError, UserError):
+        return None
+    names = about.get("classes") if isinstance(about, dict) else None
+    if isinstance(names, list) and len(names) == CLASS_COUNT:
+        return tuple(map(_line, names))
+    return None
 
 
 def complete_models(run: Path) -> list[TrainedModel]:

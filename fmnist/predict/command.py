@@ -89,10 +89,15 @@ def main(argv: Sequence[str]) -> int:
 
     import torch
 
+    from fmnist.data.fashion_mnist import CLASS_NAMES
     from fmnist.inference import trained
 
     trials = trained.complete_models(run) if args.ensemble else [trained.best_model(run)]
-    failures = Failures()
+    failures, classes = Failures(), trained.class_names(run) or CLASS_NAMES
+    if classes != CLASS_NAMES and numbers:
+        reason = f"--test is for runs of Fashion-MNIST; {run} has other classes"
+        failures.add("test", ",".join(numbers), _line(reason))
+        numbers = []
     items = [
         *_pictures(files, args.invert, failures),
         *_test_images(numbers, args.data, failures),
@@ -106,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
             "run": str(run),
             "trials": [trial.number for trial in trials],
             "predictions": [
-                _record(item, row) for item, row in zip(items, probabilities, strict=True)
+                _record(item, row, classes) for item, row in zip(items, probabilities, strict=True)
             ],
             "errors": failures,
         }
@@ -114,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     elif items:
         name = f"trial {trials[0].number}, {trials[0].label}"
         source = f"mean of {len(trials)} complete trials" if args.ensemble else name
-        print("\n".join([_line(f"{run}: {source}"), *_table(items, probabilities)]))
+        print("\n".join([_line(f"{run}: {source}"), *_table(items, probabilities, classes)]))
     return 2 if failures else 0
 
 
@@ -160,35 +165,33 @@ def _likeliest(row: Sequence[float]) -> list[int]:
     return sorted(range(len(row)), key=lambda label: -row[label])[:LIKELIEST]
 
 
-def _record(item: Item, row: Sequence[float]) -> dict[str, Any]:
+def _record(item: Item, row: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
     """The entry of a prediction in the JSON document."""
-    from fmnist.data.fashion_mnist import CLASS_NAMES
-
     record = dict(item.about)
     best = _likeliest(row)
     if "label" in record:
-        record |= {"class": CLASS_NAMES[record["label"]], "right": best[0] == record["label"]}
+        record |= {"class": classes[record["label"]], "right": best[0] == record["label"]}
     record["likeliest"] = [
-        {"label": label, "class": CLASS_NAMES[label], "probability": row[label]} for label in best
+        {"label": label, "class": classes[label], "probability": row[label]} for label in best
     ]
     record["probabilities"] = row
     return record
 
 
-def _table(items: Sequence[Item], probabilities: Sequence[Sequence[float]]) -> list[str]:
+def _table(
+    items: Sequence[Item], probabilities: Sequence[Sequence[float]], classes: Sequence[str]
+) -> list[str]:
     """A line for each item: its name, the likeliest classes, a remark."""
-    from fmnist.data.fashion_mnist import CLASS_NAMES
-
-    widest = max(map(len, CLASS_NAMES))
+    widest = max(map(len, classes))
     width = min(NAME_WIDTH, max(len(item.name) for item in items))
     lines = []
     for item, row in zip(items, probabilities, strict=True):
         best = _likeliest(row)
-        cells = [f"{CLASS_NAMES[label]:<{widest}} {row[label]:>6.1%}" for label in best]
+        cells = [f"{classes[label]:<{widest}} {row[label]:>6.1%}" for label in best]
         remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
         if "label" in item.about:
             label = item.about["label"]
-            remark = "right" if best[0] == label else f"wrong: {CLASS_NAMES[label]}"
+            remark = "right" if best[0] == label else f"wrong: {classes[label]}"
         lines.append("   ".join([f"{item.name:<{width}}", *cells, remark]).rstrip())
     return lines
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import optuna
 import torch
 
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.data import fashion_mnist
+from fmnist.data import fashion_mnist, given
 from fmnist.data.fashion_mnist import Dataset
 from fmnist.functional.types import Split
 from fmnist.reports.dashboard.mirror import DashboardMirror
@@ -21,15 +23,37 @@ from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
 from fmnist.rundir.folder import RunFolder, opened
-from fmnist.tuning import grid, scheduler, storage_errors, storage_url
+from fmnist.tuning import grid, origin, scheduler, storage_errors, storage_url
 from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.scheduler import Splits
 from fmnist.tuning.storage import open_study
 from fmnist.utils import memory, provenance
 from fmnist.utils.device import find_device
+from fmnist.utils.errors import UserError
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_TURN = threading.RLock()
+
+
+def _in_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """Let one thread at a time run studies: matplotlib, logs and warnings are of the process."""
+
+    @functools.wraps(function)
+    def waits(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _TURN.acquire(blocking=False):
+            if isinstance(progress := kwargs.get("progress"), Progress):
+                progress.message("waiting for the study of another thread")
+            _TURN.acquire()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _TURN.release()
+
+    return waits
 
 
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
@@ -42,6 +66,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
     return Splits(training, test if config.validation_is_test else validation, test)
 
 
+@_in_turn
 def run_study(
     config: StudyConfig,
     out: str | Path,
@@ -57,12 +82,15 @@ def run_study(
 ) -> list[TrialResult]:
     """Run a study, or resume it, and write its results and reports.
 
+    In several threads of a process, one study runs after the other.
+
     Args:
         config: the study.
         out: the folder of the run; made if needed.
         storage: URL of an Optuna storage; by default SQLite in ``out``.
         data: a folder with the four IDX files; by default they are found or fetched.
-        dataset: the data set to use instead of loading one.
+        dataset: the data set to use instead of Fashion-MNIST; see
+            :func:`fmnist.data.given.checked`. A run is continued with the data that it began with.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         max_lanes: maximum number of lanes of a group; by default as many as fit in memory.
         retry_failed: whether to train trials that diverged again.
@@ -76,6 +104,8 @@ def run_study(
         UserError: The study, the data, the storage or the folder cannot be used.
     """
     out, progress = Path(out), progress or Progress()
+    if dataset is not None:
+        dataset = given.checked(dataset, config.holdout)
     url = storage or storage_url.of_run(out)
     target = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -83,10 +113,14 @@ def run_study(
     with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
         study = open_study(config, url, begun=folder.begun)
         folder.take(study, shared=storage is not None)
+        data_set = given.FASHION_MNIST if dataset is None else given.identity(dataset)
+        _check_data(study, data_set)
         done = grid.results(study, config)
         folder.check_parameters(grid.parameter_sums(study, done), done)
+        if others := origin.foreign(study, config):
+            progress.message(others)
         retry = retry_failed and any(result.state != "COMPLETE" for result in done)
-        trains = retry or len(done) < config.size or grid.unfinished(study)
+        trains = retry or len(done) < config.size or grid.unfinished(study, config)
         if not trains and _is_complete(folder, done, progress):
             return done
         phases = Phases(_mapping(study, PHASES, int | float))
@@ -101,6 +135,7 @@ def run_study(
                 mirror.repair(result)
             if trains:
                 folder.confirm(study)
+                study.set_user_attr(DATA, dict(data_set))
                 progress.message(f"device {target}")
                 examples = splits(config, dataset, target)
                 images = len(examples.training.labels)
@@ -131,15 +166,33 @@ def run_study(
 
             about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
             lost = folder.lost
-            findings = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
+            findings = Findings(
+                config, results, dataset, about, storage,
+                sums=sums, lost=lost, classes=dataset.classes,
+            )  # fmt: skip
             folder.seal(publish.publish(out, findings, study, phases), sums)
         study.set_user_attr(PHASES, phases.seconds)
         return results
 
 
+DATA = "fmnist:data"
 FACTS = "fmnist:provenance"
 PHASES = "fmnist:seconds_by_phase"
 TRAINING = "training and evaluation"
+
+
+def _check_data(study: optuna.Study, here: given.Identity) -> None:
+    """Check that a study continues with the data that it began with.
+
+    Raises:
+        UserError: The study began with other data.
+    """
+    there = study.user_attrs.get(DATA)  # None in a study of an earlier version
+    if isinstance(there, dict) and (lines := given.differences(there, here)):
+        raise UserError(
+            f"study {study.study_name!r} began with other data ({'; '.join(lines)}); "
+            "continue it with the same, or choose another --out and name (--set name=...)"
+        )
 
 
 def _is_complete(folder: RunFolder, done: Sequence[TrialResult], progress: Progress) -> bool:

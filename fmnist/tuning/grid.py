@@ -18,12 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
 from fmnist.config.study import StudyConfig, TrialConfig
+from fmnist.tuning.origin import CHECK, HISTORY, ORIGIN, REASON, origin, ours, point_attrs
 from fmnist.tuning.storage import DAMAGED, sound, trials
 from fmnist.utils.errors import UserError
 
-HISTORY = "fmnist:history"
-REASON = "fmnist:reason"
-CHECK = "fmnist:sha256"
 PARAMETERS = "fmnist:parameters_sha256"
 
 
@@ -64,66 +62,57 @@ def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[s
     return point
 
 
-def _requeue_failed(study: optuna.Study, *, diverged: bool) -> None:
-    """Queue failed trials again.
-
-    GridSampler counts a failed point as visited. The new trial therefore has its grid id, as in
-    optuna.storages.RetryHeartbeatStaleTrialCallback.
-
-    Args:
-        study: the study.
-        diverged: whether to queue trials that diverged, too. The others failed because something
-            outside ended them.
-    """
-    by_point: dict[object, list[FrozenTrial]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        by_point.setdefault(trial.system_attrs.get("grid_id"), []).append(trial)
-    for tries in by_point.values():
-        last = tries[-1]
-        if last.state == TrialState.FAIL and (diverged or REASON not in last.user_attrs):
-            study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.WAITING,
-                    params=last.params,
-                    distributions=last.distributions,
-                    system_attrs=last.system_attrs,
-                )
-            )
-
-
 def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = False) -> list[Trial]:
     """Return the trials to train, by number: interrupted ones and the rest of the grid.
 
     No other process works on the study, so a RUNNING trial was interrupted. It keeps its number.
+    Trials are not asked of Optuna, which would take those that others enqueued.
 
     Args:
         study: the study.
         config: its configuration.
         retry_failed: whether to train points that diverged again, as new trials.
+
+    Raises:
+        UserError: Trials of another origin make Optuna refuse an axis.
     """
-    _requeue_failed(study, diverged=retry_failed)
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state == TrialState.RUNNING and "grid_id" not in trial.system_attrs:
-            study.sampler.before_trial(study, trial)  # killed before it had a point
-    known = study.get_trials(deepcopy=False)
-    handles = [
-        optuna.Trial(study, trial._trial_id) for trial in known if trial.state == TrialState.RUNNING
-    ]
-    waiting = sum(trial.state == TrialState.WAITING for trial in known)
-    visited = {trial.system_attrs.get("grid_id") for trial in known} - {None}
-    handles += [study.ask() for _ in range(waiting + config.size - len(visited))]
-    reported = {trial.number: trial.intermediate_values for trial in known}
+    last = {trial.system_attrs["grid_id"]: trial for trial in ours(study, config)}
+    missing = sorted(set(range(config.size)) - last.keys())
+    again = [grid_id for grid_id, trial in last.items() if trial.state == TrialState.FAIL]
+    number = len(study.get_trials(deepcopy=False))
+    for grid_id in again if retry_failed else []:
+        _add(study, config, grid_id)
+        number += 1
+    while missing:  # as GridSampler does: the point of the trial's number, if it is missing
+        _add(study, config, missing.pop(missing.index(number) if number in missing else 0))
+        number += 1
     trials = []
-    for handle in sorted(handles, key=lambda handle: handle.number):
-        point = suggest(handle, config.grid)
-        values = reported.get(handle.number, {})
-        trials.append(Trial(handle.number, point, config.trial(point), handle, values))
+    for trial in ours(study, config):
+        if not trial.state.is_finished():
+            if trial.state == TrialState.WAITING:
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            handle = optuna.Trial(study, trial._trial_id)
+            try:
+                point = suggest(handle, config.grid)
+            except ValueError as error:
+                axes = ", ".join(config.grid)
+                raise UserError(
+                    f"trials of another origin in the storage have the axes {axes} on other "
+                    f"scales ({error}); choose another --out and name (--set name=...)"
+                ) from error
+            values = trial.intermediate_values
+            trials.append(Trial(handle.number, point, config.trial(point), handle, values))
     return trials
 
 
-def unfinished(study: optuna.Study) -> bool:
+def _add(study: optuna.Study, config: StudyConfig, grid_id: int) -> None:
+    attrs = point_attrs(config, grid_id)
+    study.add_trial(optuna.create_trial(state=TrialState.RUNNING, system_attrs=attrs))
+
+
+def unfinished(study: optuna.Study, config: StudyConfig) -> bool:
     """Whether a trial is waiting or was interrupted."""
-    return any(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    return any(not trial.state.is_finished() for trial in ours(study, config))
 
 
 def report(trial: Trial, value: float, step: int) -> None:
@@ -150,6 +139,7 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     digest = _digest(result, stored.system_attrs, stored.intermediate_values)
     storage.set_trial_system_attr(key, HISTORY, history)
     storage.set_trial_system_attr(key, CHECK, digest)
+    storage.set_trial_system_attr(key, ORIGIN, origin(study, trial.number))
     trial.handle.set_user_attr("seconds", result.seconds)
     if result.state == "FAIL":
         trial.handle.set_user_attr(REASON, result.reason)
@@ -188,8 +178,9 @@ def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
     """
     by_point: dict[str, TrialResult] = {}
     with sound():
-        for trial in trials(study):
-            if trial.state.is_finished() and not _was_killed(trial):
+        trials(study)
+        for trial in ours(study, config):
+            if trial.state.is_finished():
                 result = _result(trial, config)
                 by_point[repr(result.point)] = result
     return sorted(by_point.values(), key=lambda result: result.number)
@@ -203,12 +194,6 @@ def check_whole(results: Sequence[TrialResult], config: StudyConfig) -> None:
     """
     if len(results) != config.size:
         raise UserError(f"{DAMAGED} (it has {len(results)} results of {config.size})")
-
-
-def _was_killed(trial: FrozenTrial) -> bool:
-    """Whether something outside ended the trial: it failed and has no result."""
-    stored = {HISTORY, CHECK, REASON} & (trial.system_attrs.keys() | trial.user_attrs.keys())
-    return trial.state == TrialState.FAIL and not stored
 
 
 def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:

@@ -15,6 +15,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist.config.settings import clipped
 from fmnist.config.study import StudyConfig, differences
 from fmnist.tuning import storage_errors
 from fmnist.utils import passwords
@@ -51,10 +52,12 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
     try:
         url.get_dialect()
         with sound(storage):
-            if begun and not _holds(storage, url, config.name):
+            if begun and config.name not in (names := _names(storage, url)):
+                shown = ", ".join(f"{clipped(name, 60)!r}" for name in names[:3])
+                but = f", but {shown}; give a renamed study its name back" if names else ""
                 raise UserError(
                     f"{begun} is of a study, but storage {passwords.starred(storage)} holds none "
-                    f"of the name {config.name!r}; restore it, give --storage as before, "
+                    f"of the name {config.name!r}{but}; restore it, give --storage as before, "
                     "or choose another --out"
                 )
             _check_sqlite(url)
@@ -148,14 +151,14 @@ def sound(storage: str = "") -> Iterator[None]:
         raise UserError(f"{DAMAGED} ({passwords.hide(str(error), storage)})") from error
 
 
-def _holds(storage: str, url: sqlalchemy.URL, name: str) -> bool:
-    """Whether the storage has a study of this name. A missing SQLite file is not created."""
+def _names(storage: str, url: sqlalchemy.URL) -> list[str]:
+    """Return the names of the studies in a storage. A missing SQLite file is not created."""
     path = Path(url.database or "")
     if url.get_backend_name() == "sqlite" and not str(path).startswith("file:"):
         if not (path.is_file() and path.stat().st_size):
-            return False
+            return []
         _check_sqlite(url)
-    return name in optuna.get_all_study_names(storage)
+    return optuna.get_all_study_names(storage)
 
 
 def _check_sqlite(url: sqlalchemy.URL) -> None:

@@ -152,7 +152,7 @@ def test_diverging_lane_fails_only_its_trial(storage, tmp_path):
     events = list(scheduler.run(study, config, SPLITS, max_lanes=None, retry_failed=True))
     assert [e.result.number for e in events if isinstance(e, scheduler.TrialFinished)] == [3]
     assert [r.number for r in grid.results(study, config) if r.state == "FAIL"] == [3]
-    assert not grid.unfinished(study)
+    assert not grid.unfinished(study, config)
     calm = replace(CONFIG, grid={"learning_rate": (0.01, 0.002, 0.001)})
     other = open_study(calm, f"sqlite:///{tmp_path}/calm.db")
     finish(other, calm)
