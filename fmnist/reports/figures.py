@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fmnist.reports.drawing  # noqa: F401
+
+# isort: split
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
