@@ -170,10 +170,14 @@ def test_columns_that_an_earlier_version_listed_are_removed(tmp_path):
     assert not old.exists()
 
 
-def test_the_layout_says_when_the_test_set_was_seen(tmp_path):
-    TensorBoardMirror(tmp_path, dataclasses.replace(STUDY, holdout=0)).close()
+def test_layout_and_rows_say_when_the_test_set_was_seen(tmp_path):
+    result = results_of(STUDY)[0]
+    with TensorBoardMirror(tmp_path, dataclasses.replace(STUDY, holdout=0)) as mirror:
+        mirror.finish(result)
     with served(tmp_path) as ask:
         layout = ask.wait(lambda ask: ask("plugin/custom_scalars/layout"))
+        rows = ask.wait(lambda ask: ask.groups())
+    assert rows[result.label]["hparams"] == {"note": TEST_WAS_SEEN, **result.point}
     (category,) = layout["category"]
     assert category["title"] == f"training and test ({TEST_WAS_SEEN})"
     assert category["chart"][0]["title"] == "loss: training and test"

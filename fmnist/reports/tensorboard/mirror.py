@@ -134,8 +134,9 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
     def _session(self, point: Point) -> plugin_data_pb2.HParamsPluginData:
         """A row of the HParams table, which has the name of its run."""
         info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        note = protocol_note(self._study)
         # Without a column, TensorBoard shows no metrics.
-        values: Point = point or {"study": self._study.name}
+        values: Point = {"note": note, **point} if note else point or {"study": self._study.name}
         for key, value in values.items():
             kind = self._types.get(key, str)
             setattr(info.hparams[key], FIELDS[kind], kind(value))
