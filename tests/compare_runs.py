@@ -118,8 +118,10 @@ def described(value: Summary.Value) -> str:
         return repr(value.tensor.float_val[0])
     if plugin.plugin_name == "hparams":
         data = HParamsPluginData.FromString(plugin.content)
-        data.experiment.time_created_secs = 0
-        data.session_start_info.start_time_secs = data.session_end_info.end_time_secs = 0
+        if data.HasField("session_start_info"):
+            data.session_start_info.start_time_secs = 0
+        if data.HasField("session_end_info"):
+            data.session_end_info.end_time_secs = 0
         plugin.content = data.SerializeToString(deterministic=True)
     return hashlib.sha256(value.SerializeToString(deterministic=True)).hexdigest()
 

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from fmnist.utils.errors import UserError
 
@@ -27,7 +28,10 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 
 MAX_BYTES = 100_000_000
 MAX_PIXELS = 64_000_000
-"""More than the camera of a phone takes. Decoding them needs less than a gigabyte."""
+"""Decoding them needs less than a gigabyte."""
+
+MAX_JPEG_PIXELS = 4 * MAX_PIXELS
+"""More than a camera takes. Above :data:`MAX_PIXELS`, a JPEG is decoded at half its size."""
 
 MAX_SIDE = 65_535
 """The limit of JPEG and GIF; scaling a line of millions of pixels would take gigabytes."""
@@ -35,8 +39,10 @@ MAX_SIDE = 65_535
 MAX_READS = 1_000_000
 """Pillow reads each chunk by itself, and a file of millions of tiny chunks would take minutes."""
 
-MAX_SCANS = 30
+MAX_SCANS = 45
 """Each scan of a progressive JPEG passes over all pixels; most files have ten."""
+
+Image.MAX_IMAGE_PIXELS = None  # the limits of this module take the place of Pillow's
 
 _LIGHT = 127  # a pixel above this is light
 _LIGHT_SHARE = 0.6  # in no image of the data set are so many pixels of the border light
@@ -60,6 +66,8 @@ class Picture(NamedTuple):
 def read(path: Path, invert: Invert = "auto") -> Picture:
     """Read a picture of any size, mode and transparency; of several frames, the first.
 
+    A decoder may take long or crash. :mod:`fmnist.inference.reader` calls this in another process.
+
     A grey picture of 28x28 pixels, light on dark as in the data set, is returned bit for bit.
 
     Args:
@@ -73,10 +81,11 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
         PictureError: The file cannot be read as a picture; the text begins with the path.
     """
     try:
-        grey = _decode(_read_bytes(path))
+        fitted, is_light = _fit(_decode(_read_bytes(path)))
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error.__cause__
-    fitted, is_light = _fit(grey)
+    except MemoryError as error:
+        raise PictureError(f"{path}: is too large: it needs too much memory") from error
     inverted = is_light if invert == "auto" else invert == "yes"
     pixels = np.array(fitted, dtype=np.uint8)
     return Picture(255 - pixels if inverted else pixels, inverted)
@@ -101,25 +110,26 @@ def _read_bytes(path: Path) -> bytes:
 
 def _decode(content: bytes) -> Image.Image:
     """Decode the picture: upright, grey (mode L), without transparency."""
+    fault = "is damaged or cut short"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             # This reads the header; load() decodes the pixels.
             with Image.open(_Bytes(content), formats=FORMATS) as image:
                 _check_cost(image, content)
+                if image.width * image.height > MAX_PIXELS:
+                    fault = "is damaged, cut short or too large in its encoding"
+                    image.draft(None, (image.width // 2, image.height // 2))
                 image.load()
                 return _turn_upright(_flatten(*_grey_and_alpha(image)), image)
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(MAX_PIXELS) from error
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise PictureError(f"is not a picture that can be read ({formats})") from error
     except Exception as error:  # damaged files make Pillow raise errors of many types
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise PictureError(f"is damaged or cut short ({reason})") from error
+        raise PictureError(f"{fault} ({reason})") from error
 
 
 class _Bytes(io.BytesIO):
@@ -142,19 +152,17 @@ def _check_cost(image: Image.Image, content: bytes) -> None:
     Raises:
         PictureError: Decoding would take too much time or memory.
     """
-    pixels = image.width * image.height
+    pixels, is_jpeg = image.width * image.height, isinstance(image, JpegImageFile)
     # Pillow holds several copies of a WebP picture while it decodes.
-    most = MAX_PIXELS // 2 if image.format == "WEBP" else MAX_PIXELS
+    half = image.format == "WEBP"
+    most = MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS // 2 if half else MAX_PIXELS
     if pixels > most:
-        raise _too_large(most)
+        raise PictureError(f"is too large: at most {most:,} pixels are read")
     if max(image.size) > MAX_SIDE:
         raise PictureError(f"is too long: at most {MAX_SIDE:,} pixels a side are read")
-    if image.format == "JPEG" and content.count(b"\xff\xda") * pixels > MAX_SCANS * MAX_PIXELS:
+    # Pillow calls a JPEG with an index of further pictures MPO.
+    if is_jpeg and content.count(b"\xff\xda") * pixels > MAX_SCANS * MAX_PIXELS:
         raise PictureError("is too large: it has too many scans")
-
-
-def _too_large(most: int) -> PictureError:
-    return PictureError(f"is too large: at most {most:,} pixels are read")
 
 
 def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

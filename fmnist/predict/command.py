@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,16 +23,18 @@ if TYPE_CHECKING:
 
 PROG = "fmnist.predict"
 DEFAULT_RUN = Path("runs") / "baseline"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
+"""Which files of a folder are pictures; the name of a file that is named does not matter."""
+
 LIKELIEST = 3
 NAME_WIDTH = 40
 
-_ABOUT = f"""\
-RUN is a folder that `python -m fmnist.study` left. The first argument is the RUN when it is a
-folder; otherwise the RUN is {DEFAULT_RUN} and every argument is an IMAGE.
-
-An IMAGE is a PNG, JPEG, GIF, BMP or WebP file of any size. It is turned upright, cut to its object
-where the ground is even, made grey and scaled to 28x28, a light object on dark as in the data set:
-a picture with a light border is inverted, and the output says so.
+_ABOUT = """\
+An IMAGE is a PNG, JPEG, GIF, BMP or WebP file, or a folder: then its files with the ending of such
+a format are predicted, without those of folders in it. A picture has at most 64 megapixels, a JPEG
+256, a WebP 32. It is turned upright, cut to its object where the ground is even, made grey and
+scaled to 28x28, a light object on dark as in the data set: a picture with a light border is
+inverted, and the output says so.
 
 The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
 why. The other files are predicted all the same.
@@ -79,12 +83,11 @@ def main(argv: Sequence[str]) -> int:
         UserError: No input is named, or the run has no model that can be used.
     """
     args = _parser().parse_intermixed_args(argv)
-    run, files = DEFAULT_RUN, [Path(path) for path in args.paths]
-    if files and os.path.isdir(files[0]):  # noqa: PTH112  # Path.is_dir refuses long names
-        run = files.pop(0)
+    run, paths = Path(args.run), [Path(path) for path in args.images]
     numbers = [word.strip() for text in args.test for word in text.split(",")]
-    if not files and not numbers:
+    if not paths and not numbers:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
+    _refuse_runs(paths)
     runtime.prepare()
 
     import torch
@@ -99,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
         failures.add("test", ",".join(numbers), _line(reason))
         numbers = []
     items = [
-        *_pictures(files, args.invert, failures),
+        *_pictures(paths, args.invert, failures),
         *_test_images(numbers, args.data, failures),
     ]
     pixels = [item.pixels for item in items]
@@ -123,20 +126,51 @@ def main(argv: Sequence[str]) -> int:
     return 2 if failures else 0
 
 
-def _pictures(paths: Iterable[Path], invert: Invert, failures: Failures) -> Iterable[Item]:
+def _refuse_runs(paths: Iterable[Path]) -> None:
+    """Refuse a run in the place of an image.
+
+    Raises:
+        UserError: A path is a run. Nothing is predicted then, as it would be with another run.
+    """
+    for path in paths:
+        if any(os.path.exists(path / name) for name in ("study.toml", "best/config.json")):  # noqa: PTH110
+            raise UserError(f"{path}: is a run and no picture: say --run {shlex.quote(str(path))}")
+
+
+def _files(paths: Iterable[Path], failures: Failures) -> Iterator[Path]:
+    """Yield the files, and those of the folders; a folder without pictures is a failure."""
+    for path in paths:
+        if not os.path.isdir(path):  # noqa: PTH112  # Path.is_dir refuses long names
+            yield path
+            continue
+        try:
+            known = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+        except OSError as error:
+            failures.add("image", str(path), _line(f"{path}: cannot be read ({error.strerror})"))
+            continue
+        # The Mac's Finder leaves hidden files named after pictures.
+        pictures = [entry for entry in known if not entry.name.startswith(".")]
+        yield from pictures
+        if not pictures:
+            failures.add("image", str(path), _line(f"{path}: is a folder without pictures"))
+
+
+def _pictures(paths: Sequence[Path], invert: Invert, failures: Failures) -> Iterable[Item]:
     """Read the pictures; one that cannot be read is added to the failures."""
     import torch
 
-    from fmnist.inference import pictures
+    from fmnist.inference.reader import Reader
 
-    for path in paths:
-        try:
-            pixels, inverted = pictures.read(path, invert)
-        except UserError as error:
-            failures.add("image", str(path), _line(str(error)))
-        else:
-            about = {"image": str(path), "inverted": inverted}
-            yield Item(_line(str(path)), about, torch.from_numpy(pixels))
+    with Reader() if paths else contextlib.nullcontext() as reader:
+        for path in _files(paths, failures):
+            assert reader is not None
+            try:
+                pixels, inverted = reader.read(path, invert)
+            except UserError as error:
+                failures.add("image", str(path), _line(str(error)))
+            else:
+                about = {"image": str(path), "inverted": inverted}
+                yield Item(_line(str(path)), about, torch.from_numpy(pixels))
 
 
 def _test_images(words: Sequence[str], folder: str | None, failures: Failures) -> Iterable[Item]:
@@ -206,13 +240,19 @@ def _line(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(
         prog=f"python -m {PROG}",
-        usage=f"python -m {PROG} [options] [RUN] [IMAGE ...]",
+        usage=f"python -m {PROG} [options] [IMAGE ...]",
         description="Which class of Fashion-MNIST is in a picture? Prints the three likeliest.",
         epilog=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="*", metavar="[RUN] IMAGE", help="a run's folder, then files; see below"
+        "images", nargs="*", metavar="IMAGE", help="a picture or a folder of pictures; see below"
+    )
+    parser.add_argument(
+        "--run",
+        default=str(DEFAULT_RUN),
+        metavar="RUN",
+        help="a folder that `python -m fmnist.study` left (default: %(default)s)",
     )
     parser.add_argument(
         "--test",

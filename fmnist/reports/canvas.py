@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import fmnist.reports.drawing  # noqa: F401
+
+# isort: split
 import numpy as np
 import seaborn as sns
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,6 +30,8 @@ DPI = 110
 INK, PALE, ACCENT = "#26323d", "#b9c3cc", "#c8452d"
 
 _STYLE = {
+    # Matplotlib ships this font, and not seaborn's first choice.
+    "font.family": "DejaVu Sans",
     "figure.facecolor": "white",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -42,10 +48,14 @@ _STYLE = {
     "text.parse_math": False,
 }
 
+_LOCK = threading.Lock()  # matplotlib's settings are those of the process
+
 
 @contextmanager
 def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> Iterator[Figure]:
     """Yield a figure with a title, and write it to ``path`` when the block succeeds.
+
+    The figure depends on matplotlib's own settings and on ours, not on the user's.
 
     Args:
         path: the PNG file, written atomically.
@@ -53,8 +63,8 @@ def sheet(path: Path, size: tuple[float, float], title: str, note: str = "") -> 
         title: the title; cut where it is longer than the figure is wide.
         note: a warning under the title.
     """
-    style: Any = {**sns.axes_style("whitegrid"), **_STYLE}
-    with mpl.rc_context(style), warnings.catch_warnings():
+    settings: Any = ["default", sns.axes_style("whitegrid"), _STYLE]
+    with _LOCK, style.context(settings), warnings.catch_warnings():
         # Names may be in a script that the font lacks; boxes are drawn for its letters.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fmnist.reports.drawing  # noqa: F401
+
+# isort: split
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -50,7 +53,7 @@ def samples(images: Any, labels: Any, classes: Sequence[str], path: Path) -> Pat
         The path of the file.
     """
     true = integers(labels)
-    size = (1.1 * len(classes), 0.7 + 1.08 * SAMPLES)
+    size = (max(1.1 * len(classes), 3), 0.7 + 1.08 * SAMPLES)  # at least as wide as its title
     with sheet(path, size, "A sample of each class") as figure:
         columns = figure.subplots(1, len(classes), squeeze=False)[0]
         for index, (axes, name) in enumerate(zip(columns, classes, strict=True)):
@@ -78,24 +81,32 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     # Up to ten colours differ for colour-blind readers, too.
     hues = sns.color_palette("colorblind" if len(results) <= 10 else "husl", len(results) or 1)
     # Few epochs make a short line, and one makes none.
-    dot, cross = ("o", "X") if few and all(len(r.history) < 4 for r in results) else ("", "")
+    longest = max((len(result.history) for result in results), default=0)
+    single, marked = longest == 1, longest == 1 or (few and longest < 4)
+    dot, cross = ("o", "X") if marked else ("", "")
     with sheet(path, (11, 5), title, words.protocol_note(study)) as figure:
         for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             if few:
-                for result, hue in zip(results, hues, strict=False):
+                for result, hue, by in zip(results, hues, scores.offsets(results), strict=False):
                     solid, dashed = {"marker": dot}, {"marker": cross, "alpha": 0.75}
-                    _line(axes, result, f"validation_{kind}", color=hue, lw=1.6, **solid)
-                    _line(axes, result, f"train_{kind}", color=hue, lw=1.6, ls=DASHED, **dashed)
+                    _line(axes, result, f"validation_{kind}", by, color=hue, lw=1.6, **solid)
+                    _line(axes, result, f"train_{kind}", by, color=hue, lw=1.6, ls=DASHED, **dashed)
             else:
                 _crowd(axes, results, best, kind)
-            axes.set(xlabel="epoch", ylabel=None, title=kind.capitalize())
+            label = "epoch (trials side by side)" if single and len(results) > 1 else "epoch"
+            axes.set(xlabel=label, ylabel=None, title=kind.capitalize())
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_xlim(*scores.epoch_limits(results))
             axes.set_ylim(*scores.limits(results, kind))
+            axes.ticklabel_format(axis="y", useOffset=False)
+            middle: Any = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+            axes.text(0.5, 0.5, scores.absence(results, kind), **middle)
         colour = INK if few else ACCENT
+        line: Any = {"ls": "" if single else "-"}
+        dash: Any = {"ls": "" if single else DASHED}
         keys = [
-            Line2D([], [], color=colour, marker=dot, ms=5, label=held),
-            Line2D([], [], color=colour, marker=cross, ms=5, ls=DASHED, label="training"),
+            Line2D([], [], color=colour, marker=dot, ms=5, label=held, **line),
+            Line2D([], [], color=colour, marker=cross, ms=5, label="training", **dash),
         ]
         if few:
             named = zip(results, hues, strict=False)
@@ -103,7 +114,9 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
         else:
             keys[0].set_label(f"best: {_name(best)}, {held}" if best else "")
             keys[1].set_label("best, training")
-            keys.append(Line2D([], [], color=THIN, alpha=0.6, label=f"the others, {held}"))
+            others = f"the others, {held}" if best else f"every trial, {held}"
+            thin = Line2D([], [], color=THIN, alpha=0.6, marker=dot, ms=3, label=others, **line)
+            keys = [*(keys if best else []), thin]
         figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 3), fontsize=9,
                       frameon=False)  # fmt: skip
         sns.despine(fig=figure)
@@ -127,7 +140,9 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
     front, averaged = keys[:2], keys[2:]
     row_key, column_key = ([None, None, *front])[-2:]
     rows = [short(value, 16) for value in study.grid[row_key]] if row_key else [""]
-    columns = [short(value, 16) for value in study.grid[column_key]] if column_key else [""]
+    columns = [short(value, 16) for value in study.grid[column_key]] if column_key else ["single"]
+    if not column_key and results:
+        columns = [short(results[0].label, 60)]
     mean = f", mean over {', '.join(averaged)}" if averaged else ""
     title = f"{study.name}: {words.metric_name(study)}{mean}"
     size = (np.clip(2.8 + len(columns), 6.4, 13), np.clip(1.8 + 0.7 * len(rows), 2.7, 11))
@@ -137,6 +152,10 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
     values = np.array([np.mean(some) if some else math.nan for some in found]).reshape(shape)
     known, large = values[np.isfinite(values)], len(columns) > 14 or len(rows) > 24
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    if not known.size:
+        title += ": no trial was completed"
+    elif large and known.size < values.size:
+        title += " (hatched: failed)"
     if low == high:
         low, high = low - 0.5, high + 0.5
     colours = "crest" if study.direction == "maximize" else "crest_r"  # the better, the darker
@@ -156,6 +175,9 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
             if best in trials:
                 frame: Any = {"fill": False, "ec": ACCENT, "lw": 2.5, "zorder": 5, "clip_on": False}
                 axes.add_patch(Rectangle((column, row), 1, 1, **frame))
+        bar: Any = axes.collections[0].colorbar
+        if bar:
+            bar.formatter.set_useOffset(False)
         axes.set(xlabel=column_key, ylabel=row_key)
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
@@ -276,8 +298,8 @@ def mistakes(
     worst = wrong[np.argsort(-sureness[wrong], kind="stable")][: shape[0] * shape[1]]
     rows = max(-(-len(worst) // shape[1]), 1)
     size = (1.25 * shape[1], 0.8 + 1.6 * rows)
-    among = f"among {len(true):,} test images"
-    shown = f"The {len(worst)} surest of {len(wrong):,} mistakes {among}"
+    among = f"among {words.counted(len(true), 'test image')}"
+    shown = f"The {len(worst)} surest of {words.counted(len(wrong), 'mistake')} {among}"
     title = f"{shown}: true class above, predicted below" if len(worst) else f"No mistake {among}"
     with sheet(path, size, title, words.protocol_note(study)) as figure:
         grid = figure.subplots(rows, shape[1], squeeze=False, gridspec_kw={"hspace": 0.08})
@@ -293,21 +315,30 @@ def mistakes(
     return path
 
 
-def _line(axes: Axes, result: TrialResult, field: str, **style: Any) -> None:
+def _line(axes: Axes, result: TrialResult, field: str, by: float, **style: Any) -> None:
     values = scores.series(result, field)
-    sns.lineplot(x=np.arange(1, len(values) + 1), y=values, ax=axes, **style)
+    if scores.is_point(values):
+        style["marker"], style["ms"] = ("X", 5) if field.startswith("train") else ("o", 7)
+    sns.lineplot(x=np.arange(1, len(values) + 1) + by, y=values, ax=axes, **style)
 
 
 def _crowd(axes: Axes, results: Sequence[TrialResult], best: TrialResult | None, kind: str) -> None:
     """Draw the held-out metric of many trials in grey, and the best trial on top."""
     field = f"validation_{kind}"
-    others = [scores.series(r, field) for r in results if r is not best and r.history]
-    lines = [np.column_stack([np.arange(1, len(values) + 1), values]) for values in others]
-    alpha = scores.faintness(len(lines))
-    axes.add_collection(LineCollection(lines, colors=THIN, linewidths=0.8, alpha=alpha))
+    shifts = scores.offsets(results)
+    others = [
+        np.column_stack([np.arange(1, len(r.history) + 1) + by, scores.series(r, field)])
+        for r, by in zip(results, shifts, strict=True)
+        if r is not best and r.history
+    ]
+    alpha = scores.faintness(len(others))
+    axes.add_collection(LineCollection(others, colors=THIN, linewidths=0.8, alpha=alpha))
+    if points := [line for line in others if scores.is_point(line[:, 1])]:
+        axes.plot(*np.concatenate(points).T, "o", ms=3, color=THIN, alpha=0.6)
     if best:
-        _line(axes, best, field, color=ACCENT, lw=2, zorder=4)
-        _line(axes, best, f"train_{kind}", color=ACCENT, lw=2, zorder=4, ls=DASHED)
+        by = shifts[next(place for place, r in enumerate(results) if r is best)]
+        _line(axes, best, field, by, color=ACCENT, lw=2, zorder=4)
+        _line(axes, best, f"train_{kind}", by, color=ACCENT, lw=2, zorder=4, ls=DASHED)
 
 
 def _name(result: TrialResult) -> str:

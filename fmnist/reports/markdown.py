@@ -231,9 +231,10 @@ def _table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], gap: str) 
 def caption(name: str, study: StudyConfig) -> str:
     """The caption of a figure; its name when no caption is known."""
     note = protocol_note(study, " ({})")
+    forms = "small, {} large" if study.epochs == 1 else "dashed, {} solid"
     captions = {
         "samples": "The first training images of each class.",
-        "curves": f"Loss and accuracy of every trial: training dashed, {held_out(study)} solid. "
+        "curves": f"Loss and accuracy of every trial: training {forms.format(held_out(study))}. "
         f"Training is measured while the epoch trains.{note}",
         "heatmap": f"The grid, coloured by {metric_name(study)}; the winner is framed.{note}",
         "confusion": "The winner on the test set: a row is a true class, a column a predicted "

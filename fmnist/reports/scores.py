@@ -86,6 +86,26 @@ def series(result: TrialResult, field: str, epochs: int = 0) -> NDArray[np.float
     return np.where(np.isfinite(padded), padded, math.nan)
 
 
+def offsets(results: Sequence[TrialResult]) -> NDArray[np.float64]:
+    """How far each curve is moved to the right: curves of one point are put side by side."""
+    alone = len(results) > 1 and max(len(result.history) for result in results) == 1
+    return np.linspace(-0.35, 0.35, len(results)) if alone else np.zeros(len(results))
+
+
+def is_point(values: NDArray[np.float64]) -> bool:
+    """Whether a curve has one known value, and so needs a marker to be seen."""
+    return int(np.isfinite(values).sum()) == 1
+
+
+def absence(results: Sequence[TrialResult], kind: str) -> str:
+    """Why there is no curve of this kind, ``"loss"`` or ``"accuracy"``; empty when there is one."""
+    if not any(result.history for result in results):
+        return "No trial finished an epoch."
+    fields = (f"train_{kind}", f"validation_{kind}")
+    known = any(np.isfinite(series(r, field)).any() for r in results for field in fields)
+    return "" if known else "No value is finite."
+
+
 def epoch_limits(results: Sequence[TrialResult]) -> tuple[float, float]:
     """The range of the x axis of learning curves: epochs are counted from 1."""
     last = max((len(result.history) for result in results), default=1) or 1

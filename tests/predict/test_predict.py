@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -134,13 +136,13 @@ def shirt(real, tmp_path):
 
 
 def test_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeypatch):
-    assert "holds no finished run" in failing(capsys, tmp_path, shirt)
-    assert "holds no finished run" in failing(capsys, tmp_path, "--ensemble", shirt)
+    assert "holds no finished run" in failing(capsys, "--run", tmp_path, shirt)
+    assert "holds no finished run" in failing(capsys, "--run", tmp_path, "--ensemble", shirt)
     monkeypatch.chdir(tmp_path)
     text = failing(capsys, shirt)
     assert "runs/baseline: holds no finished run" in text
     assert "python -m fmnist.study" in text
-    assert "nothing to predict" in failing(capsys, run)
+    assert "nothing to predict" in failing(capsys, "--run", run)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeypat
 )
 def test_damaged_config_json_gives_one_line(content, said, broken, shirt, capsys):
     (broken / "best" / "config.json").write_bytes(content)
-    assert said in failing(capsys, broken, shirt)
+    assert said in failing(capsys, "--run", broken, shirt)
 
 
 def safetensors_of(header, data=b""):
@@ -189,31 +191,31 @@ def safetensors_of(header, data=b""):
 def test_damaged_parameters_give_one_line(content, broken, shirt, capsys):
     path = broken / "best" / "params.safetensors"
     path.write_bytes(content)
-    assert str(path) in failing(capsys, broken, shirt)
+    assert str(path) in failing(capsys, "--run", broken, shirt)
 
 
 def test_truncated_or_missing_parameters_give_one_line(broken, shirt, capsys):
     path = broken / "best" / "params.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
-    assert str(path) in failing(capsys, broken, shirt)
+    assert str(path) in failing(capsys, "--run", broken, shirt)
     path.unlink()
-    assert str(path) in failing(capsys, broken, shirt)
+    assert str(path) in failing(capsys, "--run", broken, shirt)
     path.mkdir()
-    assert str(path) in failing(capsys, broken, shirt)
+    assert str(path) in failing(capsys, "--run", broken, shirt)
 
 
 def test_parameters_that_give_nan_give_one_line(broken, shirt, capsys):
     params, state = cnn.init(0, TINY.model)
     params["linear1"]["bias"] += float("nan")
     models.save_model(broken / "best" / "params.safetensors", params, state)
-    assert "NaN" in failing(capsys, broken, shirt)
+    assert "NaN" in failing(capsys, "--run", broken, shirt)
 
 
 def test_parameters_of_another_dtype_give_one_line(broken, shirt, capsys):
     params, state = cnn.init(0, ModelConfig((4, 6), (20,)), dtype=torch.float64)
     models.save_model(broken / "best" / "params.safetensors", params, state)
     said = "conv1.bias is float64 [4], not float32 [4], and 15 more"
-    assert said in failing(capsys, broken, shirt)
+    assert said in failing(capsys, "--run", broken, shirt)
 
 
 @pytest.mark.parametrize(
@@ -230,25 +232,25 @@ def test_parameters_of_another_dtype_give_one_line(broken, shirt, capsys):
 )
 def test_damaged_results_csv_gives_one_line(content, said, broken, shirt, capsys):
     (broken / "results.csv").write_text(content)
-    assert said in failing(capsys, broken, "--ensemble", shirt)
+    assert said in failing(capsys, "--run", broken, "--ensemble", shirt)
 
 
 def test_ensemble_needs_the_parameters_of_every_trial(broken, shirt, capsys):
     models.model_path(broken, 2).unlink()
-    assert "2.safetensors" in failing(capsys, broken, "--ensemble", shirt)
+    assert "2.safetensors" in failing(capsys, "--run", broken, "--ensemble", shirt)
     (broken / "study.toml").write_text("nonsense")
-    assert "study.toml" in failing(capsys, broken, "--ensemble", shirt)
+    assert "study.toml" in failing(capsys, "--run", broken, "--ensemble", shirt)
 
 
 def test_predictions_of_test_images_are_marked_right_or_wrong(run, real, capsys):
-    assert predict.main([str(run), "--test", "0,1", "--test", "2", "--json"]) == 0
+    assert predict.main(["--run", str(run), "--test", "0,1", "--test", "2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     expected = trained.probabilities([trained.best_model(run)], real.test.images[:3]).tolist()
     for number, found in enumerate(document["predictions"]):
         assert (found["test"], found["label"]) == (number, int(real.test.labels[number]))
         assert found["probabilities"] == pytest.approx(expected[number], abs=1e-6)
         assert found["right"] == (found["likeliest"][0]["label"] == found["label"])
-    assert predict.main([str(run), "--test", "0,1,2,3,4,5,6,7,8,9"]) == 0
+    assert predict.main(["--run", str(run), "--test", "0,1,2,3,4,5,6,7,8,9"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     for number, line in enumerate(lines):
         assert line.startswith(f"test image {number}  ")
@@ -259,7 +261,7 @@ def test_predictions_of_test_images_are_marked_right_or_wrong(run, real, capsys)
 
 @pytest.mark.parametrize("word", ["10000", "-1", "x", "", "1.5", "1e3", "9" * 5000, "٣"])
 def test_bad_number_of_a_test_image_gives_one_line(word, run, capsys):
-    assert predict.main([str(run), f"--test={word}", "--test=4", "--json"]) == 2
+    assert predict.main(["--run", str(run), f"--test={word}", "--test=4", "--json"]) == 2
     out, err = capsys.readouterr()
     assert "from 0 to 9999" in err
     assert len(err.splitlines()) == 1
@@ -267,7 +269,7 @@ def test_bad_number_of_a_test_image_gives_one_line(word, run, capsys):
 
 
 def test_pictures_are_predicted_without_the_data(run, shirt, tmp_path, capsys):
-    args = [str(run), str(shirt), "--test", "3", "--data", str(tmp_path / "nowhere")]
+    args = ["--run", str(run), str(shirt), "--test", "3", "--data", str(tmp_path / "nowhere")]
     assert predict.main(args) == 2
     out, err = capsys.readouterr()
     assert "nowhere" in err
@@ -313,7 +315,9 @@ def test_command_predicts_good_pictures_and_reports_bad_ones(run, real, tmp_path
 
 def test_command_prints_one_json_document(run, real, tmp_path):
     path = saved(255 - image(real, 1), tmp_path / "x.png")
-    done = call("predict", run, path, "nowhere.png", "--json", "--ensemble", "--invert", "no")
+    done = call(
+        "predict", "--run", run, path, "nowhere.png", "--json", "--ensemble", "--invert", "no"
+    )
     assert done.returncode == 2
     document = json.loads(done.stdout)
     assert document["run"] == str(run)
@@ -331,11 +335,46 @@ def test_command_prints_one_json_document(run, real, tmp_path):
 
 
 def test_wrong_arguments_give_one_line(tmp_path):
-    for args in ([], [tmp_path, "x.png"], ["--test", "1"]):
+    for args in ([], ["--run", tmp_path, "x.png"], ["--test", "1"], ["--run"]):
         done = call("predict", *args, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ")
-        assert len(done.stderr.splitlines()) == 1
+        assert "error: " in done.stderr.splitlines()[-1]
     done = command("--help")
     assert done.returncode == 0
-    assert b"The first argument is the RUN when it is a" in done.stdout
+    assert b"--run RUN" in done.stdout
+
+
+def test_a_run_among_the_pictures_is_refused_and_no_other_run_is_used(run, shirt, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "baseline").symlink_to(run)
+    odd = shutil.copytree(run, tmp_path / "it's mine")
+    with contextlib.chdir(tmp_path):
+        for args in ([shirt, odd], [odd, shirt], [odd]):
+            text = failing(capsys, *args)
+            assert text == f"{odd}: is a run and no picture: say --run {shlex.quote(str(odd))}"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_neither_a_picture_nor_a_run_is_named(order, run, shirt, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "baseline").symlink_to(run)
+    with contextlib.chdir(tmp_path):
+        for wrong, said in (("runs/bselin", "No such file"), ("runs", "is a folder without")):
+            assert predict.main([str(shirt), wrong][::order]) == 2
+            out, err = capsys.readouterr()
+            assert err.startswith(f"error: {wrong}: ")
+            assert said in err
+            assert len(err.splitlines()) == 1
+            assert out.startswith("runs/baseline: trial ")
+            assert "shirt.png" in out
+
+
+def test_a_folder_of_pictures_is_predicted(run, real, tmp_path, capsys):
+    folder = tmp_path / "my pictures"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("b.PNG", "a.jpeg", "c.webp", "more/d.png", "._a.jpeg", "e.txt")):
+        Image.fromarray(image(real, number)).save(folder / name, "PNG")
+    assert predict.main(["--run", str(run), str(folder), str(folder / "e.txt"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"]
+    names = ["a.jpeg", "b.PNG", "c.webp", "e.txt"]
+    assert [item["image"] for item in found] == [str(folder / name) for name in names]

@@ -322,7 +322,9 @@ def test_parts_may_be_missing(gone, tmp_path):
 
 
 def test_no_results_and_no_grid_make_a_page(tmp_path):
-    assert 'id="curves"' not in written(tmp_path, results=[])
+    page = written(tmp_path, results=[])
+    assert 'id="curve-data"' not in page
+    assert "There are none: no trial finished an epoch" in page
     single = StudyConfig(epochs=1, grid={})
     ids = Outline(written(tmp_path, single, results_of(single))).ids
     assert "grid" not in ids

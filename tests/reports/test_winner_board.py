@@ -223,7 +223,7 @@ def test_the_browser_shows_the_six_rows_of_the_table(board):
         labels = {result.label for result in results_of(STUDY)}
         assert page.wait(lambda page: all(label in page.text() for label in labels)), page.text()
         text = page.text()
-        for column in ("learning_rate", "batch_size", "validation accuracy", "test accuracy"):
+        for column in ("learning_rate", "batch_size", "accuracy/validation", "accuracy/test"):
             assert column in text
         assert WINNER_RUN not in text
         assert not page.errors

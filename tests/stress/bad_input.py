@@ -189,7 +189,8 @@ def pictures() -> list[bytes]:
         (grey.convert("1"), "PNG", {}), (grey.convert("RGB"), "PNG", {"transparency": (1, 2, 3)}),
         (grey, "JPEG", {"exif": exif}), (grey.convert("RGB"), "JPEG", {"progressive": True}),
         (grey.convert("CMYK"), "JPEG", {}), (grey.convert("P"), "GIF", {"transparency": 0}),
-        (grey.convert("RGB"), "BMP", {}), (clear, "WEBP", {"lossless": True}), (grey, "WEBP", {}),
+        (grey.convert("RGB"), "MPO", {"exif": exif}), (grey.convert("RGB"), "BMP", {}),
+        (clear, "WEBP", {"lossless": True}), (grey, "WEBP", {}),
     ]  # fmt: skip
     contents = []
     for picture, format_, options in made:
@@ -257,6 +258,19 @@ def picture_attacks() -> Iterator[Input]:
             last = content[content.rindex(b"\xff\xda") : -2]
             content = content[:-2] + 300 * last + content[-2:]
         yield f"a {format_} of 64 million {name}", content
+        if format_ == "JPEG":
+            yield "an MPO of 64 million scans", as_mpo(content)
+
+
+def as_mpo(content: bytes) -> bytes:
+    """Return a JPEG with the index of one further picture, which Pillow calls MPO."""
+    file = io.BytesIO()
+    frame = Image.new("L", (8, 8))
+    frame.save(file, "MPO", save_all=True, append_images=[frame])
+    made = file.getvalue()
+    start = made.index(b"MPF\0") - 4
+    size = 2 + int.from_bytes(made[start + 2 : start + 4], "big")
+    return content[:2] + made[start : start + size] + content[2:]
 
 
 # IDX files

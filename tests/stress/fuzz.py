@@ -92,7 +92,9 @@ def fuzz(around: Path, inputs: int, seed: int = 0, only: int | None = None) -> R
     tidy = mock.patch.object(tempfile, "tempdir", str(place.temporary))
     with contextlib.chdir(place.scratch), warnings.catch_warnings(), alarmed(), tidy:
         warnings.simplefilter("error")  # a warning would be more than one line
-        command([str(place.run), str(place.picture), "--ensemble"])  # what is slow only once
+        command(
+            ["--run", str(place.run), str(place.picture), "--ensemble"]
+        )  # what is slow only once
         for number, kind, name, content, chance in itertools.islice(stream(table, seed), inputs):
             if only in (None, number):
                 wrong = attempt(report.tallies[kind], table[kind], name, content, place, chance)

@@ -24,7 +24,7 @@ from bad_input import Input, damaged
 
 from fmnist.config import study as studies
 from fmnist.data import fashion_mnist
-from fmnist.inference import pictures, trained
+from fmnist.inference import pictures, reader, trained
 from fmnist.predict import command as predict
 from fmnist.rundir import files, lock, models
 from fmnist.rundir.snapshots import Generations
@@ -146,7 +146,7 @@ def parameters(content: bytes, place: Place, chance: random.Random) -> None:
     with replaced(place, "best/params.safetensors", content):
         best = trained.best_model(place.run)
         models.load_model(best.path, best.model)
-        command([str(place.run), str(place.picture)])
+        command(["--run", str(place.run), str(place.picture)])
 
 
 def run(content: bytes, place: Place, chance: random.Random) -> None:
@@ -156,7 +156,7 @@ def run(content: bytes, place: Place, chance: random.Random) -> None:
     content = content[len(name) :]
     with replaced(place, name or chance.choice(names), content):
         trained.best_model(place.run)
-        command([str(place.run), str(place.picture), "--ensemble"])
+        command(["--run", str(place.run), str(place.picture), "--ensemble"])
 
 
 def path(content: bytes, place: Place, chance: random.Random) -> None:
@@ -170,7 +170,7 @@ def path(content: bytes, place: Place, chance: random.Random) -> None:
         lambda: trained.complete_models(folder),
         lambda: models.load_model(folder),
         lambda: fashion_mnist.load(folder),
-        lambda: command([str(place.run), f"./{name}" if name.startswith("-") else name]),
+        lambda: command(["--run", str(place.run), f"./{name}" if name.startswith("-") else name]),
     ]
     chance.choice(readers)()
 
@@ -232,10 +232,20 @@ def replaced(place: Place, name: str, content: bytes) -> Iterator[None]:
         place.write(place.run / name, place.files[name])
 
 
+class InProcess(contextlib.AbstractContextManager["InProcess"]):
+    """Reads pictures in this process, where time and memory are measured."""
+
+    read = staticmethod(pictures.read)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def command(argv: list[str]) -> None:
     """Run ``fmnist.predict``. Each error is one line."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    here = mock.patch.object(reader, "Reader", InProcess)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), here:
         status = predict.main(argv)
     for text in (out.getvalue(), err.getvalue()):
         assert all(line.isprintable() for line in text.removesuffix("\n").split("\n")), text[:300]

@@ -182,6 +182,7 @@ def test_dots_outside_keys_are_accepted(tmp_path):
         ("a jump over 16", "at most 65,535 pixels a side"),
         ("a WEBP of 64", "at most 32,000,000 pixels"),
         ("a JPEG of 64", "too many scans"),
+        ("an MPO of 64", "too many scans"),
         ("two million pieces", "too many pieces"),
         ("two million comments", "too many pieces"),
         ("four million runs", "too many pieces"),

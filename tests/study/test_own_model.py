@@ -101,7 +101,7 @@ def test_predict_uses_the_model(folder, run, tmp_path):
     picture = tmp_path / "boot.png"
     images = dataset().test.images
     Image.fromarray(images[0, 0].numpy()).save(picture)
-    done = call("predict", "runs/mixer", picture, cwd=folder)
+    done = call("predict", "--run", "runs/mixer", picture, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "boot.png" in done.stdout
     best = json.loads((run / "best" / "config.json").read_text())
@@ -141,7 +141,13 @@ def test_a_changed_source_is_refused_in_one_line(folder, run, tmp_path):
         for done in (
             call("study", "mixer.toml", cwd=folder),
             call("study", "mixer.toml", "--epochs", "3", cwd=folder),
-            call("predict", "runs/mixer", copy / "runs/mixer/figures/samples.png", cwd=folder),
+            call(
+                "predict",
+                "--run",
+                "runs/mixer",
+                copy / "runs/mixer/figures/samples.png",
+                cwd=folder,
+            ),
         ):
             assert done.returncode == 2
             assert len(done.stderr.splitlines()) == 1

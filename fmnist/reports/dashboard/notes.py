@@ -170,7 +170,10 @@ class TimePlot:
             for result in sorted(ranked[:MOST_LINES], key=lambda r: r.number)
         ]
         data = [others, *lines] if points else lines
-        return json.dumps({"data": data, "layout": _layout(study)}, allow_nan=False)
+        layout = _layout(study)
+        if not ranked:
+            layout["annotations"] = [{"text": "No trial was completed.", "showarrow": False}]
+        return json.dumps({"data": data, "layout": layout}, allow_nan=False)
 
 
 def _layout(study: StudyConfig) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import fmnist.reports.drawing  # noqa: F401
+
+# isort: split
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -34,10 +37,11 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
 
     Returns:
         ``panels`` (lines and ticks), ``lines`` (the coloured trials), ``others`` (how many
-        are grey), ``notes`` and ``data`` (JSON for hovering); None when no epoch was finished.
+        are grey), ``notes`` and ``data`` (JSON for hovering); None when no metric of any epoch is
+        known.
     """
     trained = [result for result in results if result.history]
-    if not trained:
+    if all(scores.absence(trained, kind) for kind in ("loss", "accuracy")):
         return None
     shown = scores.ranked(study, trained)[:MOST_LINES]
     coloured, others = shown[:COLOURS], shown[COLOURS:]
@@ -57,6 +61,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         }
         for index, result in enumerate(shown)
     ]
+    aside = scores.offsets(shown)
     best = winner(results, study.metric)
     names = [words.named(result, best) for result in shown]
     worse, empty = len(trained) - len(shown), len(results) - len(trained)
@@ -65,6 +70,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         f"others only the {words.held_out(study)} line is drawn, thin and grey.": bool(others),
         f"{worse:,} trials that did less well are left out here.": worse > 0,
         f"{words.counted(empty, 'trial')} ended before the first epoch did.": empty > 0,
+        "Of one epoch there are only points; the trials stand side by side.": last == 1,
         f"{len(kept)} of the {last:,} epochs are drawn, evenly spread.": len(kept) < last,
     }
     return {
@@ -73,13 +79,14 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
                 "kind": kind,
                 "x": ticks(across, whole=True, at_most=8),
                 "y": ticks(limits),
+                "absence": scores.absence(shown, kind),
                 "lines": [
                     {
-                        field: path(kept + 1, values, across, limits)
+                        field: path(kept + 1 + by, values, across, limits)
                         for field, values in line.items()
                         if field.endswith(kind)
                     }
-                    for line in drawn
+                    for line, by in zip(drawn, aside, strict=True)
                 ],
             }
             for kind, limits in up.items()
@@ -94,6 +101,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
             "x": across,
             "y": up,
             "held": words.held_out(study),
+            "places": (1 + aside).tolist() if last == 1 else None,
             "trials": [
                 {
                     "name": name,

@@ -64,7 +64,7 @@ def heat_map(findings: Findings) -> dict[str, Any] | None:
     groups = scores.grouped(study, findings.results, keys[:2])
     found = {point: scores.scores(study, trials) for point, trials in groups.items()}
     means = {point: statistics.fmean(values) for point, values in found.items() if values}
-    known = sorted(means.values(), reverse=study.direction == "minimize") or [0.0]
+    known = sorted(means.values(), reverse=study.direction == "minimize")
 
     def cell(point: tuple[Value, ...]) -> dict[str, Any]:
         mean, trials = means.get(point), groups[point]
@@ -82,8 +82,8 @@ def heat_map(findings: Findings) -> dict[str, Any] | None:
         "columns": columns,
         "rows": [(row, [cell((row, column)) for column in columns]) for row in rows],
         "averaged": keys[2:],
-        "worst": known[0],
-        "best": known[-1],
+        "worst": known[0] if known else None,
+        "best": known[-1] if known else None,
     }
 
 

@@ -2,6 +2,10 @@
 
 It needs neither TensorFlow nor ``SummaryWriter.add_hparams``, which would add a timestamped run for
 each trial.
+
+Nothing lists the columns of the HParams table: TensorBoard would take the first such list that it
+finds, and show several studies with the columns of one. Without a list it takes the columns of all
+trials, each with the type of its values.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
 from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.plugins.hparams.summary_v2 import Discrete, Metric, hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import custom_scalars
 
@@ -34,6 +37,9 @@ from fmnist.tuning import events
 
 NAME_BYTES = 200
 """Bytes of a folder's name, at most; file systems allow 255, and tools append to names."""
+
+FIELDS = {bool: "bool_value", float: "number_value", str: "string_value"}
+"""Type of a column of the HParams table -> the field of its values."""
 
 _serial = itertools.count()
 
@@ -56,10 +62,11 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
 
     def __init__(self, root: Path, study: StudyConfig) -> None:
         self.root = Path(root)
+        self._study = study
         self._types = {key: _type_of(values) for key, values in study.grid.items()}
         self._running: dict[int, _EventFile] = {}
         self.root.mkdir(exist_ok=True)
-        self._describe(study)
+        self._write_layout()
 
     def __call__(self, event: events.Event) -> None:
         """Write what a study that trains has come to."""
@@ -85,11 +92,10 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
         folder = self.root / run_name(point)
         _remove_events(folder)
         run = self._running[number] = _EventFile(folder)
-        hparams = {key: self._types[key](value) for key, value in point.items()}
         run.append(
             # It makes a TensorBoard that is open drop what it has read of the removed run.
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
-            Event(summary=hparams_pb(hparams, trial_id=run_name(point))),
+            Event(summary=_hparams_summary(metadata.SESSION_START_INFO_TAG, self._session(point))),
             *(_scalars(step, metrics) for step, metrics in enumerate(history, start=1)),
         )
 
@@ -125,23 +131,30 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _describe(self, study: StudyConfig) -> None:
-        """Write the HParams experiment and the layout to the root, unless they are there."""
-        experiment, layout = _experiment(study, self._types), _layout(study)
-        parts = (part.SerializeToString(deterministic=True) for part in (experiment, layout))
-        digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    def _session(self, point: Point) -> plugin_data_pb2.HParamsPluginData:
+        """A row of the HParams table, which has the name of its run."""
+        info = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        note = protocol_note(self._study)
+        # Without a column, TensorBoard shows no metrics.
+        values: Point = {"note": note, **point} if note else point or {"study": self._study.name}
+        for key, value in values.items():
+            kind = self._types.get(key, str)
+            setattr(info.hparams[key], FIELDS[kind], kind(value))
+        return plugin_data_pb2.HParamsPluginData(session_start_info=info)
+
+    def _write_layout(self) -> None:
+        """Write the layout to the root, unless it is there."""
+        layout = _layout(self._study)
+        digest = hashlib.sha256(layout.SerializeToString(deterministic=True)).hexdigest()[:16]
         # The file's name holds a hash of its content.
-        suffix = f".experiment-{digest}"
+        suffix = f".layout-{digest}"
         known = any(self.root.glob(f"*tfevents*{suffix}"))
-        if known and metadata.EXPERIMENT_TAG in _tags(self.root):
+        if known and layout.value[0].tag in _tags(self.root):
             return
         _remove_events(self.root)
-        experiment.time_created_secs = time.time()
-        data = plugin_data_pb2.HParamsPluginData(experiment=experiment)
         _EventFile(self.root, suffix).append(
             # It makes a TensorBoard that is open drop the layout that it has read.
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
-            Event(summary=_hparams_summary(metadata.EXPERIMENT_TAG, data)),
             Event(summary=layout),
         )
 
@@ -239,32 +252,6 @@ def _layout(study: StudyConfig) -> Summary:
     summary = custom_scalars({title + protocol_note(study, " ({})"): charts})
     summary.value[0].metadata.data_class = DATA_CLASS_TENSOR
     return summary
-
-
-def _experiment(study: StudyConfig, types: Mapping[str, type]) -> api_pb2.Experiment:
-    """The columns of the HParams table: each axis with its values, and the metrics."""
-    axes = []
-    for key, values in study.grid.items():
-        # TensorBoard can hide columns that do not differ.
-        axis = api_pb2.HParamInfo(name=key, differs=len(values) > 1)
-        Discrete([types[key](value) for value in values]).update_hparam_info(axis)
-        axes.append(axis)
-    seen = protocol_note(study, " ({})")
-    splits = [
-        ("validation", f"validation {{}}{seen}", Metric.VALIDATION),
-        ("test", "test {}", None),
-        ("train", "training {}", Metric.TRAINING),
-    ]
-    return api_pb2.Experiment(
-        name=study.name,
-        description=f"Hyperparameter study {study.name}{seen}",
-        hparam_infos=axes,
-        metric_infos=[
-            Metric(f"{kind}/{split}", display_name=name.format(kind), dataset_type=of).as_proto()
-            for split, name, of in splits
-            for kind in ("accuracy", "loss")
-        ],
-    )
 
 
 def _type_of(values: Sequence[Value]) -> type:

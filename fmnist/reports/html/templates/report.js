@@ -145,7 +145,10 @@ if (source) {
       const step = nearest(data.epochs, data.x[0] + x * (data.x[1] - data.x[0]));
       const [low, high] = data.y[kind];
       const here = data.trials.map((trial, i) => (seen(i) ? trial[field][step] : null));
-      highlight(nearest(here, low + y * (high - low)));
+      // The trials of one epoch stand side by side.
+      const places = here.map((value, i) => (value == null ? null : data.places?.[i]));
+      if (data.places) highlight(nearest(places, data.x[0] + x * (data.x[1] - data.x[0])));
+      else highlight(nearest(here, low + y * (high - low)));
       show(panel, step);
     };
     canvas.addEventListener("pointermove", point);

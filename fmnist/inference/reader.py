@@ -1,0 +1,122 @@
+"""Reads pictures in a process of its own, which has limits of time and memory.
+
+``python -m fmnist.inference.reader SECONDS BYTES`` reads orders from standard input and answers on
+standard output, a line of JSON for each. It ends when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fmnist.inference import pictures
+from fmnist.inference.pictures import Invert, Picture, PictureError
+
+SECONDS = 10
+"""Processor time for a picture. The largest that are read take two seconds on a server."""
+
+MEMORY = 2**30
+"""Bytes for a picture."""
+
+
+class Reader(contextlib.AbstractContextManager["Reader"]):
+    """A process that reads pictures, until the end of the block.
+
+    A picture that it does not read within its limits ends the process; the next picture starts
+    another one.
+
+    Args:
+        seconds: processor time for a picture.
+        memory: bytes for a picture.
+    """
+
+    def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        self._limits = [str(seconds), str(memory)]
+        self._start()
+
+    def read(self, path: Path, invert: Invert = "auto") -> Picture:
+        """Read a picture as :func:`fmnist.inference.pictures.read` does.
+
+        Args:
+            path: the file.
+            invert: whether to negate the pixels.
+
+        Raises:
+            PictureError: The file cannot be read as a picture, or not within the limits; the text
+                begins with the path.
+            RuntimeError: The process ended with an error of its own.
+        """
+        if self._process.returncode is not None:
+            self._start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([str(path), invert]) + "\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._process.wait()
+            self._end()
+            status = self._process.returncode
+            if status == -signal.SIGPROF:
+                raise PictureError(f"{path}: takes more than {self._limits[0]} s to decode")
+            if status < 0:
+                raise PictureError(f"{path}: ended the decoder (signal {-status})")
+            raise RuntimeError(f"the process that reads pictures ended with status {status}")
+        found = json.loads(answer)
+        if isinstance(found, str):
+            raise PictureError(found)
+        pixels, inverted = found
+        return Picture(np.array(pixels, dtype=np.uint8), inverted)
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, *self._limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # the terminal's Ctrl-C must reach the parent alone
+        )
+
+    def _end(self) -> None:
+        with contextlib.suppress(BrokenPipeError), self._process:
+            self._process.kill()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+
+def main(seconds: float, memory: int) -> None:
+    """Answer orders until standard input ends.
+
+    Args:
+        seconds: processor time for a picture; then SIGPROF ends the process.
+        memory: bytes of address space beyond those of the libraries.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    limits = [soft, hard, pages * resource.getpagesize() + memory]
+    known = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
+    for line in sys.stdin:
+        path, invert = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            pixels, inverted = pictures.read(Path(path), invert)
+        except PictureError as error:
+            answer: object = str(error)
+        else:
+            answer = [pixels.tolist(), inverted]
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
