@@ -26,7 +26,7 @@ from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.scheduler import Splits
 from fmnist.tuning.storage import open_study
-from fmnist.utils import memory, provenance
+from fmnist.utils import memory, patience, provenance
 from fmnist.utils.device import find_device
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
@@ -52,6 +52,7 @@ def run_study(
     device: str = "auto",
     max_lanes: int | None = None,
     retry_failed: bool = False,
+    wait: float = patience.SECONDS,
     command: str = "fmnist.run_study",
     progress: Progress | None = None,
 ) -> list[TrialResult]:
@@ -66,6 +67,8 @@ def run_study(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         max_lanes: maximum number of lanes of a group; by default as many as fit in memory.
         retry_failed: whether to train trials that diverged again.
+        wait: how many seconds to wait, before giving up, for what may pass: a locked storage, a
+            lost connection, a full disk.
         command: the command line that the report shows.
         progress: shows the progress; by default nothing is shown.
 
@@ -80,7 +83,13 @@ def run_study(
     target = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     translated = storage_errors.translated(out, url)
-    with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
+    with (
+        translated,
+        _LogTo(progress),
+        Stop() as stop,
+        opened(out, config) as folder,
+        patience.patient(wait, stop.check),
+    ):
         study = open_study(config, url, begun=folder.begun)
         folder.take(study, shared=storage is not None)
         done = grid.results(study, config)
@@ -132,7 +141,11 @@ def run_study(
             about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
             lost = folder.lost
             findings = Findings(config, results, dataset, about, storage, sums=sums, lost=lost)
-            folder.seal(publish.publish(out, findings, study, phases), sums)
+            made = patience.repeated(
+                lambda: publish.publish(out, findings, study, phases),
+                lambda error: storage_errors.passing(error, url),
+            )
+            folder.seal(made, sums)
         study.set_user_attr(PHASES, phases.seconds)
         return results
 
@@ -184,7 +197,10 @@ class _LogTo(logging.Handler):
         self._logger = logging.getLogger("fmnist")
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._progress.message(record.getMessage())
+        show = self._progress.message
+        if record.levelno >= logging.WARNING:
+            show = self._progress.warning
+        show(record.getMessage())
 
     def __enter__(self) -> None:
         self._level = self._logger.level

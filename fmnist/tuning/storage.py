@@ -17,8 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist.config.study import StudyConfig, differences
 from fmnist.tuning import storage_errors
+from fmnist.tuning.patient_storage import PatientStorage
 from fmnist.utils import passwords
 from fmnist.utils.errors import UserError
+from fmnist.utils.patience import repeated
 
 CONFIG = "fmnist:config"
 
@@ -41,30 +43,19 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
 
     Raises:
         UserError: The storage cannot be used, is damaged, or does not have the study.
-        StudyMismatchError: A study of this name has another configuration. GridSampler does not
-            check all of it: its seed only permutes the grid.
+        StudyMismatchError: A study of this name has another configuration.
     """
-    sampler = optuna.samplers.GridSampler(
-        {key: list(values) for key, values in config.grid.items()}, seed=config.seed
-    )
     url = _parse(storage)
+
+    def locked(error: Exception) -> str:
+        # A server that does not answer at the beginning may not be one.
+        is_file = url.get_backend_name() == "sqlite"
+        return storage_errors.passing(error, storage) if is_file else ""
+
     try:
         url.get_dialect()
         with sound(storage):
-            if begun and not _holds(storage, url, config.name):
-                raise UserError(
-                    f"{begun} is of a study, but storage {passwords.starred(storage)} holds none "
-                    f"of the name {config.name!r}; restore it, give --storage as before, "
-                    "or choose another --out"
-                )
-            _check_sqlite(url)
-            study = optuna.create_study(
-                study_name=config.name,
-                storage=optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(url)),
-                sampler=sampler,
-                direction=config.direction,
-                load_if_exists=True,
-            )
+            study = repeated(lambda: _opened(config, storage, url, begun), locked)
             known = trials(study)
             _check_attributes(study._storage.get_study_system_attrs(study._study_id))
             for trial in known:
@@ -88,6 +79,34 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
     if directions != [config.direction]:
         raise UserError(f"{DAMAGED} (its direction is {', '.join(directions)})")
     return study
+
+
+def _opened(
+    config: StudyConfig, storage: str, url: sqlalchemy.URL, begun: Path | None
+) -> optuna.Study:
+    """Create a study, or load it if it exists.
+
+    Raises:
+        UserError: The database is damaged, or does not have the study although it has begun.
+    """
+    if begun and not _holds(storage, url, config.name):
+        raise UserError(
+            f"{begun} is of a study, but storage {passwords.starred(storage)} holds none "
+            f"of the name {config.name!r}; restore it, give --storage as before, "
+            "or choose another --out"
+        )
+    _check_sqlite(url)
+    backend = optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(url))
+    return optuna.create_study(
+        study_name=config.name,
+        storage=PatientStorage(backend),
+        # It does not check all of the configuration: its seed only permutes the grid.
+        sampler=optuna.samplers.GridSampler(
+            {key: list(values) for key, values in config.grid.items()}, seed=config.seed
+        ),
+        direction=config.direction,
+        load_if_exists=True,
+    )
 
 
 def _check_attributes(attrs: Mapping[str, Any]) -> None:
@@ -127,7 +146,8 @@ def _parse(storage: str) -> sqlalchemy.URL:
 def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     """Return the options that keep a connection alive during an epoch, or make a new one."""
     if url.get_backend_name() == "sqlite":
-        return {}
+        # SQLite's own wait for a lock cannot be interrupted; PatientStorage waits after it.
+        return {} if "timeout" in url.query else {"connect_args": {"timeout": 1.0}}
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_driver_name() in ("psycopg", "psycopg2"):  # options of libpq
         keepalives = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}

@@ -78,7 +78,7 @@ def study_parser(prog: str, description: str) -> Parser:
     parser.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="where to train"
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser
 
 
@@ -124,7 +124,7 @@ def run(
     unwritten = _flush_stdout()
     if unwritten is not None and not text:
         status, text = _status_and_text(unwritten, stopped)
-    _print_error(text)
+    print_error(text)
     if status in (INTERRUPTED, TERMINATED):
         # Tearing down the interpreter and its libraries would take a second or two.
         for number in SIGNALS:
@@ -134,7 +134,7 @@ def run(
     sys.exit(status)
 
 
-def _print_error(text: str) -> None:
+def print_error(text: str) -> None:
     """Print a text on stderr, without the passwords of the command line."""
     if sys.stderr is not None:  # None when it is closed
         with contextlib.suppress(OSError):  # such as a full disk
@@ -159,7 +159,7 @@ def _end_in_time(patience: float, stopped: str) -> None:
         sys.unraisablehook = lambda _: None  # else a callback from C prints the error and continues
         os.kill(os.getpid(), number)
         time.sleep(patience)
-        _print_error(f"\n{stopped}\n")
+        print_error(f"\n{stopped}\n")
         os._exit(128 + number)
 
     threading.Thread(target=wait, daemon=True).start()
