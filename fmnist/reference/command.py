@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         raise configs.ConfigError(reason, "factory", config.model.factory)
     out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
+    command_line.outlive_output("the study")
     with storage_errors.translated(out), opened_for_reference(out, config) as folder:
         dataset = fashion_mnist.load(args.data)
         examples = splits(config, dataset, device)

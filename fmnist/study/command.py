@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         print(plan(config, args.max_lanes, find_device(args.device)))
         return 0
+    command_line.outlive_output("the study")
     with make_progress(args.quiet) as progress:
         results = run_study(
             config,
