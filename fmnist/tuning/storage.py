@@ -179,16 +179,23 @@ def _holds(storage: str, url: sqlalchemy.URL, name: str) -> bool:
 
 
 def _check_sqlite(url: sqlalchemy.URL) -> None:
-    """Check a SQLite database for damage.
+    """Check that a SQLite database is a file, and check it for damage.
 
     Raises:
-        UserError: The database is damaged.
+        UserError: The database is in memory or temporary, or is damaged.
     """
     if url.get_backend_name() != "sqlite":
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
         result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        main = "SELECT file FROM pragma_database_list WHERE name = 'main'"
+        file = connection.exec_driver_sql(main).scalar()
+    if not file or not Path(file).exists():  # whatever the URL looks like
+        raise UserError(
+            "--storage is a database that is lost when the command ends; "
+            "name a file, as in sqlite:///study.db, or leave out --storage"
+        )
     if result != "ok":
         raise UserError(f"{DAMAGED} ({result})")
 
