@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose error messages hide passwords."""
 
     def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message and "--set" in self._option_string_actions:
+            message += "; settings are given as --set KEY=VALUE"
         super().error(passwords.hide_arguments(message, sys.argv))
 
 
