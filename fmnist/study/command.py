@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.utils.device import find_device
 
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
-    out = Path(args.out) if args.out else Path("runs") / config.name
+    out = args.out or Path("runs") / config.name
     if args.dry_run:
         print(plan(config, args.max_lanes, find_device(args.device)))
         return 0

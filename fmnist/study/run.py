@@ -78,7 +78,7 @@ def run_study(
     Raises:
         UserError: The study, the data, the storage or the folder cannot be used.
     """
-    out, progress = Path(out), progress or Progress()
+    out, progress = Path(out).expanduser(), progress or Progress()
     url = storage or storage_url.of_run(out)
     target = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

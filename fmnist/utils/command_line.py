@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from fmnist.utils import memory, passwords
@@ -40,6 +41,18 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text[:12]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text[:12])
+
+
+def path(text: str) -> Path:
+    """Parse a path, for argparse. A shell does not expand the ``~`` in ``--out=~/runs``.
+
+    Raises:
+        ArgumentTypeError: The path begins with a ``~``, and there is no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such home folder") from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,9 +87,12 @@ def study_parser(prog: str, description: str) -> Parser:
         help="a setting, or with several values an axis of the grid; may be repeated",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="where results go (default: runs/ and the study's name)"
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="where results go (default: runs/ and the study's name)",
     )
-    parser.add_argument("--data", metavar="DIR", help="a folder with the four IDX files")
+    parser.add_argument("--data", type=path, metavar="DIR", help="a folder with the four IDX files")
     parser.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="where to train"
     )

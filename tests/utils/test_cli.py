@@ -155,6 +155,25 @@ def test_system_errors_give_one_line(error, status, said):
     assert (done.returncode, done.stderr) == (status, said)
 
 
+@pytest.mark.usefixtures("sliced")
+@pytest.mark.parametrize("package", ["study", "reference"])
+def test_home_folder_is_expanded_in_options(tmp_path, monkeypatch, package):
+    """A shell does not, in ``--out=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    args = ["--epochs", "1", "--set", "learning_rate=0.01", "--set", "batch_size=1000"]
+    given = [*args, "--set", "holdout=500", "--out=~/x", "--data=~/no", "--quiet"]
+    done = call(package, *given, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "home" / "x" / "results.csv").exists()
+    assert not (tmp_path / "~").exists()
+    if package == "study":
+        refused = call("view", "~/y", cwd=tmp_path)
+        assert f"{tmp_path}/home/y: there is no run" in refused.stderr
+        nobody = call(package, "--out=~nobody-of-this-name/x", cwd=tmp_path)
+        assert (nobody.returncode, "no such home folder" in nobody.stderr) == (2, True)
+
+
 def test_closed_pipe_gives_no_error(tmp_path):
     read, write = os.pipe()
     os.close(read)
