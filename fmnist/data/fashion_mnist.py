@@ -195,7 +195,7 @@ def _read(folder: Path, file: _File) -> bytes:
 def _named_otherwise(folder: Path, file: _File) -> Iterator[Path]:
     """Yield the paths of a file in other spellings, such as ``TRAIN-IMAGES.IDX3-UBYTE.GZ``."""
     for place in (folder, folder / "raw", folder / "FashionMNIST" / "raw"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in the path
             for path in sorted(place.iterdir()):
                 name = path.name.lower().removesuffix(".gz").replace(".idx", "-idx")
                 if name == file.name:
