@@ -43,7 +43,9 @@ def outcome(out: Path) -> dict[str, object]:
         "damaged": manifest.damaged_files(out),
         "results": [
             {k: v for k, v in row.items() if k not in TIMES}
-            for row in csv.DictReader((out / "results.csv").open(encoding="utf-8"))
+            for row in csv.DictReader(
+                (out / "results.csv").read_text(encoding="utf-8").splitlines()
+            )
         ],
         "history": (out / "history.csv").read_bytes(),
         "best": (out / "best" / "config.json").read_bytes(),

@@ -80,8 +80,43 @@ def shown(value: object) -> str:
 
 def nearest(name: object, names: Collection[str]) -> str:
     """Return ``"; did you mean NAME?"`` if a name resembles one of the names, else ``""``."""
-    close = difflib.get_close_matches(str(name)[:64].lower(), names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = _closest(name, names)
+    return f"; did you mean {close}?" if close else ""
+
+
+def _closest(name: object, names: Collection[str]) -> str:
+    # Other tools write optimizer.lr or --batch-size.
+    word = str(name)[:64].lower().rpartition(".")[2].strip(" -").replace("-", "_")
+    usual = [other for other, words in USUAL.items() if other in names and word in words.split()]
+    return next(iter(usual or difflib.get_close_matches(word, names, n=1)), "")
+
+
+USUAL: Mapping[str, str] = {
+    "learning_rate": "lr eta alpha rate step_size stepsize learningrate lr0 base_lr",
+    "algorithm": "optimizer optimiser optim opt solver",
+    "batch_size": "bs batch batches minibatch mini_batch_size train_batch_size bsz",
+    "weight_decay": "wd l2 decay lambda regularization",
+    "momentum": "mom mu",
+    "nesterov": "nag",
+    "beta1": "b1 betas beta",
+    "beta2": "b2",
+    "eps": "epsilon adam_epsilon",
+    "epochs": "epoch n_epochs num_epochs max_epochs iterations steps",
+    "seed": "seeds random_seed random_state rng manual_seed",
+    "name": "study_name title",
+    "holdout": "val validation val_size validation_size val_split validation_split",
+    "metric": "objective monitor criterion",
+    "channels": "filters conv widths width out_channels features",
+    "hidden": "layers units hidden_size hidden_sizes hidden_units neurons dense fc mlp",
+    "kernel_size": "kernel kernels ks filter_size",
+    "dropout": "drop p dropout_rate drop_rate",
+    "precision": "dtype amp fp16 bf16 half",
+    "validation_accuracy": "accuracy acc val_acc val_accuracy",
+    "validation_loss": "loss val_loss",
+    "float32": "fp32 f32 float single full",
+    "bfloat16": "bf16 half float16 fp16 f16",
+}
+"""Name of a setting or value -> what other tools and papers call it."""
 
 
 class Need(NamedTuple):
@@ -274,6 +309,9 @@ def unknown(
     """Make the error for a name that is unknown or belongs to another table."""
     if key not in settings:
         reason = f"unknown {kind}{nearest(key, names)}"
+        elsewhere = _closest(key, settings)
+        if elsewhere and elsewhere not in names and not _closest(key, names):
+            reason += f"; did you mean {elsewhere} in [{settings[elsewhere].table}]?"
     elif "[grid]" in kind:
         reason = "cannot be an axis of the grid"
     else:

@@ -52,7 +52,9 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"must be UTF-8 text; byte {error.start} is not") from None
     # Also raised for an integer with too many digits and for brackets nested too deep.
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"must be valid TOML: {clipped(str(error), 120)}") from None
+        comma = re.search(rb"=\s*[+-]?\d+,\d", content)
+        hint = "; a number is written with a point, as in 0.01" if comma else ""
+        raise ConfigError(f"must be valid TOML: {clipped(str(error), 120)}{hint}") from None
 
 
 def settings_in(data: Mapping[str, Any]) -> Mapping[str, Setting]:
@@ -110,11 +112,30 @@ def override(text: str, settings: Mapping[str, Setting]) -> tuple[str, list[obje
         raise ConfigError(reason + nearest(key, names), text, source="--set")
     if key not in settings:
         raise unknown(settings, "setting", key, rest, names, source="--set")
+    if settings[key].kind.type in (int, float):
+        _check_commas(key, rest, decimal=settings[key].kind.type is float)
     values = [settings[key].parse(word) for word in rest.split(",")]
     if len(values) > 1 and key not in axes(settings):
         reason = "must be one value, it cannot be an axis of the grid"
         raise ConfigError(reason, key, rest, source="--set")
     return key, values
+
+
+def _check_commas(key: str, text: str, *, decimal: bool) -> None:
+    """Check that the commas of a list of numbers are not within a number, as in 0,01 or 10,000.
+
+    Raises:
+        ConfigError: They may be. The message says how to write either.
+    """
+    words = [word.strip() for word in text.split(",")]
+    reason = ""
+    if decimal and re.fullmatch(r"[+-]?\d{1,20},\d{1,20}(e[+-]?\d{1,3})?", ",".join(words), re.I):
+        one, two = ".".join(words), ",".join(str(float(word)) for word in words)
+        reason = f"could be one number, {one}, or two, {two}; write one of these"
+    elif any(re.match(r"0\d", word) for word in words[1:]):
+        reason = "commas separate values; write numbers as in 0.01, 10000 or 0.01,0.001"
+    if reason:
+        raise ConfigError(reason, key, text, source="--set")
 
 
 def factory_of(texts: Sequence[str]) -> str | None:

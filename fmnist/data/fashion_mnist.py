@@ -19,6 +19,7 @@ import struct
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,8 +87,9 @@ def load(root: str | Path | None = None) -> Dataset:
     """Load Fashion-MNIST from the first source that works, and cache it.
 
     Args:
-        root: a folder with the four IDX files, plain or .gz; by default ``$FMNIST_DATA``. When
-            either is given, no other source is tried.
+        root: a folder with the four IDX files, plain or .gz, or the root of torchvision's
+            ``FashionMNIST``; by default ``$FMNIST_DATA``. When either is given, no other source is
+            tried.
 
     Returns:
         60,000 training and 10,000 test examples on the CPU: images uint8 ``[n, 1, 28, 28]``,
@@ -156,13 +158,13 @@ def holdout_split(train: Split, holdout: int) -> tuple[Split, Split]:
 
 
 def _read(folder: Path, file: _File) -> bytes:
-    """Read a file of the folder, plain or .gz, and decompress it.
+    """Read a file of the folder or of torchvision's folder in it, plain or .gz, and decompress it.
 
     Raises:
         AbsentError: The folder has no such file.
         DataError: The file is damaged, or holds other data.
     """
-    candidates = [folder / file.name, folder / f"{file.name}.gz"]
+    candidates = [folder / file.name, folder / f"{file.name}.gz", *_named_otherwise(folder, file)]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         for other in candidates:
@@ -172,7 +174,7 @@ def _read(folder: Path, file: _File) -> bytes:
         lack = f"has neither {file.name} nor {file.name}.gz" if folder.is_dir() else "is no folder"
         raise AbsentError(f"{folder} {lack}")
     limit = max(known.size for known in _FILES)  # bytes to decompress, at most
-    packed = path.suffix == ".gz"
+    packed = path.suffix.lower() == ".gz"
     with path.open("rb") as stream:  # gzip can make a file larger by a little
         content = stream.read(limit + packed * (limit // 100 + 1000) + 1)
     try:
@@ -195,6 +197,16 @@ def _read(folder: Path, file: _File) -> bytes:
         raise DataError(f"{path} is {wrong}: it should have {file.size:,} bytes of data")
     sums = f"SHA-256 {digest[:12]}..., not {file.sha256[:12]}..."
     raise DataError(f"{path} is damaged or of another data set: {sums}")
+
+
+def _named_otherwise(folder: Path, file: _File) -> Iterator[Path]:
+    """Yield the paths of a file in other spellings, such as ``TRAIN-IMAGES.IDX3-UBYTE.GZ``."""
+    for place in (folder, folder / "raw", folder / "FashionMNIST" / "raw"):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in the path
+            for path in sorted(place.iterdir()):
+                name = path.name.lower().removesuffix(".gz").replace(".idx", "-idx")
+                if name == file.name:
+                    yield path
 
 
 def _write_cache(contents: dict[str, bytes]) -> None:

@@ -69,7 +69,7 @@ def in_order(folder: str | Path | None) -> list[tuple[str, Callable[[], Opened]]
         The name of each source, and a function that opens a folder with its files.
     """
     if folder is not None:
-        return [(f"folder {folder}", lambda: contextlib.nullcontext(Path(folder)))]
+        return [(f"folder {folder}", lambda: contextlib.nullcontext(Path(folder).expanduser()))]
     return [
         ("cache", lambda: contextlib.nullcontext(runtime.cache_folder())),
         ("Debian package", lambda: contextlib.nullcontext(DEBIAN_FOLDER)),

@@ -173,7 +173,7 @@ def _pictures(paths: Sequence[Path], invert: Invert, failures: Failures) -> Iter
                 yield Item(_line(str(path)), about, torch.from_numpy(pixels))
 
 
-def _test_images(words: Sequence[str], folder: str | None, failures: Failures) -> Iterable[Item]:
+def _test_images(words: Sequence[str], folder: Path | None, failures: Failures) -> Iterable[Item]:
     """Find these images of the test set; a word that is no valid number is a failure."""
     from fmnist.data import fashion_mnist
 
@@ -273,5 +273,10 @@ def _parser() -> argparse.ArgumentParser:
         help="make light dark and dark light (default: auto, when the border is light)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--data", metavar="DIR", help="for --test: where the four IDX files are")
+    parser.add_argument(
+        "--data",
+        type=command_line.path,
+        metavar="DIR",
+        help="for --test: where the four IDX files are",
+    )
     return parser

@@ -54,8 +54,9 @@ def main(argv: Sequence[str]) -> int:
     if not isinstance(config.model, ModelConfig):
         reason = "is not the built-in network, the only one that there is in torch.nn, too"
         raise configs.ConfigError(reason, "factory", config.model.factory)
-    out = Path(args.out) if args.out else Path("runs") / f"{config.name}-reference"
+    out = args.out or Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
+    command_line.outlive_output("the study")
     with storage_errors.translated(out), opened_for_reference(out, config) as folder:
         dataset = fashion_mnist.load(args.data)
         examples = splits(config, dataset, device)

@@ -18,7 +18,7 @@ from rich.text import Text
 from fmnist.config.results import TrialResult, label
 from fmnist.reports.words import counted, decimals, duration, one_line
 from fmnist.tuning import events
-from fmnist.utils import runtime
+from fmnist.utils import command_line, runtime
 
 MOST_ROWS = 12
 SPARK = 12
@@ -71,19 +71,31 @@ class Progress(AbstractContextManager["Progress"]):
     def message(self, text: str) -> None:
         """Show a line of text."""
 
+    def warning(self, text: str) -> None:
+        """Show a line of text that is also shown by ``--quiet``."""
+        self.message(text)
+
     def __exit__(self, *raised: object) -> None:
         """Restore the terminal."""
+
+
+class QuietProgress(Progress):
+    """Shows warnings only, on standard error."""
+
+    def warning(self, text: str) -> None:
+        """Print a warning on one line."""
+        command_line.print_error(f"{one_line(text)}\n")
 
 
 def make_progress(quiet: bool, console: Console | None = None) -> Progress:
     """Choose how to show progress: live on a terminal, as lines elsewhere.
 
     Args:
-        quiet: whether to show nothing.
+        quiet: whether to show warnings only.
         console: where to show it; standard output by default.
     """
     if quiet:
-        return Progress()
+        return QuietProgress()
     if console is None:
         console = Console()
         # With FORCE_COLOR rich takes a log file for a terminal, but lines cannot be redrawn in it.

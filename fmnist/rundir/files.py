@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fmnist.utils.patience import repeated
+
 TEMPORARY = ".fmnist-part"
 """The suffix of temporary files and folders; no other program uses it."""
 
@@ -56,9 +58,13 @@ def sweep(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: when that fails, the old file stays."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    """Write a file atomically: when that fails, the old file stays. A full disk is waited for."""
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
+    repeated(write)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist.utils import command_line, passwords, runtime
+from fmnist.utils import command_line, passwords, patience, runtime
 from fmnist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--retry-failed", action="store_true", help="train again the trials that diverged"
     )
+    parser.add_argument(
+        "--wait",
+        type=lambda text: 0 if text == "0" else command_line.positive(text),
+        default=int(patience.SECONDS),
+        metavar="SECONDS",
+        help="wait this long for a locked storage or a full disk (default: %(default)s)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
     runtime.prepare()
@@ -58,10 +65,11 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.utils.device import find_device
 
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
-    out = Path(args.out) if args.out else Path("runs") / config.name
+    out = args.out or Path("runs") / config.name
     if args.dry_run:
         print(plan(config, args.max_lanes, find_device(args.device)))
         return 0
+    command_line.outlive_output("the study")
     with make_progress(args.quiet) as progress:
         results = run_study(
             config,
@@ -71,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
             device=args.device,
             max_lanes=args.max_lanes,
             retry_failed=args.retry_failed,
+            wait=args.wait,
             command=command_line.command(PROG, map(passwords.starred, argv)),
             progress=progress,
         )

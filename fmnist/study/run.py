@@ -28,7 +28,7 @@ from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.scheduler import Splits
 from fmnist.tuning.storage import open_study
-from fmnist.utils import memory, provenance
+from fmnist.utils import memory, patience, provenance
 from fmnist.utils.device import find_device
 from fmnist.utils.errors import UserError
 from fmnist.utils.phases import Phases
@@ -77,6 +77,7 @@ def run_study(
     device: str = "auto",
     max_lanes: int | None = None,
     retry_failed: bool = False,
+    wait: float = patience.SECONDS,
     command: str = "fmnist.run_study",
     progress: Progress | None = None,
 ) -> list[TrialResult]:
@@ -94,6 +95,8 @@ def run_study(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         max_lanes: maximum number of lanes of a group; by default as many as fit in memory.
         retry_failed: whether to train trials that diverged again.
+        wait: how many seconds to wait, before giving up, for what may pass: a locked storage, a
+            lost connection, a full disk.
         command: the command line that the report shows.
         progress: shows the progress; by default nothing is shown.
 
@@ -103,14 +106,20 @@ def run_study(
     Raises:
         UserError: The study, the data, the storage or the folder cannot be used.
     """
-    out, progress = Path(out), progress or Progress()
+    out, progress = Path(out).expanduser(), progress or Progress()
     if dataset is not None:
         dataset = given.checked(dataset, config.holdout)
     url = storage or storage_url.of_run(out)
     target = find_device(device)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     translated = storage_errors.translated(out, url)
-    with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
+    with (
+        translated,
+        _LogTo(progress),
+        Stop() as stop,
+        opened(out, config) as folder,
+        patience.patient(wait, stop.check),
+    ):
         study = open_study(config, url, begun=folder.begun)
         folder.take(study, shared=storage is not None)
         data_set = given.FASHION_MNIST if dataset is None else given.identity(dataset)
@@ -170,7 +179,11 @@ def run_study(
                 config, results, dataset, about, storage,
                 sums=sums, lost=lost, classes=dataset.classes,
             )  # fmt: skip
-            folder.seal(publish.publish(out, findings, study, phases), sums)
+            made = patience.repeated(
+                lambda: publish.publish(out, findings, study, phases),
+                lambda error: storage_errors.passing(error, url),
+            )
+            folder.seal(made, sums)
         study.set_user_attr(PHASES, phases.seconds)
         return results
 
@@ -237,7 +250,10 @@ class _LogTo(logging.Handler):
         self._logger = logging.getLogger("fmnist")
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._progress.message(record.getMessage())
+        show = self._progress.message
+        if record.levelno >= logging.WARNING:
+            show = self._progress.warning
+        show(record.getMessage())
 
     def __enter__(self) -> None:
         self._level = self._logger.level

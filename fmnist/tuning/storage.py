@@ -18,8 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist.config.settings import clipped
 from fmnist.config.study import StudyConfig, differences
 from fmnist.tuning import storage_errors
+from fmnist.tuning.patient_storage import PatientStorage
 from fmnist.utils import passwords
 from fmnist.utils.errors import UserError
+from fmnist.utils.patience import repeated
 
 CONFIG = "fmnist:config"
 
@@ -42,32 +44,19 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
 
     Raises:
         UserError: The storage cannot be used, is damaged, or does not have the study.
-        StudyMismatchError: A study of this name has another configuration. GridSampler does not
-            check all of it: its seed only permutes the grid.
+        StudyMismatchError: A study of this name has another configuration.
     """
-    sampler = optuna.samplers.GridSampler(
-        {key: list(values) for key, values in config.grid.items()}, seed=config.seed
-    )
     url = _parse(storage)
+
+    def locked(error: Exception) -> str:
+        # A server that does not answer at the beginning may not be one.
+        is_file = url.get_backend_name() == "sqlite"
+        return storage_errors.passing(error, storage) if is_file else ""
+
     try:
         url.get_dialect()
         with sound(storage):
-            if begun and config.name not in (names := _names(storage, url)):
-                shown = ", ".join(f"{clipped(name, 60)!r}" for name in names[:3])
-                but = f", but {shown}; give a renamed study its name back" if names else ""
-                raise UserError(
-                    f"{begun} is of a study, but storage {passwords.starred(storage)} holds none "
-                    f"of the name {config.name!r}{but}; restore it, give --storage as before, "
-                    "or choose another --out"
-                )
-            _check_sqlite(url)
-            study = optuna.create_study(
-                study_name=config.name,
-                storage=optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(url)),
-                sampler=sampler,
-                direction=config.direction,
-                load_if_exists=True,
-            )
+            study = repeated(lambda: _opened(config, storage, url, begun), locked)
             known = trials(study)
             _check_attributes(study._storage.get_study_system_attrs(study._study_id))
             for trial in known:
@@ -91,6 +80,36 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
     if directions != [config.direction]:
         raise UserError(f"{DAMAGED} (its direction is {', '.join(directions)})")
     return study
+
+
+def _opened(
+    config: StudyConfig, storage: str, url: sqlalchemy.URL, begun: Path | None
+) -> optuna.Study:
+    """Create a study, or load it if it exists.
+
+    Raises:
+        UserError: The database is damaged, or does not have the study although it has begun.
+    """
+    if begun and config.name not in (names := _names(storage, url)):
+        shown = ", ".join(f"{clipped(name, 60)!r}" for name in names[:3])
+        but = f", but {shown}; give a renamed study its name back" if names else ""
+        raise UserError(
+            f"{begun} is of a study, but storage {passwords.starred(storage)} holds none "
+            f"of the name {config.name!r}{but}; restore it, give --storage as before, "
+            "or choose another --out"
+        )
+    _check_sqlite(url)
+    backend = optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(url))
+    return optuna.create_study(
+        study_name=config.name,
+        storage=PatientStorage(backend),
+        # It does not check all of the configuration: its seed only permutes the grid.
+        sampler=optuna.samplers.GridSampler(
+            {key: list(values) for key, values in config.grid.items()}, seed=config.seed
+        ),
+        direction=config.direction,
+        load_if_exists=True,
+    )
 
 
 def _check_attributes(attrs: Mapping[str, Any]) -> None:
@@ -130,7 +149,8 @@ def _parse(storage: str) -> sqlalchemy.URL:
 def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     """Return the options that keep a connection alive during an epoch, or make a new one."""
     if url.get_backend_name() == "sqlite":
-        return {}
+        # SQLite's own wait for a lock cannot be interrupted; PatientStorage waits after it.
+        return {} if "timeout" in url.query else {"connect_args": {"timeout": 1.0}}
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_driver_name() in ("psycopg", "psycopg2"):  # options of libpq
         keepalives = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -162,16 +182,23 @@ def _names(storage: str, url: sqlalchemy.URL) -> list[str]:
 
 
 def _check_sqlite(url: sqlalchemy.URL) -> None:
-    """Check a SQLite database for damage.
+    """Check that a SQLite database is a file, and check it for damage.
 
     Raises:
-        UserError: The database is damaged.
+        UserError: The database is in memory or temporary, or is damaged.
     """
     if url.get_backend_name() != "sqlite":
         return
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
         result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        main = "SELECT file FROM pragma_database_list WHERE name = 'main'"
+        file = connection.exec_driver_sql(main).scalar()
+    if not file or not Path(file).exists():  # whatever the URL looks like
+        raise UserError(
+            "--storage is a database that is lost when the command ends; "
+            "name a file, as in sqlite:///study.db, or leave out --storage"
+        )
     if result != "ok":
         raise UserError(f"{DAMAGED} ({result})")
 

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from fmnist.utils import memory, passwords
@@ -42,10 +43,24 @@ def positive(text: str) -> int:
     return int(text[:12])
 
 
+def path(text: str) -> Path:
+    """Parse a path, for argparse. A shell does not expand the ``~`` in ``--out=~/runs``.
+
+    Raises:
+        ArgumentTypeError: The path begins with a ``~``, and there is no such home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such home folder") from error
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose error messages hide passwords."""
 
     def error(self, message: str) -> NoReturn:
+        if "unrecognized arguments" in message and "--set" in self._option_string_actions:
+            message += "; settings are given as --set KEY=VALUE"
         super().error(passwords.hide_arguments(message, sys.argv))
 
 
@@ -72,13 +87,16 @@ def study_parser(prog: str, description: str) -> Parser:
         help="a setting, or with several values an axis of the grid; may be repeated",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="where results go (default: runs/ and the study's name)"
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="where results go (default: runs/ and the study's name)",
     )
-    parser.add_argument("--data", metavar="DIR", help="a folder with the four IDX files")
+    parser.add_argument("--data", type=path, metavar="DIR", help="a folder with the four IDX files")
     parser.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|cuda:N", help="where to train"
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     return parser
 
 
@@ -110,21 +128,24 @@ def run(
             until the process is ended; by default only ``main`` decides.
     """
     passwords.cover_arguments()
+    _occupy_closed_streams()
     if patience is not None:
         _end_in_time(patience, stopped)
     text = ""
-    if sys.stdout is not None:  # None when it is closed
-        if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a letter of a path
-            sys.stdout.reconfigure(errors="backslashreplace")
-        sys.stdout = cast(TextIO, _Output(sys.stdout))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a letter of a path
+        sys.stdout.reconfigure(errors="backslashreplace")
+    output = _Output(sys.stdout)
+    sys.stdout = cast(TextIO, output)
     try:
         status = main(sys.argv[1:])
     except BaseException as error:
         status, text = _status_and_text(error, stopped)
-    unwritten = _flush_stdout()
+    unwritten = output.finish()
     if unwritten is not None and not text:
         status, text = _status_and_text(unwritten, stopped)
-    _print_error(text)
+    print_error(text)
+    if output.lost and status == 0:
+        status = 2
     if status in (INTERRUPTED, TERMINATED):
         # Tearing down the interpreter and its libraries would take a second or two.
         for number in SIGNALS:
@@ -134,11 +155,12 @@ def run(
     sys.exit(status)
 
 
-def _print_error(text: str) -> None:
+def print_error(text: str) -> None:
     """Print a text on stderr, without the passwords of the command line."""
-    if sys.stderr is not None:  # None when it is closed
-        with contextlib.suppress(OSError):  # such as a full disk
-            print(passwords.hide_arguments(text, sys.argv), end="", file=sys.stderr, flush=True)
+    try:
+        print(passwords.hide_arguments(text, sys.argv), end="", file=sys.stderr, flush=True)
+    except OSError:  # such as a full disk
+        _discard(sys.stderr)
 
 
 def _end_in_time(patience: float, stopped: str) -> None:
@@ -159,36 +181,97 @@ def _end_in_time(patience: float, stopped: str) -> None:
         sys.unraisablehook = lambda _: None  # else a callback from C prints the error and continues
         os.kill(os.getpid(), number)
         time.sleep(patience)
-        _print_error(f"\n{stopped}\n")
+        print_error(f"\n{stopped}\n")
         os._exit(128 + number)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
+def outlive_output(what: str) -> None:
+    """Let the command go on when its standard output can no longer be written.
+
+    When the reader has left, as in ``| head``, or the terminal is gone, the exit status is that of
+    the command; after another error, such as a full disk, 0 becomes 2.
+
+    Args:
+        what: what goes on, for the line on stderr.
+    """
+    if isinstance(sys.stdout, _Output):
+        sys.stdout.outlived_by = what
+
+
 class _Output:
-    """Standard output whose errors name it as their file."""
+    """Standard output whose errors name it as their file.
+
+    Attributes:
+        outlived_by: what goes on without it; if empty, errors are raised.
+        lost: whether text was lost that a reader may miss.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._is_terminal = stream, stream.isatty()
+        self.outlived_by, self.lost = "", False
 
     def write(self, text: str) -> int:
-        with self._name_errors():
-            return self._stream.write(text)
+        with self._handle_errors():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        with self._name_errors():
+        with self._handle_errors():
             self._stream.flush()
+
+    def finish(self) -> OSError | None:
+        """Flush the stream for the last time; return the error if that fails."""
+        unwritten = None
+        try:
+            self.flush()
+        except OSError as error:
+            unwritten = error
+        if unwritten or self.lost:
+            _discard(sys.stdout)
+        return unwritten
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @contextlib.contextmanager
-    def _name_errors(self) -> Iterator[None]:
+    def _handle_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             error.filename = "standard output"
-            raise
+            if not self.outlived_by:
+                raise
+            if isinstance(error, BrokenPipeError) or self._is_terminal:
+                _discard(sys.stdout)
+                print_error(f"the reader of the output has left; {self.outlived_by} goes on\n")
+            elif not self.lost:  # a disk may be full for a short while
+                self.lost = True
+                print_error(
+                    f"error: {error.filename}: {error.strerror}; {self.outlived_by} goes on\n"
+                )
+
+
+def _discard(stream: TextIO) -> None:
+    """Redirect a stream to /dev/null; else what is left in its buffer fails again at the exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _occupy_closed_streams() -> None:
+    """Open /dev/null in the place of closed standard streams.
+
+    Otherwise the next files to be opened would get their numbers, and what a library prints would
+    go into a file of the study.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
@@ -209,15 +292,3 @@ def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
         return 2, "error: there is not enough memory\n"
     lines = "".join(traceback.format_exception(error))
     return 70, f"{lines}{BUG}\n"
-
-
-def _flush_stdout() -> OSError | None:
-    """Flush standard output. If that fails, return the error and redirect stdout to /dev/null."""
-    if sys.stdout is None:
-        return None
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the flush at exit fails, too
-        return error
-    return None

@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run",
         nargs="?",
+        type=command_line.path,
         default="runs/baseline",
         metavar="RUN",
         help="the run's folder (default: %(default)s)",
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             help="default: a free one",
         )
     args = parser.parse_args(argv)
-    folder = Path(args.run)
+    folder = args.run
     storage = storage_of(folder, args.storage)
     if find_spec("optuna_dashboard") is None:
         raise UserError("optuna-dashboard is not installed: pip install 'fmnist[dashboard]'")

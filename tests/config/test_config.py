@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fmnist.config.settings import SETTINGS
+from fmnist.config import study_file
+from fmnist.config.settings import FACTORY, SETTINGS, TABLES, USUAL
 from fmnist.config.study import (
     DYNAMIC_KEYS,
     HYPERPARAMS,
@@ -298,6 +299,21 @@ ON_THE_COMMAND_LINE = [
     (["name=a,b"], ['name = "a,b"', "must be one value"]),
     (["seed=1", "seed=2"], ["seed: ", "given twice"]),
     (["momentum=0.9"], ["momentum = 0.9", "with sgd only"]),
+    (["weight_decay=0,01"], ['weight_decay = "0,01"', "one number, 0.01, or two, 0.0,1.0; write"]),
+    (["weight_decay = 0, 5"], ["one number, 0.5, or two, 0.0,5.0; write"]),
+    (["learning_rate=1,5e-3"], ["one number, 1.5e-3, or two, 1.0,0.005; write"]),
+    (["dropout=0,5"], ["one number, 0.5, or two"]),
+    (["weight_decay=0,01,0,001"], ["commas separate values; write numbers as in 0.01, 10000 or"]),
+    (["batch_size=1,000"], ["commas separate values"]),
+    (["holdout=10,000"], ["commas separate values"]),
+    (["seed=1,000"], ["commas separate values"]),
+    (["betas=0.9"], ["did you mean beta1?"]),
+    (["optimizer.lr=0.1"], ["did you mean learning_rate?"]),
+    (["Batch-Size=100"], ["did you mean batch_size?"]),
+    (["batch 100"], ["KEY=VALUE"]),
+    (["precision=fp32"], ["did you mean float32?"]),
+    (["metric=accuracy"], ["did you mean validation_accuracy?"]),
+    (["algorithm=Adam"], ["did you mean adam?"]),
     (["holdout=50000", "batch_size=10001"], ["batch_size = 10001", "at most 10000"]),
     (["seed=" + "9" * 10_000], ["seed = ", "an integer from 0 to 4294967295"]),
 ]
@@ -309,6 +325,63 @@ def test_a_mistake_on_the_command_line(overrides, said):
     assert line.startswith("--set: ")
     for part in said:
         assert part in line
+
+
+HABITS = {
+    "lr": "learning_rate", "optimizer": "algorithm", "bs": "batch_size", "batch": "batch_size",
+    "wd": "weight_decay", "momentun": "momentum", "epoch": "epochs", "seeds": "seed",
+    "num_epochs": "epochs", "layers": "hidden", "filters": "channels", "LR": "learning_rate",
+    "learning-rate": "learning_rate", "dtype": "precision", "val_split": "holdout",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "meant"), HABITS.items())
+def test_names_of_other_tools_get_a_suggestion(write, typed, meant):
+    """On the command line and in every table, in the right one and in another."""
+    line = refusal(overrides=[f"{typed}=1"])
+    assert f"unknown setting; did you mean {meant}? (" in line
+    right = SETTINGS[meant].table
+    for table in ("study", "model", "optimizer", "grid"):
+        line = refusal(write(f"[{table}]\n{typed} = 1"))
+        own = table == right or (table == "grid" and SETTINGS[meant].role != "study")
+        assert f"; did you mean {meant}{'' if own else f' in [{right}]'}? (" in line
+    line = refusal(write(f"{typed} = 1"))
+    if typed in TABLES:
+        assert "must be a table" in line
+    else:
+        assert f"; did you mean {meant} in [{right}]? (" in line
+
+
+def test_every_usual_name_is_of_one_setting_and_of_none_by_itself():
+    keys = set(SETTINGS)
+    for names in (keys, set(USUAL) - keys):
+        words = [word for name in names for word in USUAL.get(name, "").split()]
+        assert len(words) == len(set(words))
+        assert not {*words} & {*SETTINGS, FACTORY}
+    values = {name for setting in SETTINGS.values() for name in setting.kind.choices}
+    assert set(USUAL) <= keys | values
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("weight_decay=0.0,1.0", [0.0, 1.0]),
+        ("weight_decay=0,0.5", [0, 0.5]),
+        ("weight_decay=0,1,2", [0, 1, 2]),
+        ("weight_decay=1e-3,1e-4", [0.001, 0.0001]),
+        ("batch_size=100,500", [100, 500]),
+        ("seed=0,1", [0, 1]),
+        ("seed=007", [7]),
+    ],
+)
+def test_lists_of_numbers_that_are_clear_are_accepted(text, values):
+    assert study_file.override(text, SETTINGS)[1] == values
+
+
+def test_a_decimal_comma_in_a_file_gets_a_hint(write):
+    said = "a number is written with a point, as in 0.01"
+    assert said in refusal(write("[optimizer]\nlearning_rate = 0,01"))
+    assert said not in refusal(write("[optimizer]\nlearning_rate = 0.01 0.1"))
 
 
 def test_the_line_names_every_source_involved(write):

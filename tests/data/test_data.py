@@ -180,6 +180,36 @@ def test_only_the_named_folder_is_tried(tiny, tmp_path):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("place", [".", "raw", "FashionMNIST/raw"])
+@pytest.mark.parametrize("spelling", ["idx-", "idx.", "upper"])
+def test_usual_layouts_and_spellings_are_found(tiny, tmp_path, packed, place, spelling):
+    """Torchvision has two folders around the files, and others name them ``.idx3-ubyte``."""
+    folder = put(tmp_path / "data" / place, TINY, packed)
+    for path in list(folder.iterdir()):
+        name = path.name.replace("-idx", ".idx") if spelling == "idx." else path.name
+        path.rename(folder / (name.upper() if spelling == "upper" else name))
+    assert_tiny(fashion_mnist.load(tmp_path / "data"))
+
+
+def test_the_official_name_comes_first_and_others_are_verified_too(tiny, tmp_path):
+    put(tmp_path, {name.replace("-idx", ".idx"): b"other" for name in TINY})
+    with pytest.raises(fashion_mnist.DataError, match=r"train-images\.idx3-ubyte is truncated"):
+        fashion_mnist.load(tmp_path)
+    put(tmp_path, TINY)
+    assert_tiny(fashion_mnist.load(tmp_path))
+
+
+def test_home_folder_is_expanded(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path / "mine", TINY)
+    assert_tiny(fashion_mnist.load("~/mine"))
+    monkeypatch.setenv("FMNIST_DATA", "~/mine")
+    assert_tiny(fashion_mnist.load())
+    with pytest.raises(fashion_mnist.DataError, match="home"):
+        fashion_mnist.load("~nobody-of-this-name/mine")
+
+
 def test_data_of_the_debian_package_is_cached(tiny, tmp_path, cache, caplog):
     caplog.set_level(logging.INFO, "fmnist")
     debian = put(tmp_path / "debian", tiny, packed=True)

@@ -127,6 +127,7 @@ def start(
     kill: Kill | None = None,
     log: Path | None = None,
     calls: Path | None = None,
+    wait: float = 0.0,
 ) -> int:
     """Start or resume the study in a child process and return the process id.
 
@@ -145,7 +146,7 @@ def start(
         if kill is not None and kill.step is not None:
             trap(kill)
         taken = [counted(step) for step in STEPS] if calls else []
-        results = run_study(CONFIG, out, dataset=images)
+        results = run_study(CONFIG, out, dataset=images, wait=wait)
         status = int(any(result.state != "COMPLETE" for result in results))
         if calls:
             calls.write_text(json.dumps([len(times) for times in taken]))

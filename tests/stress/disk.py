@@ -2,8 +2,9 @@
 
     unshare --mount --map-root-user python tests/stress/disk.py [--times 20] [--seed 0]
 
-Each time the study ends with one line and status 2. After the disk is repaired, it ends like an
-uninterrupted one, bit for bit. The disks are in memory, invisible to other processes.
+Each time the study ends with one line and status 2, or waits where the disk is full for a few
+seconds. After the disk is repaired, it ends like an uninterrupted one, bit for bit. The disks
+are in memory, invisible to other processes.
 """
 
 from __future__ import annotations
@@ -68,12 +69,36 @@ def read_only(place: Path, log: Path, images: Dataset) -> str:
 def filled(place: Path, log: Path, images: Dataset) -> str:
     """A disk without a free byte."""
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
-    with contextlib.suppress(OSError), (place / "theirs").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    fill(place)
     line = refused(place, log, images)
     (place / "theirs").unlink()
     return line
+
+
+def fill(place: Path) -> None:
+    """Use up the space of the disk."""
+    with contextlib.suppress(OSError), (place / "theirs").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def freed(place: Path, log: Path, images: Dataset) -> str:
+    """A disk that is full for some seconds. The study waits."""
+    mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", place)
+    child = crash.start(place / "study", images, log=log, wait=60.0)
+    wait_for_a_trial(place)
+    fill(place)
+    time.sleep(5)
+    (place / "theirs").unlink()
+    assert crash.end(child) == 0, log.read_text(encoding="utf-8")
+    return "5 s full: the study waited"
+
+
+def wait_for_a_trial(place: Path) -> None:
+    """Wait until a trial has ended."""
+    until = time.monotonic() + 60
+    while not list(place.glob("study/parameters/*.safetensors")) and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
@@ -83,9 +108,7 @@ def midway(place: Path, log: Path, images: Dataset, lost: bool) -> str:
     keep.mkdir(exist_ok=True)
     mount("--bind", place, keep)
     child = crash.start(place / "study", images, log=log)
-    until = time.monotonic() + 60
-    while not list(place.glob("study/parameters/*.safetensors")) and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for_a_trial(place)
     if lost:
         subprocess.run(["umount", "--lazy", place], check=True)
     else:
@@ -128,6 +151,7 @@ def survive(times: int, seed: int) -> None:
     tries = [
         functools.partial(read_only, place, log, images),
         functools.partial(filled, place, log, images),
+        functools.partial(freed, place, log, images),
         functools.partial(midway, place, log, images, lost=False),
         functools.partial(midway, place, log, images, lost=True),
         *[functools.partial(full, place, log, images, size) for size in sizes],

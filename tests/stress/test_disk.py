@@ -32,4 +32,4 @@ def test_study_survives_full_and_read_only_disks(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "survived 6" in done.stdout
+    assert "survived 7" in done.stdout

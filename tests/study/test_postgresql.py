@@ -140,7 +140,7 @@ def test_killed_study_continues_and_the_password_is_shown_nowhere(server, tmp_pa
 def test_study_continues_after_the_server_dies(server, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command(server, out, "died"), **pipes) as child:
+    with subprocess.Popen([*command(server, out, "died"), "--wait", "1"], **pipes) as child:
         begun(child, out)
         server.kill()
         _, said = child.communicate(timeout=120)
@@ -151,6 +151,22 @@ def test_study_continues_after_the_server_dies(server, tmp_path):
     done = subprocess.run(command(server, out, "died"), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert states(server, "died") == ["COMPLETE"] * 4
+
+
+def test_restart_of_the_server_is_waited_for(server, tmp_path):
+    out = tmp_path / "run"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command(server, out, "restarted"), **pipes) as child:
+        begun(child, out)
+        server.kill()
+        time.sleep(4)
+        server.start()
+        said, errors = child.communicate(timeout=300)
+    assert (child.returncode, errors) == (0, "")
+    (line,) = [line for line in said.splitlines() if "trying again" in line]
+    assert line.startswith("storage postgresql+psycopg://me:***@")
+    assert "that has passed" in said
+    assert states(server, "restarted") == ["COMPLETE"] * 4
 
 
 def test_closed_connections_are_reopened(server, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -154,6 +155,25 @@ def test_system_errors_give_one_line(error, status, said):
     assert (done.returncode, done.stderr) == (status, said)
 
 
+@pytest.mark.usefixtures("sliced")
+@pytest.mark.parametrize("package", ["study", "reference"])
+def test_home_folder_is_expanded_in_options(tmp_path, monkeypatch, package):
+    """A shell does not, in ``--out=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    args = ["--epochs", "1", "--set", "learning_rate=0.01", "--set", "batch_size=1000"]
+    given = [*args, "--set", "holdout=500", "--out=~/x", "--data=~/no", "--quiet"]
+    done = call(package, *given, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "home" / "x" / "results.csv").exists()
+    assert not (tmp_path / "~").exists()
+    if package == "study":
+        refused = call("view", "~/y", cwd=tmp_path)
+        assert f"{tmp_path}/home/y: there is no run" in refused.stderr
+        nobody = call(package, "--out=~nobody-of-this-name/x", cwd=tmp_path)
+        assert (nobody.returncode, "no such home folder" in nobody.stderr) == (2, True)
+
+
 def test_closed_pipe_gives_no_error(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -173,3 +193,121 @@ def test_exit_status_with_closed_streams(tmp_path):
             capture_output=True, text=True, cwd=tmp_path, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+GOES_ON = """
+import os, sys, time
+from fmnist.utils import command_line
+def main(argv):
+    command_line.outlive_output("the study")
+    for number in range(int(argv[0])):
+        print("line", number, flush=True)
+        time.sleep(0.002)
+    open("done", "w").close()
+    return int(argv[1])
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("lines", [1, 500])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_command_outlives_the_reader_of_its_output(tmp_path, status, lines, unbuffered):
+    command = [sys.executable, "-c", GOES_ON, str(lines), str(status)]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": env, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as child:
+        child.stdout.close()
+        said = child.stderr.read()
+    assert said == "the reader of the output has left; the study goes on\n"
+    assert child.returncode == status
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("status", "then"), [(0, 2), (1, 1)])
+def test_command_outlives_a_full_output_file(tmp_path, status, then, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", GOES_ON, "500", str(status)],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        )  # fmt: skip
+    said = "error: standard output: No space left on device; the study goes on\n"
+    assert (done.returncode, done.stderr) == (then, said)
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("what", ["pipe", "full"])
+def test_stderr_that_cannot_be_written_changes_no_status(tmp_path, what):
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fmnist.study", "--device", "x"],
+            stdout=subprocess.PIPE, stderr=write if what == "pipe" else full, cwd=tmp_path,
+            check=False,
+        )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    script = (
+        "from fmnist.utils import command_line\n"
+        "def main(argv): print(open('file', 'w').fileno() > 2, file=open('said', 'w'))\n"
+        "command_line.run(main)"
+    )
+    command = ["sh", "-c", f'exec {sys.executable} -c "$0" <&- >&- 2>&-', script]
+    subprocess.run(command, cwd=tmp_path, check=False)
+    assert (tmp_path / "said").read_text() == "True\n"
+
+
+@pytest.fixture
+def small_study(tmp_path):
+    """The command of a study in a process; its folder is ``run``."""
+    script = str(Path(__file__).parents[1] / "slice_command.py")
+    return [
+        sys.executable, script, "--no-views", "--epochs", "6", "--set", "holdout=500", "--set",
+        "batch_size=50", "--set", "learning_rate=0.01,0.001", "--set", "channels=2-2", "--set",
+        "hidden=4", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+
+
+def states(out):
+    study = optuna.load_study(study_name="baseline", storage=f"sqlite:///{out}/study.db")
+    return [trial.state.name for trial in study.trials]
+
+
+@pytest.mark.parametrize("closed", ["stdout", "both"])
+def test_study_goes_on_when_its_reader_leaves(tmp_path, small_study, closed):
+    """As in ``| head -2``, and with stderr in the same pipe."""
+    stderr = subprocess.PIPE if closed == "stdout" else subprocess.STDOUT
+    with subprocess.Popen(small_study, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
+        assert [child.stdout.readline() for _ in range(2)]
+        child.stdout.close()
+        said = child.stderr.read() if child.stderr else ""
+        assert child.wait(300) == 0
+    if closed == "stdout":
+        assert said == "the reader of the output has left; the study goes on\n"
+    assert states(tmp_path / "run") == ["COMPLETE"] * 2
+
+
+def test_study_under_nohup_goes_on_when_its_terminal_disappears(tmp_path, small_study):
+    """nohup makes a process ignore SIGHUP. What it prints to the terminal fails from then on."""
+    terminal, side = pty.openpty()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        child = subprocess.Popen(
+            small_study, stdin=side, stdout=side, stderr=side, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    os.close(side)
+    seen = b""
+    while b"epoch" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    child.send_signal(signal.SIGHUP)
+    assert child.wait(300) == 0
+    assert states(tmp_path / "run") == ["COMPLETE"] * 2

@@ -23,6 +23,7 @@ from fmnist.reports.dashboard import notes
 from fmnist.reports.findings import Findings
 from fmnist.rundir import files, models
 from fmnist.tuning import events
+from fmnist.utils.patience import repeated
 
 ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
 """Name in the provenance -> user attribute of a trial."""
@@ -121,7 +122,7 @@ class DashboardMirror:
         if winner(rivals, self._config.metric) is not result:
             return
         self._best = result
-        _upload_trial(trial, self._config, result, parameters, self._out)
+        repeated(lambda: _upload_trial(trial, self._config, result, parameters, self._out))
         if installed():
             _write_best_note(trial, self._config, result, of=self._ended)
 

@@ -34,6 +34,7 @@ from fmnist.config.results import EpochMetrics, Point, TrialResult, Value, label
 from fmnist.config.study import StudyConfig
 from fmnist.reports.words import held_out, protocol_note
 from fmnist.tuning import events
+from fmnist.utils.patience import repeated
 
 NAME_BYTES = 200
 """Bytes of a folder's name, at most; file systems allow 255, and tools append to names."""
@@ -193,9 +194,15 @@ class _EventFile:
             event.wall_time = now
             records.write(event.SerializeToString())
         content = buffer.getvalue()
-        # One write; when a full disk takes only a part, a buffered file raises, and a raw one not.
-        with self._path.open("ab", buffering=len(content) + 1) as file:
-            file.write(content)
+        size = self._path.stat().st_size if self._path.exists() else 0
+
+        def write() -> None:
+            # One write; when a full disk takes a part, a buffered file raises, and a raw one not.
+            with self._path.open("ab", buffering=len(content) + 1) as file:
+                file.truncate(size)  # a part that an earlier try wrote
+                file.write(content)
+
+        repeated(write)
 
 
 def _tags(folder: Path) -> set[str]:
