@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -28,6 +29,7 @@ from fmnist.tuning.scheduler import Splits
 from fmnist.tuning.storage import open_study
 from fmnist.utils import memory, provenance
 from fmnist.utils.device import find_device
+from fmnist.utils.isolation import torch_defaults
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
@@ -42,6 +44,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
     return Splits(training, test if config.validation_is_test else validation, test)
 
 
+@torch_defaults()
 def run_study(
     config: StudyConfig,
     out: str | Path,
@@ -78,9 +81,14 @@ def run_study(
     out, progress = Path(out), progress or Progress()
     url = storage or storage_url.of_run(out)
     target = find_device(device)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     translated = storage_errors.translated(out, url)
-    with translated, _LogTo(progress), Stop() as stop, opened(out, config) as folder:
+    with (
+        translated,
+        _quiet_optuna(),
+        _LogTo(progress),
+        Stop() as stop,
+        opened(out, config) as folder,
+    ):
         study = open_study(config, url, begun=folder.begun)
         folder.take(study, shared=storage is not None)
         done = grid.results(study, config)
@@ -173,6 +181,16 @@ class _Saver:
             digest = self._folder.save_model(number, event.params, event.state)
             grid.note_parameters(self._study, number, digest)
             self._study.set_user_attr(PHASES, self._phases.seconds)
+
+
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 class _LogTo(logging.Handler):

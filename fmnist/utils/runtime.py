@@ -12,8 +12,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fmnist.utils.errors import UserError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
 _SMALL, _LARGE = 1 << 17, 1 << 30
+_used_in: int | None = None
 
 
 def prepare() -> None:
@@ -94,6 +97,22 @@ def keep_compiled_kernels() -> None:
         folder = Path(tempfile.mkdtemp(prefix="fmnist-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
+
+
+def refuse_forked() -> None:
+    """Note that this process computes; called before the first parallel loop.
+
+    Raises:
+        UserError: This process was forked from one that has computed. The threads of OpenMP are
+            missing in it, and it would wait for them forever.
+    """
+    global _used_in
+    if _used_in not in (None, os.getpid()):
+        raise UserError(
+            "this process was forked from one that has trained or evaluated already, and would "
+            'hang; start processes with multiprocessing.get_context("spawn")'
+        )
+    _used_in = os.getpid()
 
 
 def kernels_are_compiled() -> bool:

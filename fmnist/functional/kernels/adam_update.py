@@ -20,7 +20,7 @@ from torch import Tensor
 
 def serves(leaf: Tensor) -> bool:
     """Return whether the operation supports the dtype and device of a parameter."""
-    return leaf.dtype == torch.float32 and leaf.device.type == "cpu"
+    return leaf.dtype == torch.float32 and leaf.device.type in ("cpu", "meta")
 
 
 def adam_update(
