@@ -26,7 +26,7 @@ from fmnist.functional.trace import traced
 from fmnist.functional.types import Metrics, Model, Split, TrainState
 from fmnist.utils.device import cuda_arithmetic
 from fmnist.utils.isolation import isolated, torch_defaults
-from fmnist.utils.runtime import refuse_forked
+from fmnist.utils.runtime import refuse_forked, warn_of_products
 
 
 class TrainerState(NamedTuple):
@@ -144,6 +144,8 @@ def _train_lanes(
     resume: TrainerState | None,
 ) -> Generator[TrainerState | EpochResult, None, None]:
     refuse_forked()
+    if training.images.device.type == "cpu":
+        warn_of_products()
     if program.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {program.batch_size}")
     device, examples = training.images.device, len(training.labels)

@@ -45,6 +45,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
 
 
 @torch_defaults()
+@torch.random.fork_rng(devices=[])  # drawing the graph of the network makes modules
 def run_study(
     config: StudyConfig,
     out: str | Path,
