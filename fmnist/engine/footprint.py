@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fmnist.engine.evaluation import EVAL_BATCH
-from fmnist.engine.lanes import Lanes, stacked_numbers
+from fmnist.engine.lanes import Lanes
 from fmnist.engine.step import Carry, Program, StepInputs, step_function, zero_metrics
 from fmnist.functional import vmap
 from fmnist.functional.kernels import conv_block
-from fmnist.functional.types import Batch, Split, TrainState
+from fmnist.functional.types import Batch, Split, TrainState, hashable
 from fmnist.utils.isolation import torch_defaults
 
 META = torch.device("meta")
@@ -42,24 +42,41 @@ def lanes_bytes(program: Program, lanes: Lanes, examples: int, shape: tuple[int,
         examples: number of training examples.
         shape: shape of an example.
     """
-    model, count = program.model, len(lanes.seeds)
+    ask = _estimate if hashable(program.model) else _estimate.__wrapped__
+    return ask(program, len(lanes.seeds), lanes.shared, tuple(lanes.numbers), examples, shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _estimate(
+    program: Program,
+    count: int,
+    shared: bool,
+    names: tuple[str, ...],
+    examples: int,
+    shape: tuple[int, ...],
+) -> int:
+    model, images = program.model, max(program.batch_size, EVAL_BATCH)
     if model.lane_bytes is not None:
-        return count * model.lane_bytes(max(program.batch_size, EVAL_BATCH))
-    solo = model.init(lanes.seeds[0])
+        return count * model.lane_bytes(images)
+    solo = model.init(0)
     try:
-        return _peak_of_lanes(program, lanes, solo, examples, shape)
+        return _peak_of_lanes(program, solo, count, shared, names, examples, shape)
     except Exception:  # the model does not run without data; an error of its own comes again
         numbers = sum(leaf.numel() for leaf in optree.tree_leaves(solo))
         # Ten copies cover gradients and moments. The activations of an image are a guess.
-        images = max(program.batch_size, EVAL_BATCH)
         return 4 * count * (10 * numbers + images * max(numbers // 25, 4096))
 
 
 def _peak_of_lanes(
-    program: Program, lanes: Lanes, solo: Any, examples: int, shape: tuple[int, ...]
+    program: Program,
+    solo: Any,
+    count: int,
+    shared: bool,
+    names: tuple[str, ...],
+    examples: int,
+    shape: tuple[int, ...],
 ) -> int:
-    count, size = len(lanes.seeds), min(program.batch_size, examples)
-    own = () if lanes.shared else (count,)
+    size, own = min(program.batch_size, examples), () if shared else (count,)
 
     def cast(leaf: Tensor) -> Tensor:
         dtype = program.dtype if leaf.is_floating_point() else leaf.dtype
@@ -69,9 +86,9 @@ def _peak_of_lanes(
         return torch.empty(count, *leaf.shape, dtype=leaf.dtype)
 
     with META:
-        numbers = stacked_numbers(lanes, META)
+        numbers = {name: torch.empty(count, dtype=torch.float64) for name in names}
         params, state = optree.tree_map(cast, solo)
-        first = {name: torch.empty((), dtype=torch.float64) for name in numbers}
+        first = {name: torch.empty((), dtype=torch.float64) for name in names}
         alone = TrainState(params, state, program.optimizer(**first).init(params))
         train_state = optree.tree_map(stacked, alone)
         images = torch.empty(examples, *shape, dtype=torch.uint8)
@@ -84,7 +101,7 @@ def _peak_of_lanes(
             tuple(torch.empty(*own, size, width) for width in program.model.noise_widths),
             carry.position,
         )
-        step = step_function(program, program.model, lanes.shared, size)
+        step = step_function(program, program.model, shared, size)
         kept = (carry, inputs[1:])
         training = peak(functools.partial(step, carry, inputs), kept)
         batch = Batch(

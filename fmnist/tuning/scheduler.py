@@ -45,6 +45,10 @@ MOST_LANES = 128
 """Maximum number of lanes of a group. A kill loses the unsaved work of all of them."""
 
 
+TOO_HIGH = 0.7
+"""Memory that a trial takes over its estimate, at least."""
+
+
 class Splits(NamedTuple):
     """The examples of a study, on the device of the training."""
 
@@ -143,10 +147,12 @@ def _train_groups(
             _replace(progress, parts, checkpointer)
             progress, rest = parts
             waiting.appendleft(rest)
+            configs = configs[:most]
+        if len(configs) == 1 and images.device.type == "cpu":
+            _refuse_too_large(progress.trials[0], len(images), tuple(images.shape[1:]))
         if checkpointer:
             checkpointer.note_lanes(len(progress.trials))
         total = index + 1 + sum(-(-len(group.trials) // most) for group in waiting)
-        configs = [trial.config for trial in progress.trials]
         yield GroupStarted(
             index=index,
             total=total,
@@ -353,6 +359,21 @@ def lanes_that_fit(
             break
         count = max(1, min(count - 1, count * budget // needed))
     return count
+
+
+def _refuse_too_large(trial: grid.Trial, examples: int, shape: tuple[int, ...]) -> None:
+    """Raise an error for a trial for which the system would kill this process.
+
+    Raises:
+        UserError: The trial needs more memory than there is, even if the estimate is too high.
+    """
+    needed, free = lanes_bytes([trial.config], examples, shape), memory.available()
+    if needed * TOO_HIGH > free:
+        name = label(trial.point)
+        raise UserError(
+            f"there is not enough memory to train {name} even alone: it takes about "
+            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+        )
 
 
 def free_memory(device: torch.device) -> int:
