@@ -9,6 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fmnist.utils import runtime
+
+runtime.prepare_library()
+
 if TYPE_CHECKING:
     from fmnist.config.study import load as load_study
     from fmnist.data.fashion_mnist import load

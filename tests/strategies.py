@@ -10,7 +10,7 @@ import optree
 import torch
 from hypothesis import strategies as st
 
-from fmnist.engine import trainer
+from fmnist.engine import step, trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
 from fmnist.functional import cnn
 from fmnist.functional.train import Optimizer
@@ -45,7 +45,7 @@ def hyperparams(algorithm: str, **numbers: float) -> Numbers:
 class Group(NamedTuple):
     """A program and its lanes."""
 
-    program: trainer.Program
+    program: step.Program
     lanes: Lanes
 
 
@@ -59,7 +59,7 @@ def make_group(
 ) -> Group:
     """The built-in network of this configuration, and lanes of seeds and numbers."""
     optimizer = optimizer_of(algorithm, nesterov=nesterov)
-    program = trainer.Program(cnn.build(config, convolution), optimizer, batch_size)
+    program = step.Program(cnn.build(config, convolution), optimizer, batch_size)
     known = optimizer_numbers(optimizer)
     numbers = {name: tuple(own[name] for _, own in lanes) for name in known}
     return Group(program, Lanes(tuple(seed for seed, _ in lanes), numbers))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from common import NUMBERS
 
 import fmnist
-from fmnist.engine import cuda_graph, trainer
+from fmnist.engine import cuda_graph, step, trainer
 from fmnist.engine.lanes import Lanes, make_lanes
 from fmnist.functional import vmap
 from fmnist.functional.kernels import conv
@@ -44,14 +44,14 @@ def run(part: Part) -> None:
 class Group(NamedTuple):
     """A program and its lanes."""
 
-    program: trainer.Program
+    program: step.Program
     lanes: Lanes
 
 
 def group(count: int, batch_size: int, model: fmnist.Model | None = None) -> Group:
     """Return lanes of the baseline's or another network, with different learning rates."""
     rates = [RATES[i % len(RATES)] for i in range(count)]
-    program = trainer.Program(model or fmnist.cnn(), fmnist.adam, batch_size)
+    program = step.Program(model or fmnist.cnn(), fmnist.adam, batch_size)
     return Group(program, make_lanes(fmnist.adam, {"learning_rate": rates}))
 
 

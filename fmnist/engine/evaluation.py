@@ -12,6 +12,8 @@ from fmnist.functional import batching, vmap
 from fmnist.functional.trace import traced
 from fmnist.functional.types import Metrics, Model, Params, Split, State, hashable
 from fmnist.utils.device import cuda_arithmetic
+from fmnist.utils.isolation import isolated
+from fmnist.utils.runtime import refuse_forked
 
 EVAL_BATCH = 500
 """Images in a batch of evaluation on a CPU. Their activations fit in the caches."""
@@ -39,8 +41,11 @@ def evaluate(
 
     Returns:
         The metrics ``[lanes]``.
+
+    Raises:
+        UserError: This process was forked from one that has computed.
     """
-    steps = evaluate_steps(model, params, state, split, dtype=dtype)
+    steps = isolated(evaluate_steps(model, params, state, split, dtype=dtype))
     while True:
         try:
             next(steps)
@@ -62,6 +67,7 @@ def evaluate_steps(
     Returns:
         The metrics ``[lanes]``, as the value of the generator.
     """
+    refuse_forked()
     total: Metrics | None = None
     device = split.labels.device
     size = EVAL_BATCH

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import optree
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from fmnist.engine import autotune
 from fmnist.engine.cuda_graph import repeater
-from fmnist.engine.evaluation import EVAL_BATCH, evaluate_steps
+from fmnist.engine.evaluation import evaluate_steps
 from fmnist.engine.lanes import Lanes, make_lanes, stacked_numbers
-from fmnist.functional import batching, train, vmap
+from fmnist.engine.step import (
+    Carry,
+    EpochNoise,
+    Program,
+    StepInputs,
+    example_order,
+    step_function,
+    zero_metrics,
+)
+from fmnist.functional import train, vmap
 from fmnist.functional.trace import traced
-from fmnist.functional.types import Metrics, Model, Numbers, Split, TrainState
+from fmnist.functional.types import Metrics, Model, Split, TrainState
 from fmnist.utils.device import cuda_arithmetic
-
-
-@dataclass(frozen=True)
-class Program:
-    """The settings that all lanes share.
-
-    Attributes:
-        model: the model.
-        optimizer: a function from numbers, given by name, to a gradient transformation.
-        batch_size: number of examples in a step; the last step of an epoch may have fewer.
-        dtype: dtype of parameters and images.
-    """
-
-    model: Model
-    optimizer: train.Optimizer
-    batch_size: int
-    dtype: torch.dtype = torch.float32
+from fmnist.utils.isolation import isolated, torch_defaults
+from fmnist.utils.runtime import refuse_forked, warn_of_products
 
 
 class TrainerState(NamedTuple):
@@ -104,6 +95,7 @@ def fit(
         ValueError: ``lanes`` does not fit the optimizer (see
             :func:`fmnist.engine.lanes.make_lanes`). On the first iteration: ``batch_size`` is
             below 1, or ``resume`` has another number of lanes.
+        UserError: On the first iteration: this process was forked from one that has trained.
     """
     program = Program(model, optimizer, batch_size, dtype)
     own = make_lanes(optimizer, lanes)
@@ -138,7 +130,22 @@ def train_lanes(
     Raises:
         ValueError: On the first iteration: the batch size is below 1, or ``resume`` has another
             number of lanes.
+        UserError: On the first iteration: this process was forked from one that has trained.
     """
+    return isolated(_train_lanes(program, lanes, training, validation, epochs, resume))
+
+
+def _train_lanes(
+    program: Program,
+    lanes: Lanes,
+    training: Split,
+    validation: Split,
+    epochs: int,
+    resume: TrainerState | None,
+) -> Generator[TrainerState | EpochResult, None, None]:
+    refuse_forked()
+    if training.images.device.type == "cpu":
+        warn_of_products()
     if program.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {program.batch_size}")
     device, examples = training.images.device, len(training.labels)
@@ -150,18 +157,20 @@ def train_lanes(
     # Before tracing, as the variants may be timed.
     _, model = variant(program, lanes, training)
     runs = {
-        size: repeater(_step(program, model, lanes.shared, size), device)
+        size: repeater(traced(step_function(program, model, lanes.shared, size)), device)
         for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
     }
     for epoch in range(done + 1, epochs + 1):
-        order = _example_order(lanes, epoch, examples, device)
-        noise = _epoch_noise(program, lanes, epoch, examples, device)
-        inputs = _EpochInputs(training, order, numbers, noise)
+        order = example_order(lanes, epoch, examples, device)
+        noise = EpochNoise(lanes, epoch, examples, program.model.noise_widths, position)
         at = torch.tensor(position, dtype=torch.int64, device=device)
-        carry = _Carry(train_state, total or zero_metrics(len(lanes.seeds), device), at)
+        carry = Carry(train_state, total or zero_metrics(len(lanes.seeds), device), at)
         while position < examples:
             size = min(program.batch_size, examples - position)
-            times = min((examples - position) // size, _steps_per_event(program, lanes, device))
+            most = min(examples // size, _steps_per_event(program, lanes, device))
+            times = min((examples - position) // size, most)
+            drawn = noise.draw(size * times, size * most, device, program.dtype)
+            inputs = StepInputs(training, order, numbers, drawn, carry.position)
             with cuda_arithmetic(tf32=model.tf32):
                 carry = runs[size](carry, inputs, times)
             position += size * times
@@ -188,6 +197,7 @@ def _yield_between(
         yield here
 
 
+@torch_defaults()
 def variant(program: Program, lanes: Lanes, split: Split) -> tuple[str, Model]:
     """Return the name of the fastest variant of the model on the device of the split, and it."""
     return autotune.choose(
@@ -200,18 +210,7 @@ def variant(program: Program, lanes: Lanes, split: Split) -> tuple[str, Model]:
     )
 
 
-def lane_bytes(program: Program) -> int:
-    """Estimate the memory in bytes that one lane of this program needs, also in evaluation."""
-    images = max(program.batch_size, EVAL_BATCH)
-    if program.model.lane_bytes is not None:
-        return program.model.lane_bytes(images)
-    params, _ = program.model.init(0)
-    # Six copies of the parameters cover gradients and moments. The number of activations per
-    # image is a guess from the number of parameters.
-    count = sum(leaf.numel() for leaf in optree.tree_leaves(params))
-    return 4 * (6 * count + images * max(count // 25, 4096))
-
-
+@torch_defaults()
 def start(program: Program, lanes: Lanes, device: torch.device) -> TrainState:
     """Return the stacked state of the lanes before their first step, on the device."""
     numbers = stacked_numbers(lanes, torch.device("cpu"))
@@ -228,80 +227,8 @@ def start(program: Program, lanes: Lanes, device: torch.device) -> TrainState:
     return optree.tree_map(lambda leaf: leaf.to(device), vmap.stack(solo))
 
 
-def zero_metrics(lanes: int, device: torch.device) -> Metrics:
-    """Return metrics ``[lanes]`` that are all zero."""
-    zero = torch.zeros(lanes, dtype=torch.int64, device=device)
-    return Metrics(zero.double(), zero, zero.clone())
-
-
-class _Carry(NamedTuple):
-    """The values that a step passes to the next."""
-
-    train_state: TrainState
-    total: Metrics  # [lanes], of the epoch so far
-    position: Int[Tensor, ""]  # examples of the epoch that are done
-
-
-class _EpochInputs(NamedTuple):
-    """The inputs of the steps of an epoch. The axis ``lanes`` is absent if lanes share a seed."""
-
-    split: Split
-    order: Int[Tensor, "*lanes examples"]
-    numbers: Numbers
-    noise: tuple[Float[Tensor, "*lanes examples width"], ...] = ()
-
-
-def _step(
-    program: Program, model: Model, shared: bool, size: int
-) -> Callable[[_Carry, _EpochInputs], _Carry]:
-    """Return a traced step, which gathers the next ``size`` examples and trains on them."""
-
-    def step(carry: _Carry, inputs: _EpochInputs) -> _Carry:
-        chosen = carry.position + torch.arange(size, device=carry.position.device)
-        batch = batching.gather(inputs.split, inputs.order[..., chosen], program.dtype)
-        batch = batch._replace(noise=tuple(n[..., chosen, :] for n in inputs.noise))
-        train_state, metrics = vmap.train_step(
-            carry.train_state,
-            batch,
-            inputs.numbers,
-            shared=shared,
-            model=model,
-            optimizer=program.optimizer,
-        )
-        return _Carry(
-            train_state, optree.tree_map(torch.add, carry.total, metrics), carry.position + size
-        )
-
-    return traced(step)
-
-
 def _steps_per_event(program: Program, lanes: Lanes, device: torch.device) -> int:
     """Return the steps between two events. On a GPU they are many, as an event copies the state."""
     if device.type == "cpu":
         return 1
     return max(400_000 // (program.batch_size * len(lanes.seeds)), 1)
-
-
-def _distinct_seeds(lanes: Lanes) -> tuple[int, ...]:
-    """Return one seed if all lanes share it, else the seed of each lane."""
-    return lanes.seeds[:1] if lanes.shared else lanes.seeds
-
-
-def _example_order(
-    lanes: Lanes, epoch: int, examples: int, device: torch.device
-) -> Int[Tensor, "*lanes examples"]:
-    orders = [batching.permutation(seed, epoch, examples) for seed in _distinct_seeds(lanes)]
-    return (orders[0] if lanes.shared else torch.stack(orders)).to(device)
-
-
-def _epoch_noise(
-    program: Program, lanes: Lanes, epoch: int, examples: int, device: torch.device
-) -> tuple[Float[Tensor, "*lanes examples width"], ...]:
-    widths = program.model.noise_widths
-    if not widths:
-        return ()
-    drawn = [
-        batching.uniform_noise(seed, epoch, examples, widths) for seed in _distinct_seeds(lanes)
-    ]
-    layers = drawn[0] if lanes.shared else [torch.stack(own) for own in zip(*drawn, strict=True)]
-    return tuple(layer.to(device, program.dtype) for layer in layers)

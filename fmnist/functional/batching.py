@@ -17,6 +17,7 @@ from torch import Tensor
 from fmnist.functional.types import Batch, Split
 
 _ORDER, _NOISE = 0, 1
+_PIECE = 1 << 16
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -65,6 +66,38 @@ def uniform_noise(
     generator = _generator(_NOISE, seed, epoch)
     kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     return tuple(torch.rand(examples, width, generator=generator, **kind) for width in widths)
+
+
+def noise_generators(
+    seed: int, epoch: int, examples: int, widths: Sequence[int], position: int = 0
+) -> tuple[torch.Generator, ...]:
+    """Return a generator for each random layer, with which the noise can be drawn in stretches.
+
+    Args:
+        seed, epoch, examples, widths: as for :func:`uniform_noise`.
+        position: number of examples whose noise is skipped.
+
+    Returns:
+        Generators; ``torch.rand(some, width, generator=...)`` with each are the next rows of that
+        layer in the result of :func:`uniform_noise`.
+    """
+    generator = _generator(_NOISE, seed, epoch)
+    of_layers = []
+    for layer, width in enumerate(widths):
+        own = generator.clone_state()
+        _skip(own, position * width)
+        of_layers.append(own)
+        if layer + 1 < len(widths):
+            _skip(generator, examples * width)
+    return tuple(of_layers)
+
+
+def _skip(generator: torch.Generator, numbers: int) -> None:
+    """Draw numbers and forget them, as the generator cannot jump."""
+    for start in range(0, numbers, _PIECE):
+        torch.rand(
+            min(_PIECE, numbers - start), generator=generator, dtype=torch.float32, device="cpu"
+        )
 
 
 def gather(

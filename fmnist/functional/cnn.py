@@ -95,38 +95,17 @@ def _build(config: ModelConfig, convolution: str) -> Model:
             convolution=convolution,
         ),
         noise_widths=config.hidden if config.dropout else (),
-        lane_bytes=functools.partial(lane_bytes, config),
         variants=functools.partial(_variants, config) if convolution == "auto" else None,
         tf32=config.precision == "tf32",
     )
 
 
 def _variants(config: ModelConfig, device: torch.device) -> dict[str, Model]:
-    """Return a model for each convolution on a device. On a CPU it is ``"blocks"`` alone."""
-    names = ("blocks",) if device.type == "cpu" else conv.BACKENDS
+    """Return a model for each convolution on a device. On a CPU it is the one that computes."""
+    names: Sequence[str] = conv.BACKENDS
+    if device.type == "cpu":
+        names = ("blocks",) if compute_dtype(config) is None else ("grouped",)
     return {name: build(config, name) for name in names}
-
-
-def lane_bytes(config: ModelConfig, batch_size: int) -> int:
-    """Estimate the memory in bytes that one lane of this network needs in training.
-
-    The estimate counts the activations of a minibatch (for each block the output of the
-    convolution, its gradient and four tensors of the pooled size; for each linear layer three
-    tensors) and six copies of the linear layers' weights, which include the gradients and Adam's
-    moments.
-
-    Args:
-        config: settings of the network.
-        batch_size: number of examples in a minibatch.
-    """
-    side, values = IMAGE_SIZE, 0
-    for channels in config.channels:
-        side = side - config.kernel_size + 1
-        values += channels * (2 * side**2 + 4 * (side // 2) ** 2)
-        side //= 2
-    widths = (feature_count(config), *config.hidden, CLASS_COUNT)
-    weights = sum(a * b for a, b in itertools.pairwise(widths))
-    return 4 * (batch_size * (values + 3 * sum(widths)) + 6 * weights)
 
 
 def feature_count(config: ModelConfig) -> int:

@@ -1,10 +1,10 @@
 """Tracing: a pure function is recorded once as a flat list of tensor operations.
 
 ``vmap`` and ``grad`` run in Python for every operation. For a step of a small network this costs
-more than the arithmetic. Which operations they emit depends on shapes only. The first call with
-new shapes therefore records the operations below these transforms, as JAX does when it traces.
-Later calls run the recorded program without transforms, autograd or a compiler. On a GPU, a CUDA
-graph captures this program.
+more than the arithmetic. Which operations they emit depends only on the layouts of the arguments
+and on settings of torch such as autocast. The first call with new ones therefore records the
+operations below these transforms, as JAX does when it traces. Later calls run the recorded
+program without transforms, autograd or a compiler. On a GPU, a CUDA graph captures this program.
 
 ``torch.fx.experimental.proxy_tensor.make_fx`` records the same program. It takes 0.4 s for a step,
 where this module takes 0.04 s, because it keeps more about every tensor; and each group of trials
@@ -13,40 +13,78 @@ needs a program.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Trace ``function`` once for each structure of its arguments and shapes, dtypes and devices.
+    """Trace ``function`` once for each structure and layout of its arguments and setting of torch.
+
+    The layout is shape, strides, offset, dtype and device. The settings are those of
+    :func:`_settings`.
 
     Args:
         function: a pure function of trees of tensors to a tree of tensors. It must not branch on
             the value of a tensor, and it must only use tensors that it receives or creates.
 
     Returns:
-        A function with the same arguments and result, but without gradients.
+        A function with the same arguments and result, but without gradients. The result shares no
+        memory with that of another call.
 
     Raises:
-        ValueError: On the first call with new shapes, ``function`` writes into a tensor, draws from
-            global random state, or uses a tensor that is neither an argument nor created in it.
+        ValueError: On the first call with a new layout, ``function`` writes into a tensor, reads
+            the value of one, draws from global random state, or uses a tensor that is neither an
+            argument nor created in it.
     """
     programs: dict[object, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
         leaves, treespec = optree.tree_flatten(args)
-        key = (treespec, *((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves))
+        key = (treespec, _settings(), *map(_layout, leaves))
         if key not in programs:
             programs[key] = _trace(function, leaves, treespec)
         return programs[key](leaves)
 
     return call
+
+
+_KINDS = ("cpu", "cuda")
+
+
+def _settings() -> tuple[object, ...]:
+    """Return the settings of torch on which the operations of a function depend.
+
+    Grad mode, inference mode and anomaly mode are missing, as tracing sets them itself.
+    """
+    backends: Any = torch.backends
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.are_deterministic_algorithms_enabled(),
+        *((kind, torch.get_autocast_dtype(kind)) for kind in _autocast()),
+        *(
+            part.fp32_precision
+            for part in (backends.mkldnn.matmul, backends.cuda.matmul, backends.cudnn.conv)
+        ),
+    )
+
+
+def _autocast() -> tuple[str, ...]:
+    """Return the kinds of devices for which autocast is enabled."""
+    return tuple(filter(torch.is_autocast_enabled, _KINDS))
+
+
+def _layout(x: Tensor) -> tuple[object, ...]:
+    place = x.shape, x.stride(), x.storage_offset()
+    return place, x.dtype, x.device, x.is_conj(), x.is_neg()
 
 
 _SHAPE_ONLY = {
@@ -55,6 +93,14 @@ _SHAPE_ONLY = {
     torch.ops.aten.new_zeros.default,
 }
 """Operations whose result depends on the shape of their tensor argument, not on its values."""
+
+
+def _reads_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a number or the shape that an operation returns depends on the values of tensors."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(_is_tensor(x) and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    return not tags.isdisjoint(func.tags)
 
 
 class _Recorder(TorchDispatchMode):
@@ -66,8 +112,8 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.graph, self.constants = fx.Graph(), torch.nn.Module()
-        self._nodes: dict[int, fx.Node] = {}
-        self._kept_alive: list[Tensor] = []  # keeps the ids in _nodes unique
+        # Weak, so that tracing takes no more memory than the function.
+        self._nodes: MutableMapping[Tensor, fx.Node] = WeakTensorKeyDictionary()
         for i, tensor in enumerate(inputs):
             node = self.graph.placeholder(f"input_{i}")
             self._add_node(tensor, node, node)
@@ -80,9 +126,12 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"{func} writes into its input; a traced function is pure")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise ValueError(f"{func} draws from global state; a traced function is pure")
-        out = func(*args, **kwargs)
         inputs = [self._node(x) for x in optree.tree_leaves((args, kwargs)) if _is_tensor(x)]
-        if func in _SHAPE_ONLY or all(node.op == "get_attr" for node in inputs):
+        constant = func in _SHAPE_ONLY or all(node.op == "get_attr" for node in inputs)
+        if not constant and _reads_values(func, args):
+            raise ValueError(f"{func} reads the value of a tensor; a traced function must not")
+        out = func(*args, **kwargs)
+        if constant:
             for tensor in filter(_is_tensor, optree.tree_leaves(out)):
                 self._add_constant(tensor)
             return out
@@ -98,10 +147,16 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _add_constant(self, tensor: Tensor) -> None:
-        name = f"constant_{len(self._kept_alive)}"
+        name = f"constant_{len(self.graph.nodes)}"
         self.constants.register_buffer(name, tensor)
         node = self.graph.create_node("get_attr", name)
         self._add_node(tensor, node, node)
+
+    def own(self, node: Any) -> Any:
+        """Return the node, or a copy of it if its memory is a constant of the record."""
+        if not isinstance(node, fx.Node) or node.meta["memory"].op != "get_attr":
+            return node
+        return self.graph.call_function(torch.ops.aten.clone.default, (node,))
 
     def nodes(self, tree: Any) -> Any:
         """Return the tree with each tensor replaced by its node."""
@@ -110,16 +165,15 @@ class _Recorder(TorchDispatchMode):
     def _node(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if id(leaf) not in self._nodes:
+        if leaf not in self._nodes:
             raise ValueError("a traced function uses a tensor that is not among its arguments")
-        return self._nodes[id(leaf)]
+        return self._nodes[leaf]
 
     def _add_node(self, tensor: Tensor, node: fx.Node, memory: fx.Node) -> None:
         """Map ``tensor`` to ``node``. ``memory`` is the node that allocated its storage."""
         node.meta["memory"], node.meta["storage"] = memory, _storage_id(tensor)
         node.meta["layout"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-        self._nodes[id(tensor)] = node
-        self._kept_alive.append(tensor)
+        self._nodes[tensor] = node
 
 
 def _is_tensor(x: object) -> bool:
@@ -134,25 +188,43 @@ def _storage_id(tensor: Tensor) -> int:
 def _trace(
     function: Callable[..., Any], leaves: list[Tensor], treespec: optree.PyTreeSpec
 ) -> Callable[[list[Tensor]], Any]:
-    leaves = [leaf.detach() for leaf in leaves]  # distinct objects: a tensor may be two arguments
-    with torch.no_grad(), _Recorder(leaves) as recorder:
+    # Distinct objects, as a tensor may be two arguments; autograd takes none of inference mode.
+    leaves = [leaf.clone() if leaf.is_inference() else leaf.detach() for leaf in leaves]
+    with _traceable(), _Recorder(leaves) as recorder:
         out, out_spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, leaves)))
-    recorder.graph.output(recorder.nodes(out))
-    _remove_redundant(recorder.graph)
+        returned = recorder.nodes(out)
+    recorder.graph.output(list(map(recorder.own, returned)))
+    allocated = {node.meta["memory"] for node in returned if isinstance(node, fx.Node)}
+    _remove_redundant(recorder.graph, allocated)
     program = fx.GraphModule(recorder.constants, recorder.graph)
 
     def run(leaves: list[Tensor]) -> Any:
-        with torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for kind in _autocast():  # what it does is recorded
+                stack.enter_context(torch.autocast(kind, enabled=False))
             return optree.tree_unflatten(out_spec, program(*leaves))
 
     return run
 
 
-def _remove_redundant(graph: fx.Graph) -> None:
+@contextlib.contextmanager
+def _traceable() -> Iterator[None]:
+    """Set the modes of autograd that ``torch.func`` needs, whatever the caller has set."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autograd.set_detect_anomaly(False):
+        yield
+
+
+def _remove_redundant(graph: fx.Graph, returned: set[fx.Node]) -> None:
     """Remove operations that change neither values, shape nor strides.
 
     vmap leaves hundreds of them in a step: views of the same shape, transposes of transposes,
     products with one. Each costs a few microseconds per call.
+
+    Args:
+        graph: the graph, which is changed.
+        returned: the nodes that allocated memory of the result. They remain, so that the result
+            shares no memory with an argument.
     """
     seen: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
@@ -160,7 +232,8 @@ def _remove_redundant(graph: fx.Graph) -> None:
             continue
         # Nothing is overwritten, so two equal views of the same memory are the same tensor.
         same = seen.setdefault((node.meta["memory"], *node.meta["layout"]), node)
-        if node.target is torch.ops.aten.mul.Scalar and node.args[1] == 1:
+        product = node.target is torch.ops.aten.mul.Scalar and node not in returned
+        if product and node.args[1] == 1:
             factor = node.args[0]
             same = factor if factor.meta["layout"][1:] == node.meta["layout"][1:] else node
         if same is not node:

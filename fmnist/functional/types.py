@@ -41,7 +41,7 @@ class Model(NamedTuple):
         noise_widths: for each random layer, how many uniform numbers in [0, 1) an example needs
             in training. ``apply`` gets one tensor ``[batch, width]`` for each as ``noise``.
         lane_bytes: ``batch size -> bytes``: an estimate of the memory that one lane needs in
-            training. By default the engine estimates it from the number of parameters.
+            training. By default the engine adds up the tensors of a step.
         variants: ``device -> {name: model}``: models that compute the same function by different
             implementations. The engine measures them and uses the fastest.
         tf32: whether matrix products and convolutions in training may round float32 to TF32 on

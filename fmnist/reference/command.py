@@ -48,12 +48,15 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.study.run import splits
     from fmnist.tuning import storage_errors
     from fmnist.utils import provenance
-    from fmnist.utils.device import find_device
+    from fmnist.utils.device import cuda_arithmetic, find_device
 
     config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
     if not isinstance(config.model, ModelConfig):
         reason = "is not the built-in network, the only one that there is in torch.nn, too"
         raise configs.ConfigError(reason, "factory", config.model.factory)
+    models = [config.trial(point).model for point in config.points()]
+    if any(isinstance(model, ModelConfig) and model.precision == "bfloat16" for model in models):
+        raise configs.ConfigError("is not what the reference computes in", "precision", "bfloat16")
     out = args.out or Path("runs") / f"{config.name}-reference"
     device = find_device(args.device)
     command_line.outlive_output("the study")
@@ -63,7 +66,10 @@ def main(argv: Sequence[str]) -> int:
         began = time.perf_counter()
         results = []
         for number, point in enumerate(config.points()):
-            results.append(_train(folder, number, point, examples))
+            trial = config.trial(point).model
+            rounded = isinstance(trial, ModelConfig) and trial.precision == "tf32"
+            with cuda_arithmetic(tf32=rounded):
+                results.append(_train(folder, number, point, examples))
             if not args.quiet:
                 result = results[-1]
                 accuracy = result.last.validation_accuracy

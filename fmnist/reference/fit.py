@@ -109,18 +109,24 @@ def fit_reference(
         memory_format: memory format of the network and the images.
 
     Yields:
-        The metrics of each epoch. In training, each batch counts before its step.
+        The metrics of each epoch. In training, each batch counts before its step. Between the
+        epochs, torch's global random state is the caller's.
+
+    Raises:
+        ValueError: On the first iteration: the precision is bfloat16.
     """
-    with torch.random.fork_rng(devices=[]):  # restores the global generator
-        torch.manual_seed(seed)
+    if model.precision == "bfloat16":
+        raise ValueError("the reference does not compute in bfloat16")
+    device, random = train.images.device, _RandomState(seed, train.images.device)
+    with random:
         network = Network(model)
-        device = train.images.device
-        network.to(device=device, dtype=dtype).to(memory_format=memory_format)
-        optimizer = make_optimizer(network, algorithm, numbers, nesterov=nesterov)
-        for epoch in range(1, epochs + 1):
-            network.train()
-            total = None
-            order = batching.permutation(seed, epoch, len(train.labels)).to(device)
+    network.to(device=device, dtype=dtype).to(memory_format=memory_format)
+    optimizer = make_optimizer(network, algorithm, numbers, nesterov=nesterov)
+    for epoch in range(1, epochs + 1):
+        network.train()
+        total = None
+        order = batching.permutation(seed, epoch, len(train.labels)).to(device)
+        with random:
             for indices in order.split(batch_size):
                 images, labels, _ = batching.gather(train, indices, dtype)
                 optimizer.zero_grad(set_to_none=True)
@@ -129,5 +135,26 @@ def fit_reference(
                 losses.mean().backward()
                 optimizer.step()
                 total = _sum(total, measure(losses, logits, labels))
-            assert total is not None
-            yield ReferenceEpoch(epoch, total, evaluate(network, validation, dtype), network)
+        assert total is not None
+        yield ReferenceEpoch(epoch, total, evaluate(network, validation, dtype), network)
+
+
+class _RandomState:
+    """A context in which torch's global generators are the trial's own. The end restores them."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._of = [torch.default_generator]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._of.append(torch.cuda.default_generators[index])
+        self._own = [g.clone_state().manual_seed(seed).get_state() for g in self._of]
+
+    def __enter__(self) -> None:
+        self._before = [generator.get_state() for generator in self._of]
+        for generator, state in zip(self._of, self._own, strict=True):
+            generator.set_state(state)
+
+    def __exit__(self, *_: object) -> None:
+        self._own = [generator.get_state() for generator in self._of]
+        for generator, state in zip(self._of, self._before, strict=True):
+            generator.set_state(state)

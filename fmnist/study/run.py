@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, ParamSpec, TypeVar
@@ -31,6 +32,7 @@ from fmnist.tuning.storage import open_study
 from fmnist.utils import memory, patience, provenance
 from fmnist.utils.device import find_device
 from fmnist.utils.errors import UserError
+from fmnist.utils.isolation import torch_defaults
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
@@ -67,6 +69,8 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
 
 
 @_in_turn
+@torch_defaults()
+@torch.random.fork_rng(devices=[])  # drawing the graph of the network makes modules
 def run_study(
     config: StudyConfig,
     out: str | Path,
@@ -111,10 +115,10 @@ def run_study(
         dataset = given.checked(dataset, config.holdout)
     url = storage or storage_url.of_run(out)
     target = find_device(device)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     translated = storage_errors.translated(out, url)
     with (
         translated,
+        _quiet_optuna(),
         _LogTo(progress),
         Stop() as stop,
         opened(out, config) as folder,
@@ -239,6 +243,16 @@ class _Saver:
             digest = self._folder.save_model(number, event.params, event.state)
             grid.note_parameters(self._study, number, digest)
             self._study.set_user_attr(PHASES, self._phases.seconds)
+
+
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 class _LogTo(logging.Handler):

@@ -7,11 +7,12 @@ only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ from torch import Tensor
 from fmnist.config.factory import build_model
 from fmnist.config.results import EpochMetrics
 from fmnist.config.study import TrialConfig
-from fmnist.engine import trainer
+from fmnist.engine import step, trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
 from fmnist.functional import optim, vmap
 from fmnist.functional.train import Optimizer
+from fmnist.rundir import files
 from fmnist.rundir.models import named_leaves
 from fmnist.rundir.snapshots import Generations, Snapshot
 from fmnist.tuning.grid import Trial
@@ -125,6 +127,42 @@ class Checkpointer:
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
+    @property
+    def _note(self) -> Path:
+        return self.folder / "lanes"
+
+    def killed_lanes(self) -> int:
+        """Return how many lanes an earlier run trained when it was killed; 0 if it was not."""
+        try:
+            text = self._note.read_text(encoding="ascii", errors="replace").strip()
+        except OSError:
+            return 0
+        return int(text[:9]) if text.isdecimal() else 0
+
+    def note_lanes(self, lanes: int) -> None:
+        """Write down how many lanes are trained from now on."""
+        self.folder.mkdir(exist_ok=True)  # without parents: a folder that is gone must stay so
+        files.write_text(self._note, str(lanes))
+
+    @contextlib.contextmanager
+    def counting_lanes(self, killed: int) -> Iterator[None]:
+        """Remove the note at the end of the block, which a process that is killed does not reach.
+
+        Args:
+            killed: the number of lanes in the note of an earlier run. If the block ends with an
+                error, the note is this number again, so that the next run avoids it, too.
+        """
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if killed:
+                    self.note_lanes(killed)
+                else:
+                    self._note.unlink(missing_ok=True)
+            raise
+        self._note.unlink(missing_ok=True)
+
     def restore(self, trials: Iterable[Trial], device: torch.device) -> list[GroupProgress]:
         """Read the progress of each group from its snapshots. Delete unusable snapshots."""
         pending = {trial.number: trial for trial in trials}
@@ -197,7 +235,7 @@ def restored(
         return None
     first = pending[about["trials"][chosen[0]][0]]
     one_lane = trainer.start(program_of(first.config), lanes_of([first.config]), device)
-    total = trainer.zero_metrics(1, device) if about["examples"] else None
+    total = step.zero_metrics(1, device) if about["examples"] else None
     names, leaves, treespec = named_leaves((one_lane, total))
     if sorted(names) != sorted(saved.tensors):
         raise ValueError("its tensors are not those of such a network and optimizer")
@@ -225,11 +263,11 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
 }
 
 
-def program_of(config: TrialConfig) -> trainer.Program:
+def program_of(config: TrialConfig) -> step.Program:
     """Return the program of a trial. Trials with equal static settings share it."""
     static = config.static
     optimizer = OPTIMIZERS[static.algorithm + " with nesterov" * static.nesterov]
-    return trainer.Program(build_model(static.model), optimizer, static.batch_size)
+    return step.Program(build_model(static.model), optimizer, static.batch_size)
 
 
 def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:

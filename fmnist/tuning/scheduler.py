@@ -7,6 +7,7 @@ generator continues. So everything about a trial is written before Optuna has it
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections import deque
@@ -19,7 +20,7 @@ import torch
 from fmnist.config.factory import FactoryConfig, unusable
 from fmnist.config.results import EpochMetrics, TrialResult, label
 from fmnist.config.study import StudyConfig, TrialConfig
-from fmnist.engine import trainer
+from fmnist.engine import footprint, trainer
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap
 from fmnist.functional.types import Metrics, Split
@@ -38,8 +39,14 @@ from fmnist.utils.signals import Stop
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 MOST_LANES = 128
 """Maximum number of lanes of a group. A kill loses the unsaved work of all of them."""
+
+
+TOO_HIGH = 0.7
+"""Memory that a trial takes over its estimate, at least."""
 
 
 class Splits(NamedTuple):
@@ -95,17 +102,57 @@ def run(
     groups = checkpointer.restore(trials, device) if checkpointer else []
     restored = {trial.number for progress in groups for trial in progress.trials}
     new = [trial for trial in trials if trial.number not in restored]
-    most = max_lanes or lanes_that_fit([trial.config for trial in new], device)
+    limit = max_lanes or MOST_LANES
+    killed = checkpointer.killed_lanes() if checkpointer else 0
+    if killed > 1:
+        limit = min(limit, killed // 2)
+        log.warning(
+            "an earlier run was killed while it trained %d configurations at once, perhaps for "
+            "lack of memory; at most %d are trained at once now", killed, limit
+        )  # fmt: skip
+    most = max_lanes or len(trials) or 1  # without a maximum, memory decides when a group begins
     groups += [
         GroupProgress(group) for group in chunks(new, lambda trial: trial.config.static, most)
     ]
-    waiting = deque(groups)
-    index = 0
+    with checkpointer.counting_lanes(killed) if checkpointer else contextlib.nullcontext():
+        yield from _train_groups(
+            study, config, deque(groups), splits, limit, max_lanes is None, checkpointer, stop
+        )
+
+
+def _train_groups(
+    study: optuna.Study,
+    config: StudyConfig,
+    waiting: deque[GroupProgress],
+    splits: Splits,
+    limit: int,
+    by_memory: bool,
+    checkpointer: Checkpointer | None,
+    stop: Stop | None,
+) -> Iterator[Event]:
+    """Train the groups one after the other; split those that are too large for the memory now."""
+    index, images = 0, splits.training.images
     while waiting:
         left = sum(len(group.trials) * (config.epochs - group.epoch) for group in waiting)
         progress = waiting.popleft()
-        total = index + 1 + len(waiting)
         configs = [trial.config for trial in progress.trials]
+        memory.release()
+        most = limit
+        if by_memory:
+            fitting = lanes_that_fit(configs, images.device, len(images), tuple(images.shape[1:]))
+            most = min(limit, fitting)
+        if len(configs) > most:
+            positions = range(len(configs))
+            parts = [progress.take(positions[:most]), progress.take(positions[most:])]
+            _replace(progress, parts, checkpointer)
+            progress, rest = parts
+            waiting.appendleft(rest)
+            configs = configs[:most]
+        if len(configs) == 1 and images.device.type == "cpu":
+            _refuse_too_large(progress.trials[0], len(images), tuple(images.shape[1:]))
+        if checkpointer:
+            checkpointer.note_lanes(len(progress.trials))
+        total = index + 1 + sum(-(-len(group.trials) // most) for group in waiting)
         yield GroupStarted(
             index=index,
             total=total,
@@ -171,11 +218,18 @@ def _train(
     memory.release()
     yield LanesHalved(len(progress.trials), progress.epoch)
     halves = progress.halves()
-    if checkpointer:
-        for half in halves:
-            checkpointer.save(half)
-        checkpointer.forget(progress)
+    _replace(progress, halves, checkpointer)
     return halves
+
+
+def _replace(
+    progress: GroupProgress, parts: Sequence[GroupProgress], checkpointer: Checkpointer | None
+) -> None:
+    """Write the snapshots of the parts of a group in place of its own."""
+    if checkpointer and progress.at is not None:
+        for part in parts:
+            checkpointer.save(part)
+        checkpointer.forget(progress)
 
 
 @contextlib.contextmanager
@@ -282,13 +336,55 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     return results
 
 
-def lanes_that_fit(configs: Sequence[TrialConfig], device: torch.device) -> int:
-    """Return how many lanes of the largest configuration fit in half of the free memory."""
+def lanes_that_fit(
+    configs: Sequence[TrialConfig], device: torch.device, examples: int, shape: tuple[int, ...]
+) -> int:
+    """Return how many of these configurations fit in half of the memory that is free now.
+
+    Args:
+        configs: configurations with equal static settings, at least one.
+        device: the device of the training.
+        examples: number of training examples.
+        shape: shape of an example.
+
+    Returns:
+        A number from 1 to :data:`MOST_LANES`.
+    """
     # Half, because the estimate is rough. If memory still runs out, the lanes are halved.
-    largest = max((trainer.lane_bytes(program_of(config)) for config in configs), default=1)
-    on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory.available()
-    return max(1, min(MOST_LANES, free // 2 // largest))
+    budget = free_memory(device) // 2
+    count = min(len(configs), MOST_LANES)
+    while count > 1:
+        needed = lanes_bytes(configs[:count], examples, shape)
+        if needed <= budget:
+            break
+        count = max(1, min(count - 1, count * budget // needed))
+    return count
+
+
+def _refuse_too_large(trial: grid.Trial, examples: int, shape: tuple[int, ...]) -> None:
+    """Raise an error for a trial for which the system would kill this process.
+
+    Raises:
+        UserError: The trial needs more memory than there is, even if the estimate is too high.
+    """
+    needed, free = lanes_bytes([trial.config], examples, shape), memory.available()
+    if needed * TOO_HIGH > free:
+        name = label(trial.point)
+        raise UserError(
+            f"there is not enough memory to train {name} even alone: it takes about "
+            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that this process can still allocate on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available()
+
+
+def lanes_bytes(configs: Sequence[TrialConfig], examples: int, shape: tuple[int, ...]) -> int:
+    """Estimate the memory in bytes of these configurations as lanes."""
+    with _user_errors(configs[0]):
+        return footprint.lanes_bytes(program_of(configs[0]), lanes_of(configs), examples, shape)
 
 
 def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:

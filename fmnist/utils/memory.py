@@ -74,23 +74,28 @@ def _machine(root: Path) -> int:
 
 
 def _control_groups(root: Path) -> list[int]:
-    """Bytes left in each control group (version 2) of this process.
+    """Bytes left in each control group (version 1 or 2) of this process.
 
     https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
     """
-    names = [
-        line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line[:3] == "0::"
-    ]
-    mount = root / "sys/fs/cgroup"
     bounds = []
-    for name in names:
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, kinds, name = line.split(":", 2)
+        mount = root / "sys/fs/cgroup"
+        names = ("memory.max", "memory.current", "inactive_file")
+        if "memory" in kinds.split(","):
+            mount /= "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        elif kinds:
+            continue
         group = mount / name.strip("/")
         for folder in (group, *group.parents):
-            limit, used = _read(folder / "memory.max"), _read(folder / "memory.current")
+            limit, used = _read(folder / names[0]), _read(folder / names[1])
             if limit.strip().isdecimal() and used.strip().isdecimal():
                 # The page cache counts as used, but the kernel frees it on demand.
                 cached = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-                taken = int(used) - int(cached.get("inactive_file", 0))
+                taken = int(used) - int(cached.get(names[2], 0))
                 bounds.append(max(int(limit) - taken, 0))
             if folder == mount:
                 break

@@ -5,15 +5,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import resource
 import shutil
+import sys
 import tempfile
+import warnings
 from pathlib import Path
+
+from fmnist.utils.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
 _SMALL, _LARGE = 1 << 17, 1 << 30
+_MKL_STRICT = 0x10000  # from mkl_service.h
+_used_in: int | None = None
 
 
 def prepare() -> None:
@@ -21,6 +28,15 @@ def prepare() -> None:
     share_threads()
     same_products_everywhere()
     keep_freed_buffers()
+    keep_compiled_kernels()
+
+
+def prepare_library() -> None:
+    """Make the settings on which bits depend; ``import fmnist`` calls this.
+
+    Those that only make training faster are left to the program that imports the package.
+    """
+    same_products_everywhere()
     keep_compiled_kernels()
 
 
@@ -41,6 +57,28 @@ def same_products_everywhere() -> None:
     the position of a lane among the others. The cost is too small to measure.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+@functools.cache
+def warn_of_products() -> None:
+    """Warn once if MKL does not have the setting of :func:`same_products_everywhere`.
+
+    MKL reads it at its first product, which may have been before this package was imported.
+    """
+    import torch
+
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        setting = ctypes.CDLL(str(library)).mkl_serv_cbwr_get(-1)
+    except (OSError, AttributeError):  # torch without MKL
+        return
+    if not setting & _MKL_STRICT:
+        warnings.warn(
+            "the last bits of a lane may depend on the other lanes, because matrices were "
+            "multiplied before fmnist was imported, or MKL_CBWR is not AUTO,STRICT",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def keep_freed_buffers() -> None:
@@ -94,6 +132,24 @@ def keep_compiled_kernels() -> None:
         folder = Path(tempfile.mkdtemp(prefix="fmnist-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    if numba := sys.modules.get("numba"):  # it has read the environment already
+        numba.config.CACHE_DIR = str(folder)
+
+
+def refuse_forked() -> None:
+    """Note that this process computes; called before the first parallel loop.
+
+    Raises:
+        UserError: This process was forked from one that has computed. The threads of OpenMP are
+            missing in it, and it would wait for them forever.
+    """
+    global _used_in
+    if _used_in not in (None, os.getpid()):
+        raise UserError(
+            "this process was forked from one that has trained or evaluated already, and would "
+            'hang; start processes with multiprocessing.get_context("spawn")'
+        )
+    _used_in = os.getpid()
 
 
 def kernels_are_compiled() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from strategies import NUMBERS, SMALL, make_group, random_split, run_group
 
 from fmnist.engine import autotune, trainer
-from fmnist.functional import cnn
+from fmnist.functional import cnn, features
 from fmnist.functional.kernels import conv
 
 CPU = torch.device("cpu")
@@ -67,6 +69,19 @@ def test_single_variant_is_not_timed():
     assert choose() == ("blocks", cnn.build(SMALL, "blocks"))
     assert choose(convolution="unfold") == ("", cnn.build(SMALL, "unfold"))
     assert autotune.timed.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "name"), [("float32", "blocks"), ("tf32", "blocks"), ("bfloat16", "grouped")]
+)
+def test_name_of_the_variant_is_that_of_what_computes(monkeypatch, precision, name):
+    found, model = choose(dataclasses.replace(SMALL, precision=precision))
+    used = []
+    fused, layered = features._fused, features._layered
+    monkeypatch.setattr(features, "_fused", lambda *a: used.append("blocks") or fused(*a))
+    monkeypatch.setattr(features, "_layered", lambda *a: used.append(a[-1]) or layered(*a))
+    model.apply(*model.init(0), torch.zeros(4, *SHAPE), train=True)
+    assert [found] == used == [name]
 
 
 def test_equal_settings_give_the_same_model_object():

@@ -19,7 +19,8 @@ from strategies import (
 )
 
 from fmnist.engine import trainer
-from fmnist.engine.lanes import stacked_numbers
+from fmnist.engine.lanes import Lanes, stacked_numbers
+from fmnist.engine.step import EpochNoise
 from fmnist.functional import batching, cnn, vmap
 from fmnist.functional.types import ModelConfig
 
@@ -184,6 +185,32 @@ def test_order_of_examples_depends_on_seed_and_epoch_only(seed, epoch, noise):
         assert torch.equal(torch.random.get_rng_state(), before)
     assert not torch.equal(batching.permutation(seed, epoch + 1, 100), first)
     assert not torch.equal(batching.permutation(seed ^ (1 << 31), epoch, 100), first)
+
+
+@given(
+    st.booleans(),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 9), max_size=3),
+    st.data(),
+)
+@settings(deadline=None)
+def test_noise_in_stretches_is_that_of_the_whole_epoch(shared, examples, widths, data):
+    own = Lanes((3, 3) if shared else (3, 4), {})
+    position = data.draw(st.integers(0, examples))
+    noise = EpochNoise(own, 2, examples, widths, position)
+    stretches = []
+    while position < examples:
+        count = data.draw(st.integers(1, examples - position))
+        room = count + data.draw(st.integers(0, 2))
+        drawn = noise.draw(count, room, torch.device("cpu"), torch.float32)
+        assert all(layer.shape[-2] == room for layer in drawn)
+        stretches.append([layer[..., :count, :] for layer in drawn])
+        position += count
+    skipped = examples - sum(layers[0].shape[-2] for layers in stretches) if widths else 0
+    for i, layers in enumerate(zip(*stretches, strict=True)):
+        whole = [batching.uniform_noise(seed, 2, examples, widths)[i] for seed in (3, 4)]
+        expected = whole[0] if shared else torch.stack(whole)
+        assert torch.equal(torch.cat(layers, -2), expected[..., skipped:, :])
 
 
 def test_dropout_without_noise_is_refused():

@@ -9,6 +9,10 @@ import time
 
 import pytest
 from in_process import call
+from strategies import random_split
+
+from fmnist.functional.types import ModelConfig
+from fmnist.reference import fit_reference
 
 SMALL = ["--epochs", "1", "--set", "batch_size=500", "--set", "holdout=500"]
 
@@ -36,6 +40,24 @@ def test_only_results_of_the_same_study_are_overwritten(tmp_path):
     assert {p: c for p, c in before.items() if p.name not in ("reference.toml", ".lock")} == {
         p: c for p, c in after.items() if p.name != ".lock"
     }
+
+
+@pytest.mark.usefixtures("sliced")
+def test_precision_that_it_does_not_compute_in_is_refused(tmp_path):
+    for value in ("bfloat16", "float32,bfloat16"):
+        done = reference("--set", f"precision={value}", "--out", "run", cwd=tmp_path)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error:")
+        assert "bfloat16" in line
+        assert not (tmp_path / "run").exists()
+    numbers = {"learning_rate": 0.01, "weight_decay": 0.0, "momentum": 0.0}
+    epochs = fit_reference(
+        ModelConfig(precision="bfloat16"), "sgd", numbers, random_split(4), random_split(4),
+        batch_size=2, seed=0, epochs=1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="bfloat16"):
+        next(epochs)
 
 
 def test_interrupted_command_only_says_that_it_stopped(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import footprint
 import pytest
 import torch
 
@@ -138,6 +139,41 @@ def test_available_memory_is_the_smallest_bound(tmp_path):
     assert memory.available(machine(tmp_path / "b", free=1000, groups=groups)) == 500_000
     full = {"job": (900_000, 950_000, 0)}
     assert memory.available(machine(tmp_path / "c", free=1000, groups=full)) == 0
+
+
+def test_limit_of_a_control_group_of_version_1_counts(tmp_path):
+    root = machine(tmp_path, free=1000, groups={})
+    (root / "proc/self/cgroup").write_text("5:cpu:/x\n4:hugetlb,memory:/job\n0::/\n")
+    for name, limit in (("", 2**63 - 4096), ("job", 900_000)):
+        folder = root / "sys/fs/cgroup/memory" / name
+        folder.mkdir(parents=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text("500000\n")
+        (folder / "memory.stat").write_text("inactive_file 9\ntotal_inactive_file 100000\n")
+    assert memory.available(root) == 500_000
+
+
+STUDIES = [
+    {
+        "model": {"channels": [12, 24], "hidden": [256, 256], "dropout": 0.3},
+        "count": 24, "batch_size": 100, "algorithm": "adam", "shared": False,
+    },
+    {
+        "model": {"channels": [4, 8], "precision": "bfloat16"},
+        "count": 6, "batch_size": 500, "algorithm": "sgd", "shared": False,
+    },
+    {
+        "model": {"channels": [48, 48], "hidden": [], "kernel_size": 9},
+        "count": 6, "batch_size": 100, "algorithm": "adamw", "shared": True,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=["dropout", "bfloat16", "wide"])
+def test_estimate_of_the_memory_of_lanes_is_near_what_they_take(study):
+    """The short form of footprint.py."""
+    estimate, taken = footprint.measured(study)
+    assert 0.7 < estimate / taken < 1.3, (estimate, taken)
 
 
 def test_available_memory_on_this_machine_is_plausible():

@@ -179,6 +179,7 @@ def test_resumed_group_has_only_the_trials_that_optuna_lacks(study, tmp_path, ex
         finished += isinstance(event, scheduler.TrialFinished)
         if finished == 2:
             break  # Optuna has the first trial, but not the second
+    events.close()
     again = list(scheduler.run(study, CONFIG, SPLITS, max_lanes=None, checkpointer=checkpointer))
     started = [e for e in again if isinstance(e, scheduler.GroupStarted)]
     assert len(started[0].trials) == 3

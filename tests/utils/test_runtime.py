@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 COMPILES = """
 import os
@@ -43,3 +44,34 @@ def test_kernels_are_compiled_for_one_process_without_a_cache(tmp_path, name):
     folder = cache(**{name: "/dev/null"}, TMPDIR=str(tmp_path / "temporary"))
     assert folder.parent == tmp_path / "temporary"
     assert not folder.exists()
+
+
+LIBRARY = """
+import sys
+import torch
+if "first" in sys.argv:
+    torch.ones(9, 9) @ torch.ones(9, 9)
+import fmnist
+from fmnist.engine.step import Program
+from fmnist.functional.types import Split
+split = Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+for _ in range(2):
+    list(fmnist.fit(fmnist.cnn(), fmnist.sgd, split, split, lanes={"learning_rate": [0.1]}))
+from fmnist.functional.kernels.cpu import loops
+print(loops.forward._cache.cache_path)
+"""
+
+
+def test_import_makes_the_settings_of_the_promises(tmp_path):
+    """As a library: kernels are cached by their sources, and a promise that fails is named."""
+    hidden = ("NUMBA_CACHE_DIR", "MKL_CBWR", "XDG_CACHE_HOME")
+    known = {k: v for k, v in os.environ.items() if k not in hidden}
+    ours = cache()
+    for argument, warned in (("", False), ("first", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", LIBRARY, argument],
+            capture_output=True, text=True, env=known, check=True,
+        )  # fmt: skip
+        assert Path(done.stdout.strip()).parent == ours
+        told = done.stderr.count("RuntimeWarning: the last bits of a lane may depend")
+        assert told == (warned and torch.backends.mkl.is_available())

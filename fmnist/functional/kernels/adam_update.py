@@ -29,7 +29,7 @@ Number = float | Float[Tensor, ""]
 
 def serves(leaf: Tensor) -> bool:
     """Return whether the operation supports the dtype and device of a parameter."""
-    return leaf.dtype == torch.float32 and leaf.device.type == "cpu"
+    return leaf.dtype == torch.float32 and leaf.device.type in ("cpu", "meta")
 
 
 def definition(

@@ -35,7 +35,7 @@ def serves(images: Tensor, compute: torch.dtype | None) -> bool:
         compute: dtype of the convolutions; None for that of the images.
     """
     exact = images.dtype == torch.float32 and compute in (None, torch.float32)
-    return exact and images.device.type == "cpu"
+    return exact and images.device.type in ("cpu", "meta")  # meta: the memory is estimated
 
 
 def pack(images: Float[Tensor, "examples channels height width"]) -> Blocks:
@@ -199,6 +199,30 @@ def _pooled_like(x: Tensor, weight: Tensor) -> Tensor:
     lanes, outputs, _, k, _ = weight.shape
     small = ((x.shape[3] - k + 1) // 2, (x.shape[4] - k + 1) // 2)
     return x.new_empty(lanes, x.shape[1], outputs, *small, x.shape[-1])
+
+
+def workspace(operator: Any, args: tuple[Any, ...]) -> int:
+    """Return how many bytes a call takes in addition to inputs and results; 0 for other operators.
+
+    Args:
+        operator: an operator of torch.
+        args: its arguments, also without data.
+    """
+    place = _IMAGES.get(operator)
+    if place is None:
+        return 0
+    from fmnist.functional.kernels.cpu import blocks as cpu
+
+    copied = sum(x.nbytes for x in args if isinstance(x, Tensor) and not x.is_contiguous())
+    return copied + cpu.workspace(*args[place : place + 2], backward=place == 1)
+
+
+_IMAGES = {
+    torch.ops.fmnist.conv_block.default: 0,
+    torch.ops.fmnist.conv_block_given.default: 0,
+    torch.ops.fmnist.conv_block_grad.default: 1,
+}
+"""The place of the images among the arguments of each operator."""
 
 
 # Their rules for autograd and vmap. `lanes` is as in lanes.py.

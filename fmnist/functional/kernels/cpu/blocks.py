@@ -22,10 +22,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numba import get_num_threads
 from torch import Tensor
 
 from fmnist.functional.kernels.cpu import loops as cpu_loops
 from fmnist.functional.kernels.cpu.simd import WIDTH
+from fmnist.functional.kernels.cpu.tiles import whole_tiles
 
 CHUNKS = 16  # most partial sums of the weight gradient in a lane, so most parallel tasks
 
@@ -128,8 +130,7 @@ def backward(
     if which.dtype != torch.uint8 or {grad.dtype, y.dtype, centred.dtype} != {torch.float32}:
         raise TypeError("the kernels of the CPU are for float32, and places are uint8")
     dx = x.new_empty(x.shape) if for_x else x.new_zeros((1,) * 6)
-    chunks = min(CHUNKS, -(-x.shape[1] // 2))  # of two blocks or more, to limit the sums
-    parts = x.new_empty(weight.shape[0], chunks, *weight.shape[1:])
+    parts = x.new_empty(weight.shape[0], _chunks(x), *weight.shape[1:])
     dgamma, dbeta = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
     arrays = _arrays(grad, x, weight, gamma, mean, var, y, centred, which)
     cpu_loops.backward(*arrays, *_arrays(dx, parts, dgamma, dbeta), examples, eps, for_x)
@@ -142,6 +143,30 @@ def _result_shapes(x: Tensor, weight: Tensor) -> tuple[tuple[int, ...], tuple[in
     height, width = x.shape[3] - k + 1, x.shape[4] - k + 1
     outer = (lanes, x.shape[1], outputs)
     return (*outer, height, width, WIDTH), (*outer, height // 2, width // 2, WIDTH)
+
+
+def _chunks(x: Tensor) -> int:
+    """Return the number of partial sums: of two blocks or more, to limit their memory."""
+    return min(CHUNKS, -(-x.shape[1] // 2))
+
+
+def workspace(x: Tensor, weight: Tensor, *, backward: bool) -> int:
+    """Return how many bytes an operator takes in addition to its inputs and results, about.
+
+    Args:
+        x: images in blocks, also without data.
+        weight: weights of the convolution, also without data.
+        backward: whether the operator is :func:`backward` or one of the others.
+    """
+    lanes, outputs, inputs, k, _ = weight.shape
+    padded = whole_tiles(outputs)
+    pixels = (x.shape[3] - k + 1) * (x.shape[4] - k + 1)
+    if not backward:
+        return 4 * (lanes * padded * inputs * k * k + get_num_threads() * padded * pixels * WIDTH)
+    tiles = lanes * whole_tiles(inputs) * outputs * k * k
+    tasks = min(get_num_threads(), lanes * _chunks(x))
+    of_thread = padded * (inputs * k * k + pixels) * WIDTH
+    return 4 * (tiles + _chunks(x) * weight.numel() + tasks * of_thread)
 
 
 def _check(x: Tensor, weight: Tensor, *channels: Tensor) -> None:
