@@ -101,10 +101,11 @@ def main(seconds: float, memory: int) -> None:
         memory: bytes of address space beyond those of the libraries.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-    limits = [soft, hard, pages * resource.getpagesize() + memory]
-    known = [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
+    with contextlib.suppress(FileNotFoundError):  # only Linux tells and limits the address space
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        limits = [soft, hard, pages * resource.getpagesize() + memory]
+        known = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
     for line in sys.stdin:
         path, invert = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
