@@ -69,7 +69,7 @@ STEPS = [
     (progress.Checkpointer, "forget"),
     (grid, "report"),
     (grid, "tell"),
-    (optuna.Study, "ask"),
+    (optuna.Study, "add_trial"),
     (optuna.Study, "tell"),
     (models, "save_model"),
     (manifest, "write"),
