@@ -155,7 +155,7 @@ def test_hypergradient(dtype, make):
 
 @DTYPES
 def test_adams_update_has_all_derivatives(dtype):
-    """Against the same in float64, by which no fused operation computes; some gradients are zero."""
+    """Against the same in float64, which no fused operation computes; some gradients are zero."""
     params = {"a": normal(3, 4, seed=1).to(dtype), "b": normal(5, seed=2).to(dtype)}
     grads, numbers = direction(params, 3), torch.tensor(0.01, dtype=torch.float64)
     grads["b"][1:3] = 0.0

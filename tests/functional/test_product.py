@@ -11,9 +11,11 @@ from torch.func import vmap
 
 from fmnist.functional.kernels.product import linear
 
+SHAPES = [(10, 60), (60, 10), (120, 384), (3, 500), (1, 60), (60, 1), (1, 1)]
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(10, 60), (60, 10), (120, 384), (3, 500)])
-@pytest.mark.parametrize("batch", [4, 37, 500])
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("batch", [1, 4, 37, 500])
 def test_other_lanes_change_no_bit_of_a_product(batch, inputs, outputs):
     """Also for a single lane, for which torch uses another routine with several threads."""
     x, weight = normal(5, batch, inputs, seed=0), normal(5, outputs, inputs, seed=1)

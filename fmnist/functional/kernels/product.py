@@ -54,6 +54,7 @@ class _Linear(torch.autograd.Function):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
+        a, b = _with_usual_strides(a), _with_usual_strides(b)
         if a.dim() == 3 and len(a) == 1:
             return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
         return a @ b
@@ -83,3 +84,11 @@ class _Product(torch.autograd.Function):
         axes = a.shape[:-2]
         out: Tensor = _Product.apply(a.flatten(0, -3), b.flatten(0, -3))
         return out.unflatten(0, axes), 0
+
+
+def _with_usual_strides(x: Tensor) -> Tensor:
+    """Return the tensor with the strides of a contiguous one if a matrix is a row or a column.
+
+    A transposed column has other strides than a row, for which MKL sums in another order.
+    """
+    return x.reshape(-1).view(x.shape) if 1 in x.shape[-2:] else x
