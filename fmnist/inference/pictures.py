@@ -42,8 +42,6 @@ MAX_READS = 1_000_000
 MAX_SCANS = 45
 """Each scan of a progressive JPEG passes over all pixels; most files have ten."""
 
-Image.MAX_IMAGE_PIXELS = None  # the limits of this module take the place of Pillow's
-
 _LIGHT = 127  # a pixel above this is light
 _LIGHT_SHARE = 0.6  # in no image of the data set are so many pixels of the border light
 _TOLERANCE = 13  # grey values from the background, 5 %, as the authors of the data set
@@ -124,6 +122,8 @@ def _decode(content: bytes) -> Image.Image:
                 return _turn_upright(_flatten(*_grey_and_alpha(image)), image)
     except (PictureError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(MAX_PIXELS) from error
     except UnidentifiedImageError as error:
         formats = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise PictureError(f"is not a picture that can be read ({formats})") from error
@@ -157,12 +157,16 @@ def _check_cost(image: Image.Image, content: bytes) -> None:
     half = image.format == "WEBP"
     most = MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS // 2 if half else MAX_PIXELS
     if pixels > most:
-        raise PictureError(f"is too large: at most {most:,} pixels are read")
+        raise _too_large(most)
     if max(image.size) > MAX_SIDE:
         raise PictureError(f"is too long: at most {MAX_SIDE:,} pixels a side are read")
     # Pillow calls a JPEG with an index of further pictures MPO.
     if is_jpeg and content.count(b"\xff\xda") * pixels > MAX_SCANS * MAX_PIXELS:
         raise PictureError("is too large: it has too many scans")
+
+
+def _too_large(most: int) -> PictureError:
+    return PictureError(f"is too large: at most {most:,} pixels are read")
 
 
 def _grey_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

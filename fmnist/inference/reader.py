@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from fmnist.inference import pictures
 from fmnist.inference.pictures import Invert, Picture, PictureError
@@ -106,6 +107,7 @@ def main(seconds: float, memory: int) -> None:
         limits = [soft, hard, pages * resource.getpagesize() + memory]
         known = [limit for limit in limits if limit != resource.RLIM_INFINITY]
         resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
+    Image.MAX_IMAGE_PIXELS = None  # the limits of pictures.py take the place of Pillow's
     for line in sys.stdin:
         path, invert = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
