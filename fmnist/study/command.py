@@ -111,14 +111,14 @@ def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> st
     from fmnist.config.results import label
     from fmnist.config.settings import IMAGES
     from fmnist.functional.cnn import IMAGE_SIZE as SIDE
-    from fmnist.tuning import scheduler
+    from fmnist.tuning import capacity, scheduler
 
     lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
     trials = [(point, config.trial(point)) for point in config.points()]
     groups, images = [], IMAGES - config.holdout
     for group in scheduler.chunks(trials, lambda trial: trial[1].static, max_lanes or len(trials)):
         own = [trial for _, trial in group]
-        most = max_lanes or scheduler.lanes_that_fit(own, device, images, (1, SIDE, SIDE))
+        most = max_lanes or capacity.lanes_that_fit(own, device, images, (1, SIDE, SIDE))
         groups += scheduler.chunks(group, lambda trial: 0, most)
     for index, group in enumerate(groups, 1):
         static = group[0][1].static

@@ -21,7 +21,7 @@ import optree
 import torch
 from torch import Tensor
 
-from fmnist.config.factory import build_model
+from fmnist.config.factory import FactoryConfig, build_model, unusable
 from fmnist.config.results import EpochMetrics
 from fmnist.config.study import TrialConfig
 from fmnist.engine import step, trainer
@@ -32,6 +32,7 @@ from fmnist.rundir import files
 from fmnist.rundir.models import named_leaves
 from fmnist.rundir.snapshots import Generations, Snapshot
 from fmnist.tuning.grid import Trial
+from fmnist.utils import memory
 
 log = logging.getLogger(__name__)
 
@@ -284,3 +285,14 @@ def _named(at: trainer.TrainerState) -> dict[str, Tensor]:
     """Return the tensors of a state by their names, in order."""
     names, leaves, _ = named_leaves((at.train_state, at.total))
     return dict(zip(names, leaves, strict=True))
+
+
+@contextlib.contextmanager
+def user_errors(config: TrialConfig) -> Iterator[None]:
+    """Raise an error of a model from a factory as an error of that setting, in one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(config.model, FactoryConfig) and not memory.ran_out(error):
+            raise unusable(config.model, error) from error
+        raise

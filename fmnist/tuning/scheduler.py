@@ -17,14 +17,14 @@ from typing import NamedTuple, TypeVar
 import optuna
 import torch
 
-from fmnist.config.factory import FactoryConfig, unusable
 from fmnist.config.results import EpochMetrics, TrialResult, label
 from fmnist.config.study import StudyConfig, TrialConfig
-from fmnist.engine import footprint, trainer
+from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap
 from fmnist.functional.types import Metrics, Split
 from fmnist.tuning import grid
+from fmnist.tuning.capacity import MOST_LANES, lanes_that_fit, refuse_too_large
 from fmnist.tuning.events import (
     EpochFinished,
     Event,
@@ -32,7 +32,7 @@ from fmnist.tuning.events import (
     LanesHalved,
     TrialFinished,
 )
-from fmnist.tuning.progress import Checkpointer, GroupProgress, lanes_of, program_of
+from fmnist.tuning.progress import Checkpointer, GroupProgress, lanes_of, program_of, user_errors
 from fmnist.utils import memory
 from fmnist.utils.errors import UserError
 from fmnist.utils.signals import Stop
@@ -40,13 +40,6 @@ from fmnist.utils.signals import Stop
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-MOST_LANES = 128
-"""Maximum number of lanes of a group. A kill loses the unsaved work of all of them."""
-
-
-TOO_HIGH = 0.7
-"""Memory that a trial takes over its estimate, at least."""
 
 
 class Splits(NamedTuple):
@@ -149,7 +142,7 @@ def _train_groups(
             waiting.appendleft(rest)
             configs = configs[:most]
         if len(configs) == 1 and images.device.type == "cpu":
-            _refuse_too_large(progress.trials[0], len(images), tuple(images.shape[1:]))
+            refuse_too_large(progress.trials[0], len(images), tuple(images.shape[1:]))
         if checkpointer:
             checkpointer.note_lanes(len(progress.trials))
         total = index + 1 + sum(-(-len(group.trials) // most) for group in waiting)
@@ -171,7 +164,7 @@ def _train_groups(
 def _variant_name(configs: Sequence[TrialConfig], training: Split) -> str:
     """Return the name of the variant for these lanes; empty if memory runs out here."""
     try:
-        with _user_errors(configs[0]):
+        with user_errors(configs[0]):
             return trainer.variant(program_of(configs[0]), lanes_of(configs), training)[0]
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
@@ -232,19 +225,8 @@ def _replace(
         checkpointer.forget(progress)
 
 
-@contextlib.contextmanager
-def _user_errors(config: TrialConfig) -> Iterator[None]:
-    """Raise an error of a model from a factory as an error of that setting, in one line."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(config.model, FactoryConfig) and not memory.ran_out(error):
-            raise unusable(config.model, error) from error
-        raise
-
-
 def _guarded(events: Iterator[T], config: TrialConfig) -> Iterator[T]:
-    with _user_errors(config):
+    with user_errors(config):
         yield from events
 
 
@@ -315,7 +297,7 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     began = time.perf_counter()
     trained = progress.at.train_state
     model = program_of(progress.trials[0].config).model
-    with _user_errors(progress.trials[0].config):
+    with user_errors(progress.trials[0].config):
         tested = evaluate(model, trained.params, trained.state, test)
     test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
@@ -334,57 +316,6 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
             )
         )
     return results
-
-
-def lanes_that_fit(
-    configs: Sequence[TrialConfig], device: torch.device, examples: int, shape: tuple[int, ...]
-) -> int:
-    """Return how many of these configurations fit in half of the memory that is free now.
-
-    Args:
-        configs: configurations with equal static settings, at least one.
-        device: the device of the training.
-        examples: number of training examples.
-        shape: shape of an example.
-
-    Returns:
-        A number from 1 to :data:`MOST_LANES`.
-    """
-    # Half, because the estimate is rough. If memory still runs out, the lanes are halved.
-    budget = free_memory(device) // 2
-    count = min(len(configs), MOST_LANES)
-    while count > 1:
-        needed = lanes_bytes(configs[:count], examples, shape)
-        if needed <= budget:
-            break
-        count = max(1, min(count - 1, count * budget // needed))
-    return count
-
-
-def _refuse_too_large(trial: grid.Trial, examples: int, shape: tuple[int, ...]) -> None:
-    """Raise an error for a trial for which the system would kill this process.
-
-    Raises:
-        UserError: The trial needs more memory than there is, even if the estimate is too high.
-    """
-    needed, free = lanes_bytes([trial.config], examples, shape), memory.available()
-    if needed * TOO_HIGH > free:
-        name = label(trial.point)
-        raise UserError(
-            f"there is not enough memory to train {name} even alone: it takes about "
-            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
-        )
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that this process can still allocate on the device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.available()
-
-
-def lanes_bytes(configs: Sequence[TrialConfig], examples: int, shape: tuple[int, ...]) -> int:
-    """Estimate the memory in bytes of these configurations as lanes."""
-    with _user_errors(configs[0]):
-        return footprint.lanes_bytes(program_of(configs[0]), lanes_of(configs), examples, shape)
 
 
 def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:

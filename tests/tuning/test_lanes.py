@@ -14,7 +14,7 @@ from strategies import random_split
 
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import ModelConfig
-from fmnist.tuning import grid, scheduler
+from fmnist.tuning import capacity, grid, scheduler
 from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.storage import open_study
 from fmnist.utils import memory
@@ -37,7 +37,7 @@ def study(tmp_path):
 
 
 def needed(lanes):
-    return scheduler.lanes_bytes([CONFIG.trial({"seed": n}) for n in range(lanes)], 40, (1, 28, 28))
+    return capacity.lanes_bytes([CONFIG.trial({"seed": n}) for n in range(lanes)], 40, (1, 28, 28))
 
 
 def sizes(events):
@@ -54,9 +54,9 @@ def test_lanes_are_as_many_as_fit_in_half_of_the_free_memory(monkeypatch):
     configs = [CONFIG.trial({"seed": n}) for n in range(6)]
     for lanes in range(1, 7):
         monkeypatch.setattr(memory, "available", lambda lanes=lanes: 2 * needed(lanes))
-        assert scheduler.lanes_that_fit(configs, CPU, 40, (1, 28, 28)) == lanes
+        assert capacity.lanes_that_fit(configs, CPU, 40, (1, 28, 28)) == lanes
     monkeypatch.setattr(memory, "available", lambda: 0)
-    assert scheduler.lanes_that_fit(configs, CPU, 40, (1, 28, 28)) == 1
+    assert capacity.lanes_that_fit(configs, CPU, 40, (1, 28, 28)) == 1
 
 
 def test_memory_is_asked_for_at_each_group(study, tmp_path, monkeypatch):
