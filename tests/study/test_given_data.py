@@ -207,11 +207,11 @@ def test_views_show_the_names_of_the_classes(whole):
 def test_predict_names_the_classes_of_the_run(whole, tmp_path):
     Image.fromarray(PIXELS[0, 0].numpy()).save(tmp_path / "x.png")
     for more in ([], ["--ensemble"]):
-        done = call("predict", whole, tmp_path / "x.png", *more)
+        done = call("predict", "--run", whole, tmp_path / "x.png", *more)
         assert done.returncode == 0, done.stderr
         assert len(re.findall("|".join(map(re.escape, NAMES)), done.stdout)) == 3
-    told = json.loads(call("predict", whole, tmp_path / "x.png", "--json").stdout)
+    told = json.loads(call("predict", "--run", whole, tmp_path / "x.png", "--json").stdout)
     assert {each["class"] for each in told["predictions"][0]["likeliest"]} <= {*NAMES}
-    done = call("predict", whole, "--test", "0,1")
+    done = call("predict", "--run", whole, "--test", "0,1")
     assert done.returncode == 2
     assert done.stderr == f"error: --test is for runs of Fashion-MNIST; {whole} has other classes\n"
