@@ -86,6 +86,27 @@ def test_forward_and_reverse_mode(train, dtype):
 @pytest.mark.parametrize("layer", LAYERS)
 @DTYPES
 @MODES
+def test_forward_mode_inside_of_forward_mode_is_refused(train, dtype, layer):
+    """It would give a wrong number. Where torch computes it right, it is not refused."""
+    ours, theirs, own = both(dtype, train, layer)
+
+    def twice(loss, own):
+        def once(own):
+            return jvp(loss, (own,), (direction(own),))[1]
+
+        return jvp(once, (own,), (direction(own, 1),))[1]
+
+    try:
+        found = twice(ours, own)
+    except NotImplementedError as error:
+        assert "forward mode inside of forward mode" in str(error)  # noqa: PT017
+    else:
+        assert_close(found, twice(theirs, own), dtype)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@DTYPES
+@MODES
 def test_hessian(train, dtype, layer):
     """For the first kernel of a convolution, and all parameters of other layers."""
     ours, theirs, own = both(dtype, train, layer)

@@ -62,40 +62,20 @@ def definition(
     correction2 = torch.sqrt(1 - beta2 ** steps.double())
     mean = mean + (grads - mean) * cast_like(1 - beta1, grads)
     square = square * cast_like(beta2, grads) + grads * grads * cast_like(1 - beta2, grads)
-    denominator = _Root.apply(square) / cast_like(correction2, square) + cast_like(eps, square)
+    denominator = _root(square) / cast_like(correction2, square) + cast_like(eps, square)
     updates = -cast_like(rate / correction1, mean) * mean / denominator
     if decoupled:
         updates = add_scaled(updates, params, -rate * decay)
     return updates, mean, square
 
 
-class _Root(torch.autograd.Function):
-    """The square root, with the derivative 0 at 0 in place of infinity.
+def _root(x: Vector) -> Vector:
+    """Return the square root, with the derivative 0 at 0 in place of infinity.
 
     Where a gradient is 0, so is the mean, and the derivative of the update is finite.
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.sqrt()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        axis.save(ctx, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        return cotangent * _derivative_of_root(*ctx.saved_tensors)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * _derivative_of_root(*ctx.saved_tensors)
-
-
-def _derivative_of_root(x: Tensor) -> Tensor:
-    return torch.where(x > 0, 0.5 * torch.where(x > 0, x, 1.0).rsqrt(), 0.0)
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
 
 def cast_like(number: Number, vector: Vector) -> Number:

@@ -45,19 +45,20 @@ class _Linear(torch.autograd.Function):
         return _Product.apply(grad, weight), _Product.apply(grad.mT, x)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        return axis.push(torch.nn.functional.linear, ctx.saved_tensors, tangents)
+    def jvp(ctx: Any, dx: Tensor, dweight: Tensor) -> Tensor:
+        axis.check_forward_mode()
+        x, weight = ctx.saved_tensors
+        out: Tensor = _Product.apply(dx, weight.mT) + _Product.apply(x, dweight.mT)
+        return out
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == 2:
-            return a @ b
-        a, b = _usual_strides(a), _usual_strides(b)
-        if len(a) == 1:
+        a, b = _with_usual_strides(a), _with_usual_strides(b)
+        if a.dim() == 3 and len(a) == 1:
             return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
-        return torch.bmm(a, b)
+        return a @ b
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -69,8 +70,11 @@ class _Product(torch.autograd.Function):
         return _Product.apply(grad, b.mT), _Product.apply(a.mT, grad)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        return axis.push(torch.matmul, ctx.saved_tensors, tangents)
+    def jvp(ctx: Any, da: Tensor, db: Tensor) -> Tensor:
+        axis.check_forward_mode()
+        a, b = ctx.saved_tensors
+        out: Tensor = _Product.apply(da, b) + _Product.apply(a, db)
+        return out
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, Any], a: Tensor, b: Tensor) -> tuple[Tensor, int]:
@@ -84,12 +88,9 @@ class _Product(torch.autograd.Function):
         return out.unflatten(0, axes), 0
 
 
-def _usual_strides(x: Tensor) -> Tensor:
-    """Return a batch of matrices such that a row or column alone has the strides of a matrix.
+def _with_usual_strides(x: Tensor) -> Tensor:
+    """Return the tensor with the strides of a contiguous one if a matrix is a row or a column.
 
-    The stride of an axis of length 1 may be anything, and torch selects a routine by it.
+    A transposed column has other strides than a row, for which MKL sums in another order.
     """
-    for dim in (1, 2):
-        if x.shape[dim] == 1:
-            x = x.squeeze(dim).unsqueeze(dim)
-    return x
+    return x.reshape(-1).view(x.shape) if 1 in x.shape[-2:] else x
