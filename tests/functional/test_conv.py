@@ -47,6 +47,36 @@ def test_conv2d_under_vmap_and_grad_equals_torch(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("how", conv.BACKENDS)
+def test_conv2d_and_gradients_of_any_layout(how):
+    """The product may take another path for another layout, so to rounding."""
+    x, weight, bias = normal(5, 2, 7, 6), normal(3, 2, 3, 3, seed=1), normal(3, seed=2)
+    upstream = normal(5, 3, 5, 4, seed=3)
+
+    def through(x, weight, bias):
+        def loss(x, weight, bias):
+            return (conv.conv2d(x, weight, bias, how) * upstream).sum()
+
+        return torch.func.grad_and_value(loss, argnums=(0, 1, 2))(x, weight, bias)
+
+    def permuted(t):
+        order = tuple(reversed(range(t.dim())))
+        return t.permute(order).contiguous().permute(order)
+
+    def sliced(t):
+        return torch.stack([t, torch.full_like(t, 99)], -1)[..., 0]
+
+    def expanded(t):
+        return t[:1].expand_as(t)
+
+    for layout in (permuted, sliced, expanded):
+        views = [layout(t) for t in (x, weight, bias)]
+        found, expected = through(*views), through(*(t.contiguous() for t in views))
+        flat = torch.utils._pytree.tree_leaves
+        for ours, its in zip(flat(found), flat(expected), strict=True):
+            torch.testing.assert_close(ours, its, rtol=1e-5, atol=1e-4)
+
+
 def test_unknown_back_end_is_refused():
     x, weight = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="winograd"):

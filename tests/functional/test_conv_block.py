@@ -195,7 +195,8 @@ def test_variance_of_a_constant_is_not_negative(value, examples):
 
 def test_kernels_refuse_mismatched_shapes_and_dtypes():
     """Compiled kernels do not check bounds: they would read and write outside the arrays."""
-    x, weight, gamma = torch.zeros(3, 1, 2, 6, 6, 16), torch.zeros(6, 5, 2, 3, 3), torch.ones(6, 5)
+    x, weight = torch.zeros(3, 1, 2, 6, 6, WIDTH), torch.zeros(6, 5, 2, 3, 3)
+    gamma = torch.ones(6, 5)
     with pytest.raises(ValueError, match="do not go with weights"):
         block._forward(x, weight, gamma, gamma, 4)
     with pytest.raises(ValueError, match="do not go with weights"):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from strategies import SMALL, normal, random_split
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+import fmnist
 from fmnist import adam, adamw
 from fmnist.functional import batching, cnn, losses, optim
 from fmnist.functional.types import ModelConfig
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["32", "64"])
 MODES = pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
 BATCH = batching.gather(random_split(6), torch.arange(6), torch.float64)
+MODEL = fmnist.cnn(channels=SMALL.channels, hidden=SMALL.hidden)
 LAYERS = ("conv1", "norm1", "conv2", "norm2", "linear2")
 
 
@@ -55,7 +57,7 @@ def both(dtype, train, layer=None, seed=0):
         return losses.cross_entropy(logits(own, state, images, train=train), labels).mean()
 
     def ours(params, state, images, train):
-        return cnn.apply(params, state, images, train=train)[0]
+        return MODEL.apply(params, state, images, train=train)[0]
 
     return partial(loss, ours), partial(loss, plain), params if layer is None else params[layer]
 

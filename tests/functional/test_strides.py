@@ -79,6 +79,29 @@ def test_any_layout_gives_the_same_bits_contiguously(name, layout, shared, seed)
         assert torch.equal(torch.as_tensor(x), torch.as_tensor(old))
 
 
+def expanded(x, axis):
+    """A view whose entries along the axis are one place in memory."""
+    return x.narrow(axis, 0, 1).expand_as(x)
+
+
+@OPERATORS
+def test_expanded_tensors_give_the_bits_of_their_copies(name):
+    operator, args = operands()[name]
+    leaves, treespec = optree.tree_flatten(args)
+    for i, x in enumerate(leaves):
+        for axis in range(x.dim() if isinstance(x, torch.Tensor) else 0):
+            view = expanded(x, axis)
+            results = [
+                optree.tree_leaves(
+                    operator(*optree.tree_unflatten(treespec, [*leaves[:i], t, *leaves[i + 1 :]]))
+                )
+                for t in (view, view.clone(memory_format=torch.contiguous_format))
+            ]
+            for ours, its in zip(*results, strict=True):
+                assert torch.equal(ours, its)
+                assert ours.is_contiguous()
+
+
 @OPERATORS
 @given(layouts())
 @settings(max_examples=4, deadline=None)
@@ -202,3 +225,10 @@ def test_wrong_arguments_are_refused(name):
     for args in wrong(name):
         with pytest.raises((ValueError, TypeError)):
             operator(*args)
+
+
+def test_adam_without_leaves_is_refused():
+    """It was an error of Numba's types."""
+    _, (_, _, mean, square, *rest) = operands()["adam"]
+    with pytest.raises(ValueError, match="do not go with these leaves"):
+        adam_update._update([], [], mean[:, :0], square[:, :0], *rest)

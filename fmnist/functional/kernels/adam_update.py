@@ -160,7 +160,7 @@ def _checked_sizes(
     numbers: Sequence[Tensor],
 ) -> list[int]:
     """Return the size of each leaf in a lane. Compiled loops have no checks of array bounds."""
-    lanes = mean.shape[0] if mean.dim() == 2 else 0
+    lanes = mean.shape[0] if mean.dim() == 2 and params else 0
     if lanes < 1 or square.shape != mean.shape or any(p.shape[:1] != (lanes,) for p in params):
         raise ValueError(f"moments {tuple(mean.shape)} do not go with these leaves and lanes")
     sizes = [leaf.numel() // lanes for leaf in params]
