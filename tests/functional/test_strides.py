@@ -172,16 +172,36 @@ def test_training_resumes_from_a_state_of_any_layout(layout):
 
 @pytest.mark.parametrize("batch", [1, WIDTH - 1, WIDTH + 1])
 def test_large_weights_do_not_overflow_in_the_padding(batch):
-    """The variance of outputs of 1e18 is finite in float32, in torch.nn too."""
+    """The variance is finite in float32, in torch.nn too, but the mean of 1e19 squared is not.
+
+    Padding is as far from the mean as zero.
+    """
     config = ModelConfig(channels=(2,), hidden=(3,))
     params, state = cnn.init(0, config)
-    params["conv1"]["weight"] *= 1e18
-    images = random_split(batch).images.float() / 255
+    params["conv1"]["weight"] = params["conv1"]["weight"].abs() * 1e18
+    images = 10 + random_split(batch).images.float() / 25500
     _, found = cnn.apply(params, state, images, train=True)
     y = torch.nn.functional.conv2d(images, params["conv1"]["weight"])
     expected = 0.9 + 0.1 * y.double().var(dim=(0, 2, 3))
     assert found["norm1"]["running_var"].isfinite().all()
     torch.testing.assert_close(found["norm1"]["running_var"].double(), expected, rtol=1e-4, atol=0)
+
+
+def test_padding_of_results_is_zero_and_reaches_no_gradient():
+    """Also where the statistics are so far from the padding's zeros that a product overflows."""
+    x = 10 + normal(1, 1, 1, 6, 5, WIDTH, scale=1e-4)
+    x[..., 3:] = 0.0
+    weight, shift = normal(1, 2, 1, 3, 3).abs() * 1e18, torch.ones(1, 2)
+    scale = torch.tensor([[1e22, -1e22]])  # padding is far below zero, and far above
+    pooled, *saved = conv_block._forward(x, weight, scale, shift, 3)
+    assert pooled.isfinite().all()
+    assert not pooled[..., 3:].any()
+    assert not saved[3][..., 3:].any()
+    upstream = torch.zeros_like(pooled)
+    upstream[..., :3] = normal(*upstream.shape[:-1], 3, seed=1)
+    gradients = conv_block._backward(upstream, x, weight, scale, *saved, 3, True)
+    assert all(g.isfinite().all() for g in gradients)
+    assert not gradients[0][..., 3:].any()
 
 
 def test_a_hidden_layer_of_one_unit_is_the_same_bit_for_bit():
