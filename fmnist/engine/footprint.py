@@ -61,6 +61,8 @@ def _estimate(
     solo = model.init(0)
     try:
         return _peak_of_lanes(program, solo, count, shared, names, examples, shape)
+    except (OSError, ImportError, MemoryError):  # torch loads parts of itself, which may fail
+        raise
     except Exception:  # the model does not run without data; an error of its own comes again
         numbers = sum(leaf.numel() for leaf in optree.tree_leaves(solo))
         # Ten copies cover gradients and moments. The activations of an image are a guess.

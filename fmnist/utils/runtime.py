@@ -37,7 +37,8 @@ def prepare_library() -> None:
     Those that only make training faster are left to the program that imports the package.
     """
     same_products_everywhere()
-    keep_compiled_kernels()
+    with contextlib.suppress(OSError):  # no folder for temporary files; commands say so
+        keep_compiled_kernels()
 
 
 def share_threads() -> None:

@@ -75,3 +75,16 @@ def test_import_makes_the_settings_of_the_promises(tmp_path):
         assert Path(done.stdout.strip()).parent == ours
         told = done.stderr.count("RuntimeWarning: the last bits of a lane may depend")
         assert told == (warned and torch.backends.mkl.is_available())
+
+
+def test_import_without_any_writable_folder_works():
+    script = (
+        "import tempfile; tempfile._candidate_tempdir_list = list; tempfile.tempdir = None\n"
+        "import fmnist, os; print(os.environ.get('NUMBA_CACHE_DIR'))"
+    )
+    known = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        env=known | {"XDG_CACHE_HOME": "/dev/null"},
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("None\n", "")
