@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import optuna
 import torch
@@ -24,6 +20,7 @@ from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
 from fmnist.rundir.folder import RunFolder, opened
+from fmnist.study.process import LogTo, in_turn, quiet_optuna
 from fmnist.tuning import grid, origin, scheduler, storage_errors, storage_url
 from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
@@ -36,27 +33,6 @@ from fmnist.utils.isolation import torch_defaults
 from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
-P = ParamSpec("P")
-R = TypeVar("R")
-_TURN = threading.RLock()
-
-
-def _in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """Let one thread at a time run studies: matplotlib, logs and warnings are of the process."""
-
-    @functools.wraps(function)
-    def waits(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not _TURN.acquire(blocking=False):
-            if isinstance(progress := kwargs.get("progress"), Progress):
-                progress.message("waiting for the study of another thread")
-            _TURN.acquire()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _TURN.release()
-
-    return waits
-
 
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
     """Return the examples of a study on a device. With ``holdout = 0``, validation is test."""
@@ -68,7 +44,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
     return Splits(training, test if config.validation_is_test else validation, test)
 
 
-@_in_turn
+@in_turn
 @torch_defaults()
 @torch.random.fork_rng(devices=[])  # drawing the graph of the network makes modules
 def run_study(
@@ -118,8 +94,8 @@ def run_study(
     translated = storage_errors.translated(out, url)
     with (
         translated,
-        _quiet_optuna(),
-        _LogTo(progress),
+        quiet_optuna(),
+        LogTo(progress),
         Stop() as stop,
         opened(out, config) as folder,
         patience.patient(wait, stop.check),
@@ -168,34 +144,48 @@ def run_study(
                 for event in phases.waiting_for(TRAINING, events):
                     for observer in (save, mirror, board, progress):
                         observer(event)
-        Checkpointer(folder.checkpoints).clear()
-        memory.release()  # drawing loads libraries
-        results = grid.results(study, config)
-        grid.check_whole(results, config)
-        sums = grid.parameter_sums(study, results)
-        folder.check_parameters(sums, results)
-        with phases("drawing the views"):
-            from fmnist.reports import publish  # seaborn, which training need not wait for
-
-            about = facts | {"Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
-            lost = folder.lost
-            findings = Findings(
-                config, results, dataset, about, storage,
-                sums=sums, lost=lost, classes=dataset.classes,
-            )  # fmt: skip
-            made = patience.repeated(
-                lambda: publish.publish(out, findings, study, phases),
-                lambda error: storage_errors.passing(error, url),
-            )
-            folder.seal(made, sums)
-        study.set_user_attr(PHASES, phases.seconds)
-        return results
+        return _finish(study, folder, dataset, facts, phases, storage=storage, url=url)
 
 
 DATA = "fmnist:data"
 FACTS = "fmnist:provenance"
 PHASES = "fmnist:seconds_by_phase"
 TRAINING = "training and evaluation"
+
+
+def _finish(
+    study: optuna.Study,
+    folder: RunFolder,
+    dataset: Dataset,
+    facts: Mapping[str, str],
+    phases: Phases,
+    *,
+    storage: str | None,
+    url: str,
+) -> list[TrialResult]:
+    """Draw the views of a study whose trials are all finished. Return the results."""
+    config = folder.config
+    Checkpointer(folder.checkpoints).clear()
+    memory.release()  # drawing loads libraries
+    results = grid.results(study, config)
+    grid.check_whole(results, config)
+    sums = grid.parameter_sums(study, results)
+    folder.check_parameters(sums, results)
+    with phases("drawing the views"):
+        from fmnist.reports import publish  # seaborn, which training need not wait for
+
+        about = {**facts, "Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
+        lost = folder.lost
+        findings = Findings(
+            config, results, dataset, about, storage, sums=sums, lost=lost, classes=dataset.classes
+        )
+        made = patience.repeated(
+            lambda: publish.publish(folder.path, findings, study, phases),
+            lambda error: storage_errors.passing(error, url),
+        )
+        folder.seal(made, sums)
+    study.set_user_attr(PHASES, phases.seconds)
+    return results
 
 
 def _check_data(study: optuna.Study, here: given.Identity) -> None:
@@ -243,37 +233,3 @@ class _Saver:
             digest = self._folder.save_model(number, event.params, event.state)
             grid.note_parameters(self._study, number, digest)
             self._study.set_user_attr(PHASES, self._phases.seconds)
-
-
-@contextlib.contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-class _LogTo(logging.Handler):
-    """A context in which the log of the package goes to the progress display."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__(logging.INFO)
-        self._progress = progress
-        self._logger = logging.getLogger("fmnist")
-
-    def emit(self, record: logging.LogRecord) -> None:
-        show = self._progress.message
-        if record.levelno >= logging.WARNING:
-            show = self._progress.warning
-        show(record.getMessage())
-
-    def __enter__(self) -> None:
-        self._level = self._logger.level
-        self._logger.setLevel(logging.INFO)
-        self._logger.addHandler(self)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
-        self._logger.setLevel(self._level)

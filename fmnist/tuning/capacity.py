@@ -36,13 +36,14 @@ def lanes_that_fit(
         A number from 1 to :data:`MOST_LANES`.
     """
     # Half, because the estimate is rough. If memory still runs out, the lanes are halved.
-    budget = free_memory(device) // 2
     count = min(len(configs), MOST_LANES)
-    while count > 1:
-        needed = lanes_bytes(configs[:count], examples, shape)
-        if needed <= budget:
-            break
+    budget, needed = free_memory(device) // 2, lanes_bytes(configs[:count], examples, shape)
+    if needed > budget:
+        memory.release()  # what earlier groups took
+        budget = free_memory(device) // 2
+    while count > 1 and needed > budget:
         count = max(1, min(count - 1, count * budget // needed))
+        needed = lanes_bytes(configs[:count], examples, shape)
     return count
 
 
@@ -53,6 +54,9 @@ def refuse_too_large(trial: grid.Trial, examples: int, shape: tuple[int, ...]) -
         UserError: The trial needs more memory than there is, even if the estimate is too high.
     """
     needed, free = lanes_bytes([trial.config], examples, shape), memory.available()
+    if needed * TOO_HIGH > free:
+        memory.release()  # what earlier groups took
+        free = memory.available()
     if needed * TOO_HIGH > free:
         name = label(trial.point)
         raise UserError(

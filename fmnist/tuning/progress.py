@@ -28,10 +28,10 @@ from fmnist.engine import step, trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
 from fmnist.functional import optim, vmap
 from fmnist.functional.train import Optimizer
-from fmnist.rundir import files
 from fmnist.rundir.models import named_leaves
 from fmnist.rundir.snapshots import Generations, Snapshot
 from fmnist.tuning.grid import Trial
+from fmnist.tuning.kills import LanesNote
 from fmnist.utils import memory
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,7 @@ class Checkpointer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.every, self.within = folder, every, within
+        self.note = LanesNote(folder)
         self._clock, self._last = clock, clock()
 
     def due(self) -> bool:
@@ -127,42 +128,6 @@ class Checkpointer:
         """Delete all snapshots."""
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
-
-    @property
-    def _note(self) -> Path:
-        return self.folder / "lanes"
-
-    def killed_lanes(self) -> int:
-        """Return how many lanes an earlier run trained when it was killed; 0 if it was not."""
-        try:
-            text = self._note.read_text(encoding="ascii", errors="replace").strip()
-        except OSError:
-            return 0
-        return int(text[:9]) if text.isdecimal() else 0
-
-    def note_lanes(self, lanes: int) -> None:
-        """Write down how many lanes are trained from now on."""
-        self.folder.mkdir(exist_ok=True)  # without parents: a folder that is gone must stay so
-        files.write_text(self._note, str(lanes))
-
-    @contextlib.contextmanager
-    def counting_lanes(self, killed: int) -> Iterator[None]:
-        """Remove the note at the end of the block, which a process that is killed does not reach.
-
-        Args:
-            killed: the number of lanes in the note of an earlier run. If the block ends with an
-                error, the note is this number again, so that the next run avoids it, too.
-        """
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if killed:
-                    self.note_lanes(killed)
-                else:
-                    self._note.unlink(missing_ok=True)
-            raise
-        self._note.unlink(missing_ok=True)
 
     def restore(self, trials: Iterable[Trial], device: torch.device) -> list[GroupProgress]:
         """Read the progress of each group from its snapshots. Delete unusable snapshots."""

@@ -92,22 +92,22 @@ def run(
     """
     trials = grid.pending(study, config, retry_failed=retry_failed)
     device = splits.training.images.device
+    killed = checkpointer.note.limit() if checkpointer else 0
     groups = checkpointer.restore(trials, device) if checkpointer else []
     restored = {trial.number for progress in groups for trial in progress.trials}
     new = [trial for trial in trials if trial.number not in restored]
     limit = max_lanes or MOST_LANES
-    killed = checkpointer.killed_lanes() if checkpointer else 0
-    if killed > 1:
-        limit = min(limit, killed // 2)
+    if killed:
+        limit = min(limit, killed)
         log.warning(
-            "an earlier run was killed while it trained %d configurations at once, perhaps for "
-            "lack of memory; at most %d are trained at once now", killed, limit
+            "an earlier run was killed, it seems for lack of memory: at most %d configurations "
+            "are trained at once until the study is complete", killed
         )  # fmt: skip
     most = max_lanes or len(trials) or 1  # without a maximum, memory decides when a group begins
     groups += [
         GroupProgress(group) for group in chunks(new, lambda trial: trial.config.static, most)
     ]
-    with checkpointer.counting_lanes(killed) if checkpointer else contextlib.nullcontext():
+    with checkpointer.note.removed_at_end() if checkpointer else contextlib.nullcontext():
         yield from _train_groups(
             study, config, deque(groups), splits, limit, max_lanes is None, checkpointer, stop
         )
@@ -129,7 +129,6 @@ def _train_groups(
         left = sum(len(group.trials) * (config.epochs - group.epoch) for group in waiting)
         progress = waiting.popleft()
         configs = [trial.config for trial in progress.trials]
-        memory.release()
         most = limit
         if by_memory:
             fitting = lanes_that_fit(configs, images.device, len(images), tuple(images.shape[1:]))
@@ -144,7 +143,7 @@ def _train_groups(
         if len(configs) == 1 and images.device.type == "cpu":
             refuse_too_large(progress.trials[0], len(images), tuple(images.shape[1:]))
         if checkpointer:
-            checkpointer.note_lanes(len(progress.trials))
+            checkpointer.note.write(len(progress.trials))
         total = index + 1 + sum(-(-len(group.trials) // most) for group in waiting)
         yield GroupStarted(
             index=index,

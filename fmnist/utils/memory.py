@@ -66,6 +66,24 @@ def available(root: Path = Path("/")) -> int:
     return min(bounds)
 
 
+def kills(root: Path = Path("/")) -> tuple[str, int] | None:
+    """Tell how many processes the kernel has killed for lack of memory, in a control group or not.
+
+    Args:
+        root: the folder that ``proc`` is mounted in.
+
+    Returns:
+        An identifier of this start of the machine, and the number since then; None where the
+        kernel does not tell them.
+    """
+    boot = _read(root / "proc/sys/kernel/random/boot_id").strip()
+    for line in _read(root / "proc/vmstat").splitlines():
+        name, _, number = line.partition(" ")
+        if boot and name == "oom_kill":
+            return boot, int(number)
+    return None
+
+
 def _machine(root: Path) -> int:
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
