@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
+from optuna.storages._rdb.models import BaseModel
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -100,6 +101,11 @@ def _opened(
         )
     _check_sqlite(url)
     backend = optuna.storages.RDBStorage(storage, engine_kwargs=_engine_options(url))
+    # SQLite creates each table and index by itself, and a kill may come between them. Optuna then
+    # never creates the index, without which it stores a second study of the same name.
+    for table in BaseModel.metadata.sorted_tables:
+        for index in table.indexes:
+            index.create(backend.engine, checkfirst=True)
     return optuna.create_study(
         study_name=config.name,
         storage=PatientStorage(backend),
