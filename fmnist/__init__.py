@@ -14,7 +14,7 @@ from fmnist.utils import runtime
 runtime.prepare_library()
 
 if TYPE_CHECKING:
-    from fmnist.config.study import load as load_study
+    from fmnist.config.loading import load_study
     from fmnist.data.fashion_mnist import load
     from fmnist.engine.trainer import EpochResult, TrainerState, fit
     from fmnist.functional.batching import gather, permutation
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fmnist.study.run import run_study
 
 _MODULES = {
-    "config.study": ("load_study",),
+    "config.loading": ("load_study",),
     "data.fashion_mnist": ("load",),
     "engine.trainer": ("EpochResult", "TrainerState", "fit"),
     "functional.batching": ("gather", "permutation"),
@@ -62,15 +62,13 @@ __all__ = [
 ]
 
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_CALLED = {"load_study": "load"}
-"""Public name -> what its module calls it."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"fmnist.{_MODULE_OF[name]}")
-    value = getattr(module, _CALLED.get(name, name))
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

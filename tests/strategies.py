@@ -10,6 +10,8 @@ import optree
 import torch
 from hypothesis import strategies as st
 
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset
 from fmnist.engine import step, trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
 from fmnist.functional import cnn
@@ -87,6 +89,18 @@ def random_split(examples: int, seed: int = 0) -> Split:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (examples, 1, 28, 28), generator=generator, dtype=torch.uint8)
     return Split(images, torch.randint(0, 10, (examples,), generator=generator))
+
+
+def tiny_study(name: str, *, epochs: int = 1, holdout: int = 0, seeds: int = 2) -> StudyConfig:
+    """A study of two narrow blocks that trains in a second on :func:`tiny_data`."""
+    model = ModelConfig(channels=(2, 2), hidden=(4,))
+    grid = {"seed": tuple(range(seeds))}
+    return StudyConfig(name=name, epochs=epochs, holdout=holdout, model=model, grid=grid)
+
+
+def tiny_data(seed: int = 0) -> Dataset:
+    """Noise: 60 images for training and 30 for testing."""
+    return Dataset(random_split(60, seed), random_split(30, 1), "noise")
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:

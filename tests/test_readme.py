@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fmnist.config import study as studies
+from fmnist.config import loading
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -30,7 +30,7 @@ def test_study_file_loads(tmp_path):
     (text,) = blocks("toml")
     path = tmp_path / "decay.toml"
     path.write_text(text, encoding="utf-8")
-    assert studies.load(path).size == 36
+    assert loading.load_study(path).size == 36
 
 
 def test_named_test_files_exist():

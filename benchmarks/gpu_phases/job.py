@@ -11,6 +11,7 @@ import time
 import optuna
 import torch
 
+from fmnist.config import loading
 from fmnist.config import study as studies
 from fmnist.engine import trainer
 from fmnist.reference import fit_reference
@@ -29,8 +30,8 @@ def run(part: Part) -> None:
 def settings(part: Part) -> studies.StudyConfig:
     """Return the baseline study, or one epoch of it on fewer images."""
     if part.quick:
-        return studies.load(overrides=["holdout=500"], epochs=1)
-    return studies.load()
+        return loading.load_study(overrides=["holdout=500"], epochs=1)
+    return loading.load_study()
 
 
 def study(part: Part) -> str:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fmnist.config import loading
 from fmnist.config import study as configs
 from fmnist.config.factory import AnyModelConfig, build_model
 from fmnist.config.results import label
@@ -87,7 +88,7 @@ def complete_models(run: Path) -> list[TrainedModel]:
     """
     path = run / "results.csv"
     rows = csv.DictReader(io.StringIO(_text(path, run, MAX_TABLE)))
-    study = configs.load(run / "study.toml")
+    study = loading.load_study(run / "study.toml")
     trials = []
     try:
         for count, row in enumerate(rows, 1):

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     runtime.prepare()
 
+    from fmnist.config import loading
     from fmnist.config import study as configs
     from fmnist.data import fashion_mnist
     from fmnist.functional.types import ModelConfig
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.utils import provenance
     from fmnist.utils.device import cuda_arithmetic, find_device
 
-    config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
+    config = loading.load_study(args.study, overrides=args.set, epochs=args.epochs)
     if not isinstance(config.model, ModelConfig):
         reason = "is not the built-in network, the only one that there is in torch.nn, too"
         raise configs.ConfigError(reason, "factory", config.model.factory)

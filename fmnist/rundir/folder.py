@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fmnist.config import loading
 from fmnist.config import study as configs
 from fmnist.config.results import TrialResult, winner
 from fmnist.functional.types import Params, State
@@ -238,7 +239,7 @@ def _names_study(path: Path, config: configs.StudyConfig) -> bool:
     """
     if not os.path.lexists(path):
         return False
-    if changes := configs.differences(configs.load(path), config):
+    if changes := loading.differences(loading.load_study(path), config):
         raise UserError(
             f"--out {path.parent} holds another study ({'; '.join(changes)}); "
             "choose another --out, or delete that folder"

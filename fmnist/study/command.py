@@ -58,13 +58,13 @@ def main(argv: Sequence[str]) -> int:
     if runtime.address_space_is_limited():
         _load_libraries()
 
-    from fmnist.config import study as configs
+    from fmnist.config import loading
     from fmnist.reports.markdown import print_outcome
     from fmnist.reports.terminal import make_progress
     from fmnist.study.run import run_study
     from fmnist.utils.device import find_device
 
-    config = configs.load(args.study, overrides=args.set, epochs=args.epochs)
+    config = loading.load_study(args.study, overrides=args.set, epochs=args.epochs)
     out = args.out or Path("runs") / config.name
     if args.dry_run:
         print(plan(config, args.max_lanes, find_device(args.device)))

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fmnist.config import study_file
+from fmnist.config.loading import differences, load_study
 from fmnist.config.settings import FACTORY, SETTINGS, TABLES, USUAL
 from fmnist.config.study import (
     DYNAMIC_KEYS,
@@ -24,8 +25,6 @@ from fmnist.config.study import (
     Static,
     StudyConfig,
     TrialConfig,
-    differences,
-    load,
 )
 from fmnist.functional.types import ModelConfig
 
@@ -56,7 +55,7 @@ def assert_one_line(error):
 
 def refusal(*args, **kwargs):
     with pytest.raises(ConfigError) as caught:
-        load(*args, **kwargs)
+        load_study(*args, **kwargs)
     assert_one_line(caught.value)
     return str(caught.value)
 
@@ -65,7 +64,7 @@ def refusal(*args, **kwargs):
 
 
 def test_the_default_is_the_original_grid():
-    study = load()
+    study = load_study()
     assert study == StudyConfig()
     assert study.grid == {"learning_rate": (0.01, 0.001), "batch_size": (100, 500, 1000)}
     assert (study.epochs, study.holdout, study.seed) == (25, 5000, 0)
@@ -83,23 +82,23 @@ def test_the_default_is_the_original_grid():
 
 
 def test_baseline_toml_is_the_default_written_out():
-    study = load(BASELINE)
-    assert study == StudyConfig() == load(str(BASELINE))
+    study = load_study(BASELINE)
+    assert study == StudyConfig() == load_study(str(BASELINE))
     assert list(study.grid) == list(StudyConfig().grid)
     # The file also serves as the list of all settings.
     assert tomllib.loads(BASELINE.read_text()) == tomllib.loads(study.to_toml())
 
 
 def test_no_grid_is_one_trial(write):
-    study = load(write("[study]\nname = 'one'\n[model]\nhidden = []\n"))
+    study = load_study(write("[study]\nname = 'one'\n[model]\nhidden = []\n"))
     assert (study.grid, study.size, list(study.points())) == ({}, 1, [{}])
     assert study.trial({}).model.hidden == ()
-    assert load(write("")) == StudyConfig(grid={})
+    assert load_study(write("")) == StudyConfig(grid={})
 
 
 def test_metric_and_holdout():
-    assert load(overrides=["metric=validation_loss"]).direction == "minimize"
-    assert load(overrides=["holdout=0"]).validation_is_test
+    assert load_study(overrides=["metric=validation_loss"]).direction == "minimize"
+    assert load_study(overrides=["holdout=0"]).validation_is_test
 
 
 @pytest.mark.parametrize(
@@ -116,13 +115,13 @@ def test_metric_and_holdout():
 )
 def test_axes(write, axis, values):
     key = axis.split(" ")[0]
-    study = load(write(f"[grid]\n{axis}\n"))
+    study = load_study(write(f"[grid]\n{axis}\n"))
     assert study.grid == {key: values}
     assert [type(value) for value in study.grid[key]] == [type(value) for value in values]
 
 
 def test_trial_has_the_settings_of_its_point_and_the_study(write):
-    study = load(
+    study = load_study(
         write(
             "[study]\nseed = 7\n[model]\ndropout = 0.25\n[optimizer]\nweight_decay = 1\n"
             "[grid]\nhidden = [[8, 4], [16]]\nlearning_rate = [0.5]\nbatch_size = [10, 20]\n"
@@ -145,7 +144,7 @@ def test_trial_has_the_settings_of_its_point_and_the_study(write):
 
 def test_settings_without_effect_have_their_default():
     overrides = ["algorithm=adam,sgd", "momentum=0.9", "nesterov=true", "beta1=0.8"]
-    study = load(overrides=[*overrides, "learning_rate=0.1", "batch_size=100"])
+    study = load_study(overrides=[*overrides, "learning_rate=0.1", "batch_size=100"])
     adam, sgd = map(study.trial, study.points())
     assert adam.optimizer == OptimizerConfig("adam", 0.1, beta1=0.8)
     assert sgd.optimizer == OptimizerConfig("sgd", 0.1, momentum=0.9, nesterov=True)
@@ -153,25 +152,25 @@ def test_settings_without_effect_have_their_default():
 
 def test_set_replaces_settings_and_axes(write):
     path = write("[study]\nseed = 3\n[grid]\nlearning_rate = [0.1, 0.2]\nbatch_size = [10, 20]\n")
-    assert load(path, overrides=["learning_rate=1"]).grid == {"batch_size": (10, 20)}
-    assert load(path, overrides=["learning_rate=1"]).optimizer.learning_rate == 1.0
+    assert load_study(path, overrides=["learning_rate=1"]).grid == {"batch_size": (10, 20)}
+    assert load_study(path, overrides=["learning_rate=1"]).optimizer.learning_rate == 1.0
     # A replaced axis keeps its place, and a new one comes last. An axis replaces its setting.
-    study = load(path, overrides=["seed=1,2", "learning_rate=0.3,0.4"], epochs=2)
+    study = load_study(path, overrides=["seed=1,2", "learning_rate=0.3,0.4"], epochs=2)
     assert list(study.grid.items()) == [
         ("learning_rate", (0.3, 0.4)),
         ("batch_size", (10, 20)),
         ("seed", (1, 2)),
     ]
     assert (study.seed, study.epochs) == (0, 2)
-    study = load(overrides=["hidden= 8-4 , none", "name=x", "metric=validation_loss"])
+    study = load_study(overrides=["hidden= 8-4 , none", "name=x", "metric=validation_loss"])
     assert study.grid["hidden"] == ("8-4", "none")
     assert study.name == "x"
-    study = load(overrides=["nesterov=True,FALSE", "algorithm=sgd", "momentum=0.5"])
+    study = load_study(overrides=["nesterov=True,FALSE", "algorithm=sgd", "momentum=0.5"])
     assert study.grid["nesterov"] == (True, False)
 
 
 def test_byte_order_mark_is_accepted(write):
-    assert load(write(b"\xef\xbb\xbf[study]\r\nepochs = 3\r\n")).epochs == 3
+    assert load_study(write(b"\xef\xbb\xbf[study]\r\nepochs = 3\r\n")).epochs == 3
 
 
 # Mistakes
@@ -436,17 +435,17 @@ def test_from_dict_refuses_invalid_tables(data):
 
 
 def test_differences():
-    a = load(epochs=25)
-    assert differences(a, load(BASELINE)) == []
-    assert differences(a, load(epochs=2)) == ["epochs: 25 there, 2 here"]
-    assert differences(a, load(overrides=["batch_size=100"])) == [
+    a = load_study(epochs=25)
+    assert differences(a, load_study(BASELINE)) == []
+    assert differences(a, load_study(epochs=2)) == ["epochs: 25 there, 2 here"]
+    assert differences(a, load_study(overrides=["batch_size=100"])) == [
         "batch_size: [100, 500, 1000] there, 100 here"
     ]
     swapped = StudyConfig(grid=dict(reversed(a.grid.items())))
     assert differences(a, swapped) == [
         "order of the grid: learning_rate, batch_size there, batch_size, learning_rate here"
     ]
-    sgd = load(overrides=["algorithm=sgd", "momentum=0.9"])
+    sgd = load_study(overrides=["algorithm=sgd", "momentum=0.9"])
     assert "momentum: unused there, 0.9 here" in differences(a, sgd)
 
 
@@ -550,7 +549,7 @@ def studies(draw):
 @given(studies())
 def test_round_trips(write, study):
     for again in (
-        load(write(study.to_toml())),
+        load_study(write(study.to_toml())),
         StudyConfig.from_dict(study.to_dict()),
         StudyConfig.from_dict(json.loads(json.dumps(study.to_dict(), allow_nan=False))),
     ):
@@ -600,7 +599,7 @@ def test_trials_share_a_program_exactly_when_they_differ_in_dynamic_keys(study, 
 
 def loads_or_says_why(*args, **kwargs):
     try:
-        study = load(*args, **kwargs)
+        study = load_study(*args, **kwargs)
     except ConfigError as error:
         assert_one_line(error)
     else:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist.config import factory, source
+from fmnist.config import factory, loading, source
 from fmnist.config import study as configs
 from fmnist.config.factory import FactoryConfig
 from fmnist.config.settings import ConfigError
@@ -90,7 +90,7 @@ def module(tmp_path, monkeypatch):
 def load(tmp_path, text, *overrides):
     path = tmp_path / "study.toml"
     path.write_text(text)
-    return configs.load(path, overrides=overrides)
+    return loading.load_study(path, overrides=overrides)
 
 
 def test_arguments_are_settings_typed_by_the_signature(module, tmp_path):
@@ -121,7 +121,7 @@ guessed = [1, 2]
 
 def test_words_of_the_command_line_have_the_same_types(module):
     words = ("width=5,6", "wide=false", f"factory={module}:linear", "layers=3-4", "rate=2")
-    study = configs.load(overrides=words)
+    study = loading.load_study(overrides=words)
     assert study.grid["width"] == (5, 6)
     point = {**next(study.points()), "width": 6}
     assert dict(study.trial(point).model.arguments)["layers"] == (3, 4)
@@ -144,7 +144,7 @@ def test_study_file_round_trip(values):
     study = StudyConfig.from_dict({"model": model, "grid": {"guessed": [3, 4]}})
     assert StudyConfig.from_dict(study.to_dict()) == study
     assert StudyConfig.from_dict(json.loads(json.dumps(study.to_dict()))) == study
-    assert configs.differences(study, study) == []
+    assert loading.differences(study, study) == []
     assert hash(study.trial(next(study.points())).static) is not None
 
 
@@ -222,11 +222,11 @@ def test_argument_without_a_default_must_be_given_or_an_axis(module, tmp_path):
 
 def test_message_names_a_wrong_factory_of_the_command_line(module):
     with pytest.raises(ConfigError, match=r"^--set: factory"):
-        configs.load(overrides=[f"factory={module}:nope"])
+        loading.load_study(overrides=[f"factory={module}:nope"])
     with pytest.raises(ConfigError, match="did you mean factory"):
-        configs.load(overrides=[f"factroy={module}:linear"])
+        loading.load_study(overrides=[f"factroy={module}:linear"])
     with pytest.raises(ConfigError, match="given twice"):
-        configs.load(overrides=[f"factory={module}:linear", f"factory={module}:needs"])
+        loading.load_study(overrides=[f"factory={module}:linear", f"factory={module}:needs"])
 
 
 def write_package(folder, files):
@@ -319,7 +319,7 @@ def test_odd_modules_and_signatures_are_refused_in_one_line(tmp_path, monkeypatc
     name = next(names)
     (tmp_path / f"{name}.py").write_text(code)
     with pytest.raises(ConfigError) as caught:
-        configs.load(overrides=[f"factory={name}:f"])
+        loading.load_study(overrides=[f"factory={name}:f"])
     assert reason in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -358,17 +358,17 @@ def test_model_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypa
     module = next(names)
     (tmp_path / f"{module}.py").write_text(LAYERS)
     with pytest.raises(ConfigError, match=re.escape(reason)):
-        configs.load(overrides=[f"factory={module}:{name}"])
+        loading.load_study(overrides=[f"factory={module}:{name}"])
 
 
 def test_letters_beyond_ascii_and_odd_defaults(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     module = next(names)
     (tmp_path / f"{module}.py").write_text(LAYERS)
-    study = configs.load(overrides=[f"factory={module}:words", "größe=4"])
+    study = loading.load_study(overrides=[f"factory={module}:words", "größe=4"])
     path = tmp_path / "again.toml"
     path.write_text(study.to_toml())
-    assert configs.load(path) == study
+    assert loading.load_study(path) == study
     assert {"liste", "none"}.isdisjoint(study.settings)  # no study file can name their defaults
 
 
@@ -390,4 +390,4 @@ def test_too_many_models_are_refused(module):
     widths = ",".join(map(str, range(14, 54)))
     words = (f"factory={module}:linear", f"width={widths}", f"guessed={widths}")
     with pytest.raises(ConfigError, match="has 1600 models in the grid, at most 1000"):
-        configs.load(overrides=words)
+        loading.load_study(overrides=words)

@@ -11,23 +11,14 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from strategies import random_split
+from strategies import tiny_data, tiny_study
 
-from fmnist.config.study import StudyConfig
-from fmnist.data.fashion_mnist import Dataset
-from fmnist.functional.types import ModelConfig
 from fmnist.study.run import run_study
 from fmnist.tuning import storage_url
 from fmnist.utils.errors import UserError
 
-CONFIG = StudyConfig(
-    name="claimed",
-    epochs=1,
-    holdout=0,
-    model=ModelConfig(channels=(2, 2), hidden=(4,)),
-    grid={"seed": (0, 1)},
-)
-TINY = Dataset(random_split(60), random_split(30, 1), "noise")
+CONFIG = tiny_study("claimed")
+TINY = tiny_data()
 
 
 pytestmark = pytest.mark.usefixtures("drawn_once")

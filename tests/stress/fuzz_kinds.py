@@ -22,6 +22,7 @@ import bad_input
 import torch
 from bad_input import Input, damaged
 
+from fmnist.config import loading
 from fmnist.config import study as studies
 from fmnist.data import fashion_mnist
 from fmnist.inference import pictures, reader, trained
@@ -77,12 +78,12 @@ class Place:
 
 def study_file(content: bytes, place: Place, chance: random.Random) -> None:
     """Read a study file and start its run as the command does."""
-    begin(studies.load(place.write(place.scratch / "study.toml", content)))
+    begin(loading.load_study(place.write(place.scratch / "study.toml", content)))
 
 
 def overrides(content: bytes, place: Place, chance: random.Random) -> None:
     """Use each line as a ``--set``."""
-    begin(studies.load(overrides=content.decode("utf-8", "surrogateescape").split("\n")))
+    begin(loading.load_study(overrides=content.decode("utf-8", "surrogateescape").split("\n")))
 
 
 def begin(study: studies.StudyConfig) -> None:
@@ -90,7 +91,7 @@ def begin(study: studies.StudyConfig) -> None:
     out = Path("runs") / study.name
     with lock.holding(out):
         files.write_text(out / "study.toml", study.to_toml())
-        assert not studies.differences(studies.load(out / "study.toml"), study)
+        assert not loading.differences(loading.load_study(out / "study.toml"), study)
         study.trial(next(study.points()))
     assert out.resolve().parent == Path("runs").resolve(), f"the study is in {out.resolve()}"
     shutil.rmtree("runs")
@@ -164,7 +165,7 @@ def path(content: bytes, place: Place, chance: random.Random) -> None:
     name = content.decode("utf-8", "surrogateescape")
     folder = Path(name)
     readers: list[Callable[[], object]] = [
-        lambda: studies.load(name),
+        lambda: loading.load_study(name),
         lambda: pictures.read(folder),
         lambda: trained.best_model(folder),
         lambda: trained.complete_models(folder),

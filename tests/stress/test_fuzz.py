@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fmnist.config import loading
 from fmnist.config import study as studies
 from fmnist.config.settings import SETTINGS
 from fmnist.data import fashion_mnist
@@ -143,14 +144,14 @@ def sound(load):
 def test_any_tables_give_a_study_or_one_line(tmp_path_factory, tables):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text(toml(tables), encoding="utf-8", errors="replace")
-    sound(lambda: studies.load(path))
+    sound(lambda: loading.load_study(path))
 
 
 @few
 @given(st.lists(st.text(max_size=30) | st.tuples(words, st.lists(words)), max_size=3))
 def test_any_overrides_give_a_study_or_one_line(overrides):
     texts = [o if isinstance(o, str) else f"{o[0]}={','.join(o[1])}" for o in overrides]
-    sound(lambda: studies.load(overrides=texts))
+    sound(lambda: loading.load_study(overrides=texts))
 
 
 # Faults that the fuzzer and its attacks found earlier
@@ -171,7 +172,7 @@ def test_dots_outside_keys_are_accepted(tmp_path):
         f'# ...... e.g. 1.2.3.4\n[study]\nname = "{"a." * 32}"\n[grid]\nlearning_rate = [{axis}]\n'
     )
     (tmp_path / "x.toml").write_text(text)
-    assert studies.load(tmp_path / "x.toml").size == 199
+    assert loading.load_study(tmp_path / "x.toml").size == 199
 
 
 @pytest.mark.parametrize(

@@ -15,27 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from in_process import call
 from PIL import Image
-from strategies import random_split
+from strategies import random_split, tiny_data, tiny_study
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fmnist.config.study import StudyConfig
 from fmnist.data import fashion_mnist, given
 from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
-from fmnist.functional.types import ModelConfig, Split
+from fmnist.functional.types import Split
 from fmnist.reports.terminal import Progress
 from fmnist.study.run import DATA, run_study
 from fmnist.tuning import storage_url
 from fmnist.utils.errors import UserError
 
-CONFIG = StudyConfig(
-    name="given",
-    epochs=1,
-    holdout=10,
-    model=ModelConfig(channels=(2, 2), hidden=(4,)),
-    grid={"seed": (0, 1)},
-)
-A = Dataset(random_split(60), random_split(30, 1), "noise")
-B = Dataset(random_split(60, 7), random_split(30, 1), "noise")
+CONFIG = tiny_study("given", holdout=10)
+A, B = tiny_data(), tiny_data(7)
 NAMES = ("zero", "<b>one</b>", "two|2", "*three*", "$four$", "five", "six", "seven", "ate", "nine")
 
 pytestmark = pytest.mark.usefixtures("drawn_once")

@@ -8,23 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from strategies import random_split
+from strategies import tiny_data, tiny_study
 
-from fmnist.config.study import StudyConfig
-from fmnist.data.fashion_mnist import Dataset
-from fmnist.functional.types import ModelConfig
 from fmnist.reports.terminal import Progress
 from fmnist.study.run import run_study
 from fmnist.utils.errors import UserError
 
-CONFIG = StudyConfig(
-    name="threads",
-    epochs=3,
-    holdout=0,
-    model=ModelConfig(channels=(2, 2), hidden=(4,)),
-    grid={"seed": (0, 1)},
-)
-TINY = Dataset(random_split(60), random_split(30, 1), "noise")
+CONFIG = tiny_study("threads", epochs=3)
+TINY = tiny_data()
 
 
 class Seen(Progress):

@@ -15,11 +15,8 @@ from pathlib import Path
 import pytest
 from compare_runs import differences, outcome
 from optuna.trial import TrialState
-from strategies import random_split
+from strategies import tiny_data, tiny_study
 
-from fmnist.config.study import StudyConfig
-from fmnist.data.fashion_mnist import Dataset
-from fmnist.functional.types import ModelConfig
 from fmnist.reports.tensorboard import mirror
 from fmnist.reports.terminal import Progress, make_progress
 from fmnist.study.run import run_study
@@ -28,14 +25,8 @@ from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.storage import open_study
 from fmnist.utils.errors import UserError
 
-CONFIG = StudyConfig(
-    name="patient",
-    epochs=2,
-    holdout=0,
-    model=ModelConfig(channels=(2, 2), hidden=(4,)),
-    grid={"seed": (0, 1, 2)},
-)
-TINY = Dataset(random_split(60), random_split(30, 1), "noise")
+CONFIG = tiny_study("patient", epochs=2, seeds=3)
+TINY = tiny_data()
 LONG = 6.0
 """Seconds of a lock: more than SQLite and Optuna wait by themselves."""
 

@@ -1,0 +1,80 @@
+"""Loads a study from a file and the command line, and compares two studies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fmnist.config import study_file
+from fmnist.config.settings import FACTORY, ConfigError
+from fmnist.config.study import BASELINE_GRID, StudyConfig, build
+
+
+def load_study(
+    path: str | Path | None = None, *, overrides: Sequence[str] = (), epochs: int | None = None
+) -> StudyConfig:
+    """Load a study file.
+
+    Args:
+        path: the file; by default the baseline study.
+        overrides: texts of ``--set``. ``KEY=VALUE`` sets a setting and removes its axis,
+            ``KEY=V1,V2`` makes an axis of the grid.
+        epochs: number of epochs, instead of that of the file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is unknown, invalid or given twice.
+    """
+    origin = "" if path is None else str(Path(path))
+    sources: dict[str, str] = {}
+    try:
+        data: Mapping[str, Any] = (
+            {"grid": BASELINE_GRID} if path is None else study_file.read(Path(path))
+        )
+        model = data.get("model", {})
+        if (name := study_file.factory_of(overrides)) is not None and isinstance(model, Mapping):
+            data, sources = {**data, "model": {**model, FACTORY: name}}, {FACTORY: "--set"}
+        settings = study_file.settings_in(data)
+        given, axes = study_file.split(data)
+        sources = {} if path is None else dict.fromkeys((*given, *axes), origin)
+        for text in overrides:
+            key, values = study_file.override(text, settings)
+            if sources.get(key) == "--set":
+                raise ConfigError("given twice; which one counts?", key, source="--set")
+            sources[key] = "--set"
+            given.pop(key, None)
+            if len(values) == 1:
+                axes.pop(key, None)
+                given[key] = values[0]
+            else:
+                axes[key] = values
+        if epochs is not None:
+            if sources.get("epochs") == "--set":
+                reason = "given by --set, too; which one counts?"
+                raise ConfigError(reason, "epochs", epochs, source="--epochs")
+            sources["epochs"] = "--epochs"
+            given["epochs"] = epochs
+        return build(given, axes)
+    except ConfigError as error:
+        named = dict.fromkeys(sources[key] for key in error.keys if key in sources)
+        error.source = error.source or " and ".join(named) or origin
+        raise
+
+
+def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
+    """Return lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here."""
+    settings_a, settings_b = _flat(a), _flat(b)
+    lines = [
+        f"{key}: {settings_a.get(key, 'unused')} there, {settings_b.get(key, 'unused')} here"
+        for key in {**a.settings, **b.settings}
+        if settings_a.get(key) != settings_b.get(key)
+    ]
+    if set(a.grid) == set(b.grid) and list(a.grid) != list(b.grid):
+        lines.append(f"order of the grid: {', '.join(a.grid)} there, {', '.join(b.grid)} here")
+    return lines
+
+
+def _flat(config: StudyConfig) -> dict[str, str]:
+    tables = config.to_dict().values()
+    return {key: json.dumps(value) for table in tables for key, value in table.items()}
