@@ -162,7 +162,7 @@ def test_any_overrides_give_a_study_or_one_line(overrides):
 )
 def test_toml_key_of_many_parts_is_refused(text, tmp_path):
     (tmp_path / "x.toml").write_text(text)
-    assert "TOML" in refusal(studies.load, tmp_path / "x.toml")
+    assert "TOML" in refusal(loading.load_study, tmp_path / "x.toml")
 
 
 def test_dots_outside_keys_are_accepted(tmp_path):
@@ -261,7 +261,7 @@ def test_control_characters_in_file_names_are_escaped(tmp_path):
         trained.best_model,
         models.load_model,
         fashion_mnist.load,
-        studies.load,
+        loading.load_study,
     ):
         assert r"a\x1b[2J\n\u202eb" in refusal(call, odd)
         assert "a\\x00b" in refusal(call, tmp_path / "a\0b")
