@@ -54,5 +54,7 @@ def _patient(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in BaseStorage.__abstractmethods__:
-    setattr(PatientStorage, _name, _patient(_name))
+# Not only the abstract methods: to find a trial's key, for example, the cache may ask the database.
+for _name in dir(BaseStorage):
+    if not _name.startswith("_") and _name != "remove_session":
+        setattr(PatientStorage, _name, _patient(_name))

@@ -24,6 +24,7 @@ from fmnist.tuning.patient_storage import PatientStorage
 from fmnist.tuning.progress import Checkpointer
 from fmnist.tuning.storage import open_study
 from fmnist.utils.errors import UserError
+from fmnist.utils.patience import patient
 
 CONFIG = tiny_study("patient", epochs=2, seeds=3)
 TINY = tiny_data()
@@ -195,3 +196,28 @@ def test_result_whose_answer_was_lost_is_stored_once(tmp_path):
         storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.6])
     with pytest.raises(RuntimeError):
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("get_trial_id_from_study_id_trial_number", (1, 0)),
+        ("get_best_trial", (1,)),
+        ("get_trial_params", (1,)),
+        ("get_n_trials", (1,)),
+        ("set_trial_user_attr", (2, "note", "mine")),
+    ],
+)
+def test_every_call_waits_also_where_the_cache_is_empty(tmp_path, name, args):
+    file = tmp_path / "study.db"
+    study = open_study(CONFIG, f"sqlite:///{file}")
+    study.tell(study.ask(), 0.5)
+    study.ask()
+    storage = open_study(CONFIG, f"sqlite:///{file}")._storage
+    expected = getattr(storage, name)(*args)
+    storage = open_study(CONFIG, f"sqlite:///{file}")._storage
+    storage._studies.clear()
+    storage._trial_id_to_study_id_and_number.clear()
+    storage._study_id_and_number_to_trial_id.clear()
+    with patient(60, lambda: None), locked(file, 2.0):
+        assert getattr(storage, name)(*args) == expected
