@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import fmnist
 from fmnist import adam, adamw
 from fmnist.functional import batching, cnn, losses, optim
+from fmnist.functional.kernels.conv import BACKENDS, conv2d
 from fmnist.functional.types import ModelConfig
 from fmnist.reference import Network, to_module
 
@@ -85,25 +86,33 @@ def test_forward_and_reverse_mode(train, dtype):
     assert_close(vjp(ours, params)[1](one), vjp(theirs, params)[1](one), dtype)
 
 
+def along(function, towards):
+    """The derivative in a direction, by forward mode."""
+    return lambda own: jvp(function, (own,), (towards,))[1]
+
+
+def along_by_reverse(function, towards):
+    """The same by reverse mode, as torch gets batch norm wrong: forward mode inside of another."""
+
+    def derivative(own):
+        pairs = zip(*map(optree.tree_leaves, (grad(function)(own), towards)), strict=True)
+        return sum((a * b).sum() for a, b in pairs)
+
+    return derivative
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @DTYPES
 @MODES
-def test_forward_mode_inside_of_forward_mode_is_refused(train, dtype, layer):
-    """It would give a wrong number. Where torch computes it right, it is not refused."""
+def test_forward_mode_inside_of_other_modes(train, dtype, layer):
     ours, theirs, own = both(dtype, train, layer)
-
-    def twice(loss, own):
-        def once(own):
-            return jvp(loss, (own,), (direction(own),))[1]
-
-        return jvp(once, (own,), (direction(own, 1),))[1]
-
-    try:
-        found = twice(ours, own)
-    except NotImplementedError as error:
-        assert "forward mode inside of forward mode" in str(error)  # noqa: PT017
-    else:
-        assert_close(found, twice(theirs, own), dtype)
+    first, second = direction(own), direction(own, 1)
+    expected = along_by_reverse(along_by_reverse(theirs, first), second)(own)
+    assert_close(along(along(ours, first), second)(own), expected, dtype)
+    lanes = optree.tree_map(lambda p: torch.stack([p, p.cos()]), own)
+    within = vmap(along(along(ours, first), second))(lanes)
+    assert_close(within[0], expected, dtype)
+    assert_close(grad(along(ours, first))(own), grad(along_by_reverse(theirs, first))(own), dtype)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -141,6 +150,23 @@ def test_forward_mode_over_lanes(train, dtype):
     assert_close(vmap(hessian(ours))(lanes), vmap(hessian(theirs))(lanes), dtype)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives_of_each_convolution(backend):
+    x, weight, bias = normal(2, 3, 2, 5, 6), normal(2, 4, 2, 3, 3, seed=1), normal(2, 4, seed=2)
+    inputs = [tensor.double() for tensor in (x, weight, bias)]
+
+    def loss(function, *inputs):
+        return vmap(function)(*inputs).sin().sum()
+
+    for mode in (hessian, lambda f, argnums: jacrev(jacrev(f, argnums), argnums)):
+        ours, theirs = (
+            mode(partial(loss, function), argnums=(0, 1, 2))(*inputs)
+            for function in (partial(conv2d, backend=backend), F.conv2d)
+        )
+        for a, b in zip(optree.tree_leaves(ours), optree.tree_leaves(theirs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @DTYPES
 def test_gradient_with_torch_autograd_twice(dtype):
     ours, theirs, params = both(dtype, True)
@@ -170,10 +196,12 @@ def test_hypergradient(dtype, make):
     numbers = torch.tensor([0.003, 0.1], dtype=torch.float64)
     expected = grad(partial(after, theirs))(numbers)
     assert expected.isfinite().all()
+    bar = 1e-7 if dtype == torch.float64 else 0.01
     for mode in (grad, jacfwd):
         found = mode(partial(after, ours))(numbers)
-        bar = 1e-7 if dtype == torch.float64 else 0.01
         torch.testing.assert_close(found.double(), expected, rtol=bar, atol=0)
+    lanes = vmap(grad(partial(after, ours)))(torch.stack([numbers, 2 * numbers]))
+    torch.testing.assert_close(lanes[0].double(), expected, rtol=bar, atol=0)
 
 
 @DTYPES

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 
 def call(operator: Any, lanes: int, *inputs: Any) -> tuple[Tensor, ...]:
@@ -72,30 +71,14 @@ def save(ctx: Any, *tensors: Tensor) -> None:
 
 
 def push(definition: Callable[..., Any], at: Sequence[Tensor], tangents: Sequence[Any]) -> Any:
-    """Return the derivative of the definition in the direction of the tangents (forward mode).
-
-    Raises:
-        NotImplementedError: As :func:`check_forward_mode`.
-    """
-    check_forward_mode()
+    """Return the derivative of the definition in the direction of the tangents (forward mode)."""
     moving = [tangent is not None for tangent in tangents]
-    function, inputs = _with_fixed(definition, at, moving)
-    dense = tuple(x.contiguous() for x in inputs)  # torch copies tangents into the layout of these
-    return torch.func.jvp(function, dense, tuple(t for t in tangents if t is not None))[1]
-
-
-def check_forward_mode() -> None:
-    """Check that a forward mode is not inside of another one, whose tangents torch loses here.
-
-    Raises:
-        NotImplementedError: It is.
-    """
-    active = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
-    if active.count(TransformType.Jvp) > 1:
-        raise NotImplementedError(
-            "forward mode inside of forward mode would lose tangents; "
-            "use one of reverse mode, as torch.func.hessian does"
-        )
+    # torch turns forward mode off here, also that of outer jvps, which would lose their tangents.
+    with forward_ad._set_fwd_grad_enabled(True):
+        at = [forward_ad.unpack_dual(x).primal for x in at]  # without the tangents of this jvp
+        function, inputs = _with_fixed(definition, at, moving)
+        dense = tuple(x.contiguous() for x in inputs)  # a tangent gets the layout of its primal
+        return torch.func.jvp(function, dense, tuple(t for t in tangents if t is not None))[1]
 
 
 def pull(definition: Callable[..., Any], at: Sequence[Tensor], cotangents: Any) -> tuple[Any, ...]:

@@ -28,8 +28,6 @@ def linear(
 class _Linear(torch.autograd.Function):
     """Defines a gradient so that the one for ``weight`` has the memory layout of ``weight``."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         out: Tensor = _Product.apply(x, weight.mT)
@@ -45,11 +43,12 @@ class _Linear(torch.autograd.Function):
         return _Product.apply(grad, weight), _Product.apply(grad.mT, x)
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dweight: Tensor) -> Tensor:
-        axis.check_forward_mode()
-        x, weight = ctx.saved_tensors
-        out: Tensor = _Product.apply(dx, weight.mT) + _Product.apply(x, dweight.mT)
-        return out
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        return axis.push(lambda x, weight: x @ weight.mT, ctx.saved_tensors, tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, Any], x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        return _vmap_as_batch(_Linear.apply, info.batch_size, in_dims, x, weight)
 
 
 class _Product(torch.autograd.Function):
@@ -70,22 +69,24 @@ class _Product(torch.autograd.Function):
         return _Product.apply(grad, b.mT), _Product.apply(a.mT, grad)
 
     @staticmethod
-    def jvp(ctx: Any, da: Tensor, db: Tensor) -> Tensor:
-        axis.check_forward_mode()
-        a, b = ctx.saved_tensors
-        out: Tensor = _Product.apply(da, b) + _Product.apply(a, db)
-        return out
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        return axis.push(torch.matmul, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, Any], a: Tensor, b: Tensor) -> tuple[Tensor, int]:
-        lanes = info.batch_size
-        a, b = (
-            x.expand(lanes, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip((a, b), in_dims, strict=True)
-        )
-        axes = a.shape[:-2]
-        out: Tensor = _Product.apply(a.flatten(0, -3), b.flatten(0, -3))
-        return out.unflatten(0, axes), 0
+        return _vmap_as_batch(_Product.apply, info.batch_size, in_dims, a, b)
+
+
+def _vmap_as_batch(
+    function: Any, lanes: int, in_dims: tuple[Any, Any], *matrices: Tensor
+) -> tuple[Tensor, int]:
+    """Apply a function of batches of matrices to lanes merged with the batch."""
+    a, b = (
+        x.expand(lanes, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(matrices, in_dims, strict=True)
+    )
+    out: Tensor = function(a.flatten(0, -3), b.flatten(0, -3))
+    return out.unflatten(0, a.shape[:-2]), 0
 
 
 def _with_usual_strides(x: Tensor) -> Tensor:
