@@ -17,21 +17,15 @@ from unittest.mock import patch
 import torch
 from torch.func import grad, grad_and_value, vmap
 
+from gpu_phases.draws import normal, numbers
+from gpu_phases.pooling_rules import (
+    check_derivatives,
+    check_layouts,
+    check_operators,
+    check_refusals,
+)
+
 EPS = 1e-5
-
-
-def normal(*shape, seed=0, scale=1.0, shift=0.0):
-    """Return normal random numbers on the default device, the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(shape, generator=generator, device="cpu") * scale + shift
-    return drawn.to(torch.get_default_device())
-
-
-def numbers(*shape, seed=0):
-    """Return weights of both signs and zeros, and biases."""
-    weight = normal(*shape, seed=seed + 1)
-    weight[..., ::3] = 0.0
-    return weight, normal(*shape, seed=seed + 2)
 
 
 def few_values(*shape):
@@ -307,18 +301,6 @@ def check_evaluation(lanes, *shape):
         torch.testing.assert_close(mine_, theirs, rtol=1e-4, atol=1e-5)
 
 
-def check_operators():
-    """The operators pass the checks of torch."""
-    from fmnist.functional.kernels import norm_relu_pool as nrp
-
-    x = normal(4, 3, 7, 6)
-    weight, bias = torch.ones(3), torch.zeros(3)
-    torch.library.opcheck(nrp._forward, (x, weight, bias))
-    pooled, *rest = nrp._forward(x, weight, bias)
-    torch.library.opcheck(nrp._given, (x, weight, bias, bias, weight))
-    torch.library.opcheck(nrp._backward, (pooled, x, weight, *rest))
-
-
 def check_zero_variance():
     """A channel of equal pixels has finite outputs and gradients."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
@@ -393,6 +375,8 @@ def checks(device: torch.device) -> dict[str, Callable[[], None]]:
         found[f"places {shape} with ties"] = partial(_made, check_places, few_values, shape)
     found |= {f"parts of {batch} images": partial(check_parts, batch) for batch in (11, 12)}
     found |= {"dispatch": check_dispatch, "operators": check_operators}
+    found |= {"layouts": check_layouts, "refusals": check_refusals}
+    found["derivatives"] = check_derivatives
     return {name: partial(_on, device, check) for name, check in found.items()}
 
 
