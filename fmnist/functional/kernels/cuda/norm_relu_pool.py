@@ -83,10 +83,7 @@ def forward_given(
     """Compute :func:`forward` with a given mean and variance.
 
     Returns:
-        ``(pooled, centred, which)`` as in :func:`forward`.
-
-    Raises:
-        ValueError: The shapes do not go together.
+        ``(pooled, centred, which)`` as in :func:`forward`, whose errors it raises.
     """
     _check(x, weight, bias, mean, var)
     batch, channels, height, width = x.shape
