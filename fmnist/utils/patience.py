@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from fmnist.utils.errors import system_error
 
@@ -23,9 +24,11 @@ _LOOK = 0.1  # seconds between two looks for a signal
 _log = logging.getLogger(__name__)
 
 
-class _Patience(NamedTuple):
+@dataclass
+class _Patience:
     seconds: float
     check: Callable[[], object]
+    lost: bool = False  # a call has given up, so those around it do not wait again
 
 
 _NONE = _Patience(0.0, lambda: None)
@@ -58,7 +61,8 @@ def full_disk(error: Exception) -> str:
 def repeated(action: Callable[[], T], passing: Callable[[Exception], str] = full_disk) -> T:
     """Call a function, again and again while it fails for a reason that passes.
 
-    The log says when the wait begins and when it ends.
+    The log says when the wait begins and when it ends. Of calls within calls, the innermost one
+    that knows the reason waits.
 
     Args:
         action: the function. A second call must be right whatever the first one has done.
@@ -70,24 +74,27 @@ def repeated(action: Callable[[], T], passing: Callable[[Exception], str] = full
     Raises:
         Exception: The function raised it, and it does not pass or has not passed in time.
     """
-    seconds, check = _patience.get()
+    patience = _patience.get()
+    seconds = patience.seconds
     began, pause = None, _FIRST_PAUSE
     while True:
         try:
-            with patient(0.0, check):  # only the outermost call waits
-                result = action()
+            result = action()
             break
         except Exception as error:
-            reason, now = passing(error), time.monotonic()
+            reason, now = "" if patience.lost else passing(error), time.monotonic()
             if began is None and reason and seconds:
                 began = now
                 _log.warning("%s; trying again for up to %.0f s", reason, seconds)
-            if not reason or began is None or now >= began + seconds:
+            if not reason or began is None:
+                raise
+            if now >= began + seconds:
+                patience.lost = True
                 raise
         until = min(now + pause, began + seconds)
         pause = min(2 * pause, _LONGEST_PAUSE)
         while (left := until - time.monotonic()) > 0:
-            check()
+            patience.check()
             time.sleep(min(left, _LOOK))
     if began is not None:
         _log.warning("that has passed, after %.0f s", time.monotonic() - began)

@@ -91,7 +91,7 @@ def test_check_ends_a_wait_several_times_a_second(clock):
     assert clock[-1] < 7.5
 
 
-def test_only_the_outermost_call_waits(clock):
+def test_calls_around_one_that_has_given_up_do_not_wait_again(clock):
     inner = Failing(*[FULL] * 1000)
     calls = []
 
@@ -101,5 +101,15 @@ def test_only_the_outermost_call_waits(clock):
 
     with patient(10, lambda: None), pytest.raises(OSError, match="No space"):
         repeated(outer)
-    assert len(calls) == inner.calls
+    assert (len(calls), inner.calls > 3) == (1, True)
     assert clock[-1] == pytest.approx(10)
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["inner", "outer"])
+def test_call_that_knows_the_reason_waits_whatever_is_around_it_or_within(clock, inner):
+    failing = Failing(*[KeyError("locked")] * 3)
+    knows, does_not = (lambda _: "locked"), patience.full_disk
+    first, second = (knows, does_not) if inner else (does_not, knows)
+    with patient(60, lambda: None):
+        assert repeated(lambda: repeated(failing, first), second) == 7
+    assert (failing.calls, clock[-1]) == (4, pytest.approx(0.7))
