@@ -19,11 +19,28 @@ from fmnist.utils import runtime
 
 runtime.prepare()  # as the commands do it, before torch
 
+import gc
+
 import pytest
 from hypothesis import settings
+from optuna.storages._rdb import storage
 
 settings.register_profile("suite", derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("suite")
+
+
+def _once(method, found=[]):  # noqa: B006
+    """A method whose first result is that of all calls."""
+
+    def remembered(self):
+        found or found.append(method(self))
+        return found[0]
+
+    return remembered
+
+
+# Optuna reads its dozen migrations whenever a storage is opened, which the suite does 2000 times.
+storage._VersionManager.get_head_version = _once(storage._VersionManager.get_head_version)
 
 LONG = ("gpu", "disk", "crash", "memory", "damage", "postgresql", "study", "fuzz", "resume", "vmap")
 
@@ -32,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take long come first, so that no worker ends with one alone."""
     first = {f"test_{name}.py": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now, libraries above all, need not be looked through for garbage again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -55,3 +78,16 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch, drawn: dict[tuple[object, ...], 
 
     for module, name in FIGURES:
         monkeypatch.setattr(module, name, remembering(getattr(module, name), drawn))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are single pixels, and TensorBoard gets no run of the winner."""
+    from drawn_once import FIGURES, one_pixel
+
+    for module, name in FIGURES:
+        monkeypatch.setattr(module, name, one_pixel(getattr(module, name)))
+    monkeypatch.setattr(
+        "fmnist.reports.tensorboard.winner.write_winner",
+        lambda out, *_: Path(out) / "tensorboard" / "_winner",
+    )

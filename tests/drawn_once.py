@@ -1,14 +1,18 @@
-"""Figures that are drawn once and then only written: the same arguments make the same bytes."""
+"""Figures that are drawn once, or not at all, for tests that look at other things."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from fmnist.config.results import TrialResult
 from fmnist.reports import figures
 from fmnist.rundir import files
 
@@ -27,11 +31,16 @@ def content(value):
     if isinstance(value, torch.Tensor | np.ndarray):
         values = np.asarray(value)
         return values.dtype.str, values.shape, values.tobytes()
+    if isinstance(value, list) and all(isinstance(result, TrialResult) for result in value):
+        return repr([replace(result, seconds=0.0) for result in value])  # no figure shows them
     return repr(value)
 
 
 def remembering(draw, drawn):
-    """A function that draws to a path; or writes there, as it does, what it drew before."""
+    """A function that draws to a path; or writes there, as it does, what it drew before.
+
+    The same arguments make the same bytes.
+    """
     signature = inspect.signature(draw)
 
     @functools.wraps(draw)
@@ -47,3 +56,17 @@ def remembering(draw, drawn):
         return found
 
     return remembered
+
+
+def one_pixel(draw):
+    """A function that writes a picture of one pixel to the path."""
+    content, signature = io.BytesIO(), inspect.signature(draw)
+    Image.new("RGB", (1, 1)).save(content, "PNG")
+
+    @functools.wraps(draw)
+    def written(*args, **kwargs):
+        path = Path(signature.bind(*args, **kwargs).arguments["path"])
+        files.write_bytes(path, content.getvalue())
+        return path
+
+    return written

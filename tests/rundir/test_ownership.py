@@ -21,7 +21,7 @@ CONFIG = tiny_study("claimed")
 TINY = tiny_data()
 
 
-pytestmark = pytest.mark.usefixtures("drawn_once")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ CONFIG = StudyConfig(
 TINY = Dataset(random_split(60), random_split(30, 1), "noise")
 LOW = {"learning_rate": FloatDistribution(0.001, 0.01, log=True)}
 
-pytestmark = pytest.mark.usefixtures("drawn_once")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class Said(Progress):

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import forked
 import optuna
 import pytest
 
@@ -125,7 +126,7 @@ def test_killed_study_continues_and_the_password_is_shown_nowhere(server, tmp_pa
     assert f"postgresql+psycopg://me:***@127.0.0.1:{server.port}".encode() in said
     assert states(server, "killed") == ["COMPLETE"] * 4
     alone = command(server, tmp_path / "alone", "killed", views=True)
-    subprocess.run([*alone[:2], *alone[4:]], check=True, capture_output=True, timeout=300)
+    forked.run([*alone[:2], *alone[4:]], check=True, capture_output=True, timeout=300)
     assert results(out) == results(tmp_path / "alone")
 
     assert b"--storage" in title
@@ -140,7 +141,7 @@ def test_killed_study_continues_and_the_password_is_shown_nowhere(server, tmp_pa
 def test_study_continues_after_the_server_dies(server, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command(server, out, "died"), "--wait", "1"], **pipes) as child:
+    with forked.Popen([*command(server, out, "died"), "--wait", "1"], **pipes) as child:
         begun(child, out)
         server.kill()
         _, said = child.communicate(timeout=120)
@@ -148,7 +149,7 @@ def test_study_continues_after_the_server_dies(server, tmp_path):
     assert child.returncode == 2, said
     assert said.startswith("error: storage postgresql+psycopg://me:***@")
     assert len(said.splitlines()) == 1
-    done = subprocess.run(command(server, out, "died"), capture_output=True, timeout=300)
+    done = forked.run(command(server, out, "died"), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert states(server, "died") == ["COMPLETE"] * 4
 
@@ -156,7 +157,7 @@ def test_study_continues_after_the_server_dies(server, tmp_path):
 def test_restart_of_the_server_is_waited_for(server, tmp_path):
     out = tmp_path / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command(server, out, "restarted"), **pipes) as child:
+    with forked.Popen(command(server, out, "restarted"), **pipes) as child:
         begun(child, out)
         server.kill()
         time.sleep(4)
@@ -178,7 +179,7 @@ def test_closed_connections_are_reopened(server, tmp_path):
     closed, slow = 0, ["--epochs", "6", "--set", "channels=16-32"]
     with (
         psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection,
-        subprocess.Popen([*command(server, out, "closed"), *slow], **pipes) as child,
+        forked.Popen([*command(server, out, "closed"), *slow], **pipes) as child,
     ):
         begun(child, out)
         for _ in range(4):
@@ -208,7 +209,7 @@ def test_missing_rights_give_one_line_and_the_study_continues_later(server, tmp_
             connection.execute(f"revoke insert, update on {table} from guest")
     given = [word.replace(f"me:{PASSWORD}@", "guest:hush-guest@")
              for word in command(server, out, "guest")]  # fmt: skip
-    done = subprocess.run(given, capture_output=True, text=True, timeout=120, check=False)
+    done = forked.run(given, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert re.search("permission denied for table trial", done.stderr)
     assert len(done.stderr.splitlines()) == 1
@@ -216,7 +217,7 @@ def test_missing_rights_give_one_line_and_the_study_continues_later(server, tmp_
     with psycopg.connect(server.url.replace("+psycopg", "")) as connection:
         for table in tables:
             connection.execute(f"grant all on {table} to guest")
-    done = subprocess.run(given, capture_output=True, text=True, timeout=300, check=False)
+    done = forked.run(given, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert states(server, "guest") == ["COMPLETE"] * 4
 
@@ -224,7 +225,7 @@ def test_missing_rights_give_one_line_and_the_study_continues_later(server, tmp_
 def test_wrong_password_gives_one_line_without_the_password(server, tmp_path):
     given = command(server, tmp_path / "run", "wrong")
     wrong = [arg.replace(PASSWORD, "not-that-one") for arg in given]
-    done = subprocess.run(wrong, capture_output=True, text=True, timeout=120, check=False)
+    done = forked.run(wrong, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "password authentication failed" in done.stderr
     assert "not-that-one" not in done.stdout + done.stderr

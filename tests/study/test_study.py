@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import optuna
 import pytest
 import torch
@@ -158,14 +159,14 @@ def test_study_killed_between_trials_continues(run, tmp_path):
     _, undisturbed = run
     out = tmp_path / "killed"
     command = [sys.executable, str(HERE / "slice_study.py"), str(out)]
-    with subprocess.Popen(command) as child:
+    with forked.Popen(command) as child:
         deadline = time.monotonic() + 120
         while len(list(out.glob("parameters/*.safetensors"))) < 2:
             assert child.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    forked.run(command, check=True, capture_output=True, timeout=120)
     finished = optuna.load_study(study_name="slice", storage=f"sqlite:///{out}/study.db")
     assert [t.state.name for t in finished.trials] == ["COMPLETE"] * 6
     for row, result in zip(rows(out / "results.csv"), undisturbed, strict=True):

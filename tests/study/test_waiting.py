@@ -28,7 +28,7 @@ from fmnist.utils.patience import patient
 
 CONFIG = tiny_study("patient", epochs=2, seeds=3)
 TINY = tiny_data()
-LONG = 6.0
+LONG = 3.0
 """Seconds of a lock: more than SQLite and Optuna wait by themselves."""
 
 pytestmark = pytest.mark.usefixtures("drawn_once")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from strategies import random_split
@@ -109,9 +109,9 @@ def start(tmp_path, number, epoch=1):
     """Train in a process that gets a signal after an epoch; return the sizes of its groups."""
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", KILLED, str(here), str(tmp_path), str(int(number)), str(epoch)],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode != 0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import optuna
 import pytest
 from in_process import call
@@ -28,7 +29,7 @@ def bits(row):
     return {k: v for k, v in row.items() if k not in ("number", "seconds")}
 
 
-@pytest.mark.usefixtures("sliced")
+@pytest.mark.usefixtures("sliced", "undrawn")
 def test_diverging_lane_is_reported_and_can_be_retried(tmp_path):
     args = ["--epochs", "1", "--set", "batch_size=100", "--set", "holdout=500"]
     rates = ["--set", "learning_rate=0.01,1e30,0.001"]
@@ -80,16 +81,17 @@ def test_bug_gives_a_traceback_with_a_hint_and_no_password(tmp_path):
 
 SMALL = ["--epochs", "1", "--set", "holdout=50000", "--set", "batch_size=2000",
          "--set", "learning_rate=0.001"]  # fmt: skip
+SLICE = str(Path(__file__).parents[1] / "slice_command.py")
 
 
 @pytest.mark.parametrize(
     ("args", "unbuffered"),
     [
-        (["--dry-run"], False),
-        (["--dry-run"], True),
-        (["--help"], False),
-        ([*SMALL, "--out", "run"], False),
-        ([*SMALL, "--out", "run"], True),
+        (["-m", "fmnist.study", "--dry-run"], False),
+        (["-m", "fmnist.study", "--dry-run"], True),
+        (["-m", "fmnist.study", "--help"], False),
+        ([SLICE, "--no-views", "--set", "holdout=500", *SMALL[:2], *SMALL[4:]], False),
+        ([SLICE, "--no-views", "--set", "holdout=500", *SMALL[:2], *SMALL[4:]], True),
     ],
 )
 def test_output_that_cannot_be_written_gives_one_line(tmp_path, args, unbuffered):
@@ -97,7 +99,7 @@ def test_output_that_cannot_be_written_gives_one_line(tmp_path, args, unbuffered
     env |= {"PYTHONUNBUFFERED": "1"} if unbuffered else {}
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "fmnist.study", *args],
+            [sys.executable, *args],
             stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False, env=env,
         )  # fmt: skip
     (line,) = done.stderr.splitlines()
@@ -117,7 +119,7 @@ command_line.run({"study": study.main, "view": view.main}[sys.argv.pop(1)])
 """
 
 
-@pytest.mark.usefixtures("sliced")
+@pytest.mark.usefixtures("sliced", "undrawn")
 def test_missing_folder_for_temporary_files_gives_one_line(tmp_path):
     """Python, torch and the servers need such a folder."""
     small = ["--epochs", "1", "--set", "holdout=500", "--set", "batch_size=1000"]
@@ -155,7 +157,7 @@ def test_system_errors_give_one_line(error, status, said):
     assert (done.returncode, done.stderr) == (status, said)
 
 
-@pytest.mark.usefixtures("sliced")
+@pytest.mark.usefixtures("sliced", "undrawn")
 @pytest.mark.parametrize("package", ["study", "reference"])
 def test_home_folder_is_expanded_in_options(tmp_path, monkeypatch, package):
     """A shell does not, in ``--out=~/x``."""
@@ -266,9 +268,8 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
 @pytest.fixture
 def small_study(tmp_path):
     """The command of a study in a process; its folder is ``run``."""
-    script = str(Path(__file__).parents[1] / "slice_command.py")
     return [
-        sys.executable, script, "--no-views", "--epochs", "6", "--set", "holdout=500", "--set",
+        sys.executable, SLICE, "--no-views", "--epochs", "6", "--set", "holdout=500", "--set",
         "batch_size=50", "--set", "learning_rate=0.01,0.001", "--set", "channels=2-2", "--set",
         "hidden=4", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
@@ -283,7 +284,7 @@ def states(out):
 def test_study_goes_on_when_its_reader_leaves(tmp_path, small_study, closed):
     """As in ``| head -2``, and with stderr in the same pipe."""
     stderr = subprocess.PIPE if closed == "stdout" else subprocess.STDOUT
-    with subprocess.Popen(small_study, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
+    with forked.Popen(small_study, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
         assert [child.stdout.readline() for _ in range(2)]
         child.stdout.close()
         said = child.stderr.read() if child.stderr else ""
