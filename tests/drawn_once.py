@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,28 @@ FIGURES = [
     (figures, "confused_pairs"),
     (figures, "mistakes"),
 ]
+
+
+class Kept:
+    """A mapping from arguments to figures in a folder, for several processes."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(exist_ok=True)
+
+    def _path(self, key):
+        return self.folder / hashlib.sha256(repr(key).encode()).hexdigest()
+
+    def __contains__(self, key):
+        return self._path(key).exists()
+
+    def __getitem__(self, key):
+        return self._path(key).read_bytes()
+
+    def __setitem__(self, key, figure):
+        part = self._path((key, os.getpid()))
+        part.write_bytes(figure)
+        part.rename(self._path(key))  # the process may be killed at any time
 
 
 def content(value):

@@ -37,6 +37,7 @@ runtime.prepare()
 import optuna
 import torch._dynamo  # noqa: F401  # else every child would load it
 from compare_runs import differences, outcome
+from drawn_once import FIGURES, Kept, remembering
 from slice_study import dataset
 
 from fmnist.config.study import StudyConfig
@@ -85,6 +86,9 @@ STEPS = [
 ]
 """The functions before or after whose n-th call a run can be killed."""
 
+DRAWN: Kept | None = None
+"""Figures that are drawn once; None to draw them whenever they are wanted."""
+
 MOST_HITS = 8
 """Maximum number of kills of one study."""
 
@@ -132,6 +136,7 @@ def start(
     """Start or resume the study in a child process and return the process id.
 
     The child is killed at ``kill``. The number of calls of each step is written to ``calls``.
+    Figures that ``DRAWN`` has are written and not drawn.
     """
     child = os.fork()
     if child:
@@ -143,6 +148,9 @@ def start(
     try:
         progress.Checkpointer.__init__.__kwdefaults__.update(every=0.0, within=0.0)
         trainer._steps_per_event = lambda *_: 3
+        if DRAWN is not None:
+            for module, named in FIGURES:
+                setattr(module, named, remembering(getattr(module, named), DRAWN))
         if kill is not None and kill.step is not None:
             trap(kill)
         taken = [counted(step) for step in STEPS] if calls else []
@@ -273,8 +281,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drawn-once", action="store_true")
     args = parser.parse_args()
+    global DRAWN
     with tempfile.TemporaryDirectory() as folder:
+        DRAWN = Kept(Path(folder) / "drawn") if args.drawn_once else None
         print(survive(Path(folder), args.kills, args.seed))
     return 0
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import crash
 from compare_runs import differences, outcome
+from drawn_once import Kept
 
 from fmnist.data.fashion_mnist import Dataset
 
@@ -177,8 +178,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drawn-once", action="store_true")
     args = parser.parse_args()
-    survive(args.times, args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        crash.DRAWN = Kept(folder) if args.drawn_once else None
+        survive(args.times, args.seed)
     return 0
 
 

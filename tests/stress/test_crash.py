@@ -11,7 +11,7 @@ def test_study_survives_six_kills():
     """In a separate process, because forking beside threads is unsafe."""
     script = Path(__file__).with_name("crash.py")
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "6", "--seed", "5"],
+        [sys.executable, str(script), "--kills", "6", "--seed", "5", "--drawn-once"],
         capture_output=True,
         text=True,
         timeout=600,

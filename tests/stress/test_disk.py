@@ -25,7 +25,7 @@ def test_study_survives_full_and_read_only_disks(tmp_path):
         pytest.skip("this machine lets nobody mount a disk of memory")
     script = Path(__file__).with_name("disk.py")
     done = subprocess.run(
-        [*ALONE, sys.executable, str(script), "--times", "2", "--seed", "1"],
+        [*ALONE, sys.executable, str(script), "--times", "2", "--seed", "1", "--drawn-once"],
         capture_output=True,
         text=True,
         timeout=600,

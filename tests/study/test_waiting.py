@@ -124,8 +124,9 @@ def test_signal_ends_a_wait_at_once(tmp_path, expected, number):
 
 
 @pytest.mark.parametrize("name", ["1.safetensors", "00000000.json", "results.csv", "curves.png"])
-def test_full_disk_is_waited_for(tmp_path, expected, monkeypatch, name):
+def test_full_disk_is_waited_for(tmp_path, expected, monkeypatch, drawn, name):
     """Each file is written at another time: with a trial, a snapshot, at the end, by matplotlib."""
+    drawn.clear()
     full, rename = [True] * 4, Path.replace
 
     def fails(path, target):
