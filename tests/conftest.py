@@ -11,9 +11,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [*map(str, (HERE, HERE / "stress", HERE.parent / "benchmarks"))]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads that wait must not spin: the other workers have use for the cores. Their number is
-    # left as it is, since tests are about what threads do to numbers.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Workers are as many as cores: one thread each, here and in the processes that tests start,
+    # and no spinning. Tests of what threads do to numbers set their own.
+    for name, value in (("NUM_THREADS", "1"), ("WAIT_POLICY", "passive")):
+        os.environ.setdefault(f"OMP_{name}", value)
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 from fmnist.utils import runtime
 

@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +71,9 @@ SETTINGS = {
     "matmul medium": lambda: matmul_precision("medium"),
     "matmul high": lambda: matmul_precision("high"),
     "oneDNN": onednn_precision,
-    "one thread": lambda: changed(torch.get_num_threads, torch.set_num_threads, 1),
+    "other threads": lambda: changed(
+        torch.get_num_threads, torch.set_num_threads, 1 + torch.get_num_threads() % 2
+    ),
 }
 
 
@@ -273,3 +277,29 @@ def test_defaults_hold_within_the_block():
         assert torch.empty(1).dtype == torch.float32
         assert torch.empty(1).device.type == "cpu"
         assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("name", ["float64", "anomaly", "oneDNN"])
+def test_settings_of_all_threads_are_restored_by_the_last_one(name):
+    def seen():
+        onednn = torch.backends.mkldnn.matmul.fp32_precision
+        return torch.get_default_dtype(), torch.is_anomaly_enabled(), onednn == "bf16"
+
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with torch_defaults():
+            entered.set()
+            leave.wait(10)
+            return seen()
+
+    with SETTINGS[name](), ThreadPoolExecutor(1) as pool:
+        before = seen()
+        with torch_defaults():
+            still = pool.submit(other)
+            entered.wait(10)
+            within = seen()
+        leave.set()
+        assert still.result() == within == (torch.float32, False, False)
+        assert seen() == before != within

@@ -62,6 +62,7 @@ def test_studies_in_threads_end_as_alone(tmp_path):
     assert len(waits) == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_study_in_two_threads_trains_once(tmp_path):
     shared = []
     with ThreadPoolExecutor(2) as pool:
@@ -73,6 +74,7 @@ def test_the_same_study_in_two_threads_trains_once(tmp_path):
     assert [what for _, what in shared].count("epoch") == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_within_a_study_and_after_an_error(tmp_path):
     class Nested(Progress):
         def trial(self, result):
