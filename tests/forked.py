@@ -8,7 +8,6 @@ see when they are loaded, on limits, or on the command line that others see, nee
 from __future__ import annotations
 
 import contextlib
-import io
 import multiprocessing
 import os
 import runpy
@@ -41,7 +40,7 @@ def _received(descriptor):
 class Popen:
     """A process, with the methods of :class:`subprocess.Popen`; its input is empty.
 
-    ``argv`` begins with the interpreter, and a script, ``-m`` and a module, or ``-c`` and a text.
+    ``argv`` begins with the interpreter, and a script, or ``-c`` and a text.
     """
 
     def __init__(self, argv, *, stdout=None, stderr=None, cwd=".", env=None, text=False):
@@ -138,12 +137,8 @@ def _run(argv, out, err, cwd, env):
     for number, stream in ((1, out), (2, err)):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), write_through=number == 2)
-        if number == 2 or env.get("PYTHONUNBUFFERED")
-        else io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w", closefd=False)))
-        for number in (1, 2)
-    )
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, closefd=False)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -151,9 +146,6 @@ def _run(argv, out, err, cwd, env):
     if kind == "-c":
         sys.argv = ["-c", *rest[1:]]
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-    elif kind == "-m":
-        sys.argv = rest
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = argv
         sys.path.insert(0, str(Path(kind).parent))

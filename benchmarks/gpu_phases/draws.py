@@ -1,4 +1,4 @@
-"""Random tensors that are the same on every device."""
+"""Random tensors that are the same on every device, and tensors of other layouts."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def numbers(*shape, seed=0):
     weight = normal(*shape, seed=seed + 1)
     weight[..., ::3] = 0.0
     return weight, normal(*shape, seed=seed + 2)
+
+
+def permuted(x):
+    """Return an equal tensor whose axes are in memory in the reverse order."""
+    order = tuple(reversed(range(x.dim())))
+    return x.permute(order).contiguous().permute(order)
+
+
+def sliced(x):
+    """Return an equal tensor that is every second number of another one."""
+    return torch.stack([x, torch.full_like(x, 99)], -1)[..., 0]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch.func import hessian, jacrev, jvp
 
-from gpu_phases.draws import normal, numbers
+from gpu_phases.draws import normal, numbers, permuted, sliced
 
 
 def check_operators():
@@ -28,13 +28,6 @@ def check_operators():
 def check_layouts():
     """Inputs of any strides give the same bits, and the strides that torch is told of."""
     from fmnist.functional.kernels import norm_relu_pool as nrp
-
-    def permuted(x):
-        order = list(reversed(range(x.dim())))
-        return x.permute(order).contiguous().permute(order)
-
-    def sliced(x):
-        return torch.stack([x, torch.full_like(x, 99)], -1)[..., 0]
 
     def channels_last(x):
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_phases.draws import permuted, sliced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import normal, seeds
@@ -58,13 +59,6 @@ def test_conv2d_and_gradients_of_any_layout(how):
             return (conv.conv2d(x, weight, bias, how) * upstream).sum()
 
         return torch.func.grad_and_value(loss, argnums=(0, 1, 2))(x, weight, bias)
-
-    def permuted(t):
-        order = tuple(reversed(range(t.dim())))
-        return t.permute(order).contiguous().permute(order)
-
-    def sliced(t):
-        return torch.stack([t, torch.full_like(t, 99)], -1)[..., 0]
 
     def expanded(t):
         return t[:1].expand_as(t)
