@@ -16,6 +16,7 @@ from PIL import Image
 
 from fmnist.config.results import TrialResult
 from fmnist.reports import figures
+from fmnist.reports.comparison import Comparison
 from fmnist.rundir import files
 
 FIGURES = [
@@ -57,6 +58,8 @@ def content(value):
         return values.dtype.str, values.shape, values.tobytes()
     if isinstance(value, list) and all(isinstance(result, TrialResult) for result in value):
         return repr([replace(result, seconds=0.0) for result in value])  # no figure shows them
+    if isinstance(value, Comparison):
+        return value.images, [content(standing.trials) for standing in value.standings]
     return repr(value)
 
 

@@ -62,17 +62,55 @@ class TrialResult:
         return self.history[-1] if self.history else EpochMetrics(*[math.nan] * 4)
 
 
+def configuration(point: Point) -> Point:
+    """Return a point without its seed: the trials of a configuration differ in the seed only."""
+    return {key: value for key, value in point.items() if key != "seed"}
+
+
+def by_configuration(results: Iterable[TrialResult]) -> list[list[TrialResult]]:
+    """Group the results by configuration, each group by trial number."""
+    groups: dict[tuple[tuple[str, Value], ...], list[TrialResult]] = {}
+    for result in sorted(results, key=lambda r: r.number):
+        groups.setdefault(tuple(sorted(configuration(result.point).items())), []).append(result)
+    return list(groups.values())
+
+
+def rank(trials: Sequence[TrialResult], metric: str) -> tuple[bool, float, int]:
+    """Return what a configuration is sorted by, given its trials: the best has the least.
+
+    That is whether a seed failed, the mean over the seeds that were completed, and the lowest
+    number. So a configuration that fails with some seeds is behind all that never do.
+    """
+    sign = -1.0 if metric == "validation_accuracy" else 1.0
+    values = [getattr(r.last, metric) for r in trials if r.state == "COMPLETE"]
+    mean = sign * math.fsum(values) / len(values) if values else math.inf
+    return len(values) < len(trials), mean, min(r.number for r in trials)
+
+
+def representative(trials: Sequence[TrialResult], metric: str) -> TrialResult | None:
+    """Return the median trial of a configuration; None when no trial is complete.
+
+    Of two in the middle it is the worse one, of equals the one with the higher number.
+    """
+    complete = [result for result in trials if result.state == "COMPLETE"]
+    ordered = sorted(complete, key=lambda result: rank([result], metric))
+    return ordered[len(ordered) // 2] if ordered else None
+
+
 def winner(results: Iterable[TrialResult], metric: str) -> TrialResult | None:
-    """Return the complete trial with the best last value of a metric; None without one.
+    """Return the trial that stands for the best configuration; None when no trial is complete.
+
+    The best configuration has the best mean of the metric's last value over its seeds; of equals
+    it is the one with the lowest number. Its median trial stands for it.
 
     Args:
         results: the results of the trials.
-        metric: ``"validation_accuracy"`` or ``"validation_loss"``. Of equal trials, the one with
-            the lowest number wins.
+        metric: ``"validation_accuracy"`` or ``"validation_loss"``.
     """
-    sign = -1.0 if metric == "validation_accuracy" else 1.0
-    complete = [result for result in results if result.state == "COMPLETE"]
-    return min(complete, key=lambda r: (sign * getattr(r.last, metric), r.number), default=None)
+    groups = [g for g in by_configuration(results) if any(r.state == "COMPLETE" for r in g)]
+    if not groups:
+        return None
+    return representative(min(groups, key=lambda trials: rank(trials, metric)), metric)
 
 
 RESULT_COLUMNS = (

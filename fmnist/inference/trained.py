@@ -16,7 +16,7 @@ from torch import Tensor
 from fmnist.config import loading
 from fmnist.config import study as configs
 from fmnist.config.factory import AnyModelConfig, build_model
-from fmnist.config.results import label
+from fmnist.config.results import Point, configuration, label
 from fmnist.config.settings import clipped
 from fmnist.functional.cnn import CLASS_COUNT
 from fmnist.rundir import models
@@ -32,15 +32,20 @@ class TrainedModel(NamedTuple):
 
     Attributes:
         number: the trial's number.
-        label: the name of its configuration.
+        point: the values of the grid's axes; empty when they are not known.
         model: its settings.
         path: the file of its parameters.
     """
 
     number: int
-    label: str
+    point: Point
     model: AnyModelConfig
     path: Path
+
+    @property
+    def label(self) -> str:
+        """The name of its configuration."""
+        return label(self.point)
 
 
 def best_model(run: Path) -> TrainedModel:
@@ -58,13 +63,13 @@ def best_model(run: Path) -> TrainedModel:
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"{path}: does not describe a trial: it has no number")
     point = about.get("point")
-    name = label(point) if isinstance(point, dict) else ""
+    point = point if isinstance(point, dict) else {}
     try:
         model = configs.read_model(about.get("model"))
     except configs.ConfigError as error:
         error.source = str(path)
         raise
-    return TrainedModel(number, name, model, models.best_path(run))
+    return TrainedModel(number, point, model, models.best_path(run))
 
 
 def class_names(run: Path) -> tuple[str, ...] | None:
@@ -99,7 +104,7 @@ def complete_models(run: Path) -> list[TrainedModel]:
                 point = {key: study.settings[key].scalar(value) for key, value in values.items()}
                 number = int(row["number"])
                 model, file = study.trial(point).model, models.model_path(run, number)
-                trials.append(TrainedModel(number, label(point), model, file))
+                trials.append(TrainedModel(number, point, model, file))
     except KeyError as error:
         raise UserError(f"{path}: has no column {error}") from error
     except (ValueError, TypeError, csv.Error, UserError) as error:
@@ -107,6 +112,23 @@ def complete_models(run: Path) -> list[TrainedModel]:
     if not trials:
         raise UserError(f"{path}: no trial is complete")
     return sorted(trials, key=lambda trial: trial.number)
+
+
+def ensemble(run: Path) -> list[TrainedModel]:
+    """Return the models to average: the winner's seeds when the seed is an axis, else all.
+
+    Raises:
+        UserError: The folder holds no finished run, or one that is damaged.
+    """
+    trials = complete_models(run)
+    if len({trial.point.get("seed") for trial in trials}) < 2:
+        return trials
+    best = best_model(run).number
+    winner = next((trial for trial in trials if trial.number == best), None)
+    if winner is None:
+        raise UserError(f"{run / 'results.csv'}: has no complete trial {best}, the winner")
+    chosen = configuration(winner.point)
+    return [trial for trial in trials if configuration(trial.point) == chosen]
 
 
 def probabilities(

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.data.fashion_mnist import CLASS_NAMES
     from fmnist.inference import trained
 
-    trials = trained.complete_models(run) if args.ensemble else [trained.best_model(run)]
+    trials = trained.ensemble(run) if args.ensemble else [trained.best_model(run)]
     failures, classes = Failures(), trained.class_names(run) or CLASS_NAMES
     if classes != CLASS_NAMES and numbers:
         reason = f"--test is for runs of Fashion-MNIST; {run} has other classes"
@@ -121,7 +121,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(document, indent=2, allow_nan=False))
     elif items:
         name = f"trial {trials[0].number}, {trials[0].label}"
-        source = f"mean of {len(trials)} complete trials" if args.ensemble else name
+        which = ", ".join(str(trial.number) for trial in trials)
+        source = f"mean of {len(trials)} trials ({which})" if args.ensemble else name
         print("\n".join([_line(f"{run}: {source}"), *_table(items, probabilities, classes)]))
     return 2 if failures else 0
 
@@ -264,7 +265,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="average the probabilities of every complete trial (default: the winner alone)",
+        help="average the probabilities of every complete trial, or of the winner's seeds when the "
+        "seed is an axis of the grid (default: the winner alone)",
     )
     parser.add_argument(
         "--invert",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +54,36 @@ def most_confused(matrix: NDArray[np.int64], n: int) -> list[tuple[int, int, int
 def integers(values: Any) -> NDArray[np.int64]:
     """Convert labels or predictions to a flat int64 array."""
     return np.asarray(values).astype(np.int64).ravel()
+
+
+class Recognition(NamedTuple):
+    """How well a class is recognised.
+
+    Attributes:
+        name: the class.
+        images: how many images are of it.
+        precision: the share of the images taken for it that are of it; NaN without one.
+        recall: the share of its images that are taken for it; NaN without one.
+        f1: the harmonic mean of the two (van Rijsbergen, 1979); NaN without an image of either.
+    """
+
+    name: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def recognition(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[Recognition]:
+    """Compute precision, recall and F1 of each class.
+
+    Args:
+        matrix: counts ``[true class, predicted class]``.
+        classes: the names of the classes.
+    """
+    right, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    # 0 / 0 is NaN.
+    with np.errstate(invalid="ignore"):
+        shares = right / predicted, right / true, 2 * right / (predicted + true)
+    columns = (true, *shares)
+    return list(map(Recognition, classes, *(column.tolist() for column in columns)))

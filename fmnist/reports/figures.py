@@ -20,10 +20,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fmnist.config.results import TrialResult, winner
+from fmnist.config.results import TrialResult, label, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import scores, words
 from fmnist.reports.canvas import ACCENT, INK, PALE, montage, sheet, show
+from fmnist.reports.colours import HUES, hues
+from fmnist.reports.comparison import SCALE, Comparison, Standing
 from fmnist.reports.confusion import confusion_matrix, integers, most_confused
 from fmnist.reports.words import short
 
@@ -35,9 +37,6 @@ MISTAKES = (5, 8)
 
 SAMPLES, EXAMPLES = 4, 10
 """Images of each class, and of each confused pair, at most."""
-
-NAMED_TRIALS = 12
-"""With more trials than this, curves are drawn thin and only the best one is named."""
 
 
 def samples(images: Any, labels: Any, classes: Sequence[str], path: Path) -> Path:
@@ -74,12 +73,13 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     Returns:
         The path of the file.
     """
-    few, held = len(results) <= NAMED_TRIALS, words.held_out(study)
+    colours, held = hues(study, results), words.held_out(study)
+    few = len(results) <= len(HUES)
     title = f"{study.name}: learning curves of {words.counted(len(results), 'trial')}"
     best = winner(results, study.metric)
     results = scores.in_grid_order(study, results)
-    # Up to ten colours differ for colour-blind readers, too.
-    hues = sns.color_palette("colorblind" if len(results) <= 10 else "husl", len(results) or 1)
+    tints = [HUES[colours[r.number]] if r.number in colours else THIN for r in results]
+    top = tints[next(i for i, r in enumerate(results) if r is best)] if best else INK
     # Few epochs make a short line, and one makes none.
     longest = max((len(result.history) for result in results), default=0)
     single, marked = longest == 1, longest == 1 or (few and longest < 4)
@@ -87,21 +87,22 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     with sheet(path, (11, 5), title, words.protocol_note(study)) as figure:
         for axes, kind in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             if few:
-                for result, hue, by in zip(results, hues, scores.offsets(results), strict=False):
+                for result, hue, by in zip(results, tints, scores.offsets(results), strict=True):
                     solid, dashed = {"marker": dot}, {"marker": cross, "alpha": 0.75}
                     _line(axes, result, f"validation_{kind}", by, color=hue, lw=1.6, **solid)
                     _line(axes, result, f"train_{kind}", by, color=hue, lw=1.6, ls=DASHED, **dashed)
             else:
-                _crowd(axes, results, best, kind)
+                _crowd(axes, results, best, kind, top)
             label = "epoch (trials side by side)" if single and len(results) > 1 else "epoch"
             axes.set(xlabel=label, ylabel=None, title=kind.capitalize())
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.set_xlim(*scores.epoch_limits(results))
-            axes.set_ylim(*scores.limits(results, kind))
+            whole = results if few else [best] if best else []
+            axes.set_ylim(*scores.limits(whole, kind, () if few else results))
             axes.ticklabel_format(axis="y", useOffset=False)
             middle: Any = {"transform": axes.transAxes, "ha": "center", "va": "center"}
             axes.text(0.5, 0.5, scores.absence(results, kind), **middle)
-        colour = INK if few else ACCENT
+        colour = INK if few else top
         line: Any = {"ls": "" if single else "-"}
         dash: Any = {"ls": "" if single else DASHED}
         keys = [
@@ -109,7 +110,7 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
             Line2D([], [], color=colour, marker=cross, ms=5, label="training", **dash),
         ]
         if few:
-            named = zip(results, hues, strict=False)
+            named = zip(results, tints, strict=True)
             keys = [Line2D([], [], color=hue, lw=4, label=_name(r)) for r, hue in named] + keys
         else:
             keys[0].set_label(f"best: {_name(best)}, {held}" if best else "")
@@ -123,13 +124,14 @@ def curves(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Pa
     return path
 
 
-def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> Path:
-    """Draw the grid over its first two axes of several values, coloured by the selecting metric.
+def heatmap(comparison: Comparison, study: StudyConfig, path: Path) -> Path:
+    """Draw the grid over its first two axes of several values, but the seed.
 
-    A cell is the mean over any further axes, and the title says so.
+    A cell shows the best configuration of its two values, a mean over seeds. Its colour is how far
+    that is behind the best one in standard errors; without known noise, its place in the range.
 
     Args:
-        results: the results of the trials.
+        comparison: the configurations, compared with the best one.
         study: the study.
         path: the PNG file to write.
 
@@ -137,47 +139,59 @@ def heatmap(results: Sequence[TrialResult], study: StudyConfig, path: Path) -> P
         The path of the file.
     """
     keys = scores.map_axes(study)
-    front, averaged = keys[:2], keys[2:]
+    front, hidden = keys[:2], keys[2:]
     row_key, column_key = ([None, None, *front])[-2:]
     rows = [short(value, 16) for value in study.grid[row_key]] if row_key else [""]
     columns = [short(value, 16) for value in study.grid[column_key]] if column_key else ["single"]
-    if not column_key and results:
-        columns = [short(results[0].label, 60)]
-    mean = f", mean over {', '.join(averaged)}" if averaged else ""
-    title = f"{study.name}: {words.metric_name(study)}{mean}"
+    if not column_key and comparison.standings:
+        columns = [short(label(comparison.standings[0].point), 60)]
+    mean = "mean " if len(study.grid.get("seed", ())) > 1 else ""
+    over = f", at the best {', '.join(hidden)}" if hidden else ""
+    title = f"{study.name}: {mean}{words.metric_name(study)}{over}"
     size = (np.clip(2.8 + len(columns), 6.4, 13), np.clip(1.8 + 0.7 * len(rows), 2.7, 11))
-    best, shape = winner(results, study.metric), (len(rows), len(columns))
-    members = [*scores.grouped(study, results, front).values()]
-    found = [scores.scores(study, trials) for trials in members]
-    values = np.array([np.mean(some) if some else math.nan for some in found]).reshape(shape)
-    known, large = values[np.isfinite(values)], len(columns) > 14 or len(rows) > 24
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
-    if not known.size:
+    cells, shape = [*comparison.cells(study, front).values()], (len(rows), len(columns))
+    found = [cell[0].score if cell else math.nan for cell in cells]
+    if comparison.known:
+        values = np.array([SCALE - SCALE * comparison.closeness(cell[0]) if cell else math.nan
+                           for cell in cells])  # fmt: skip
+        colours, low, high, named = "crest_r", 0.0, SCALE, "standard errors behind the best"
+    else:
+        values, named = np.array(found), words.metric_name(study)
+        colours = "crest" if study.direction == "maximize" else "crest_r"  # the better, the darker
+        low, high = np.nanmin([*found, math.inf]), np.nanmax([*found, -math.inf])
+    values, large = values.reshape(shape), len(columns) > 14 or len(rows) > 24
+    known = np.isfinite(values)
+    if not known.any():
         title += ": no trial was completed"
-    elif large and known.size < values.size:
+    elif large and not known.all():
         title += " (hatched: failed)"
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    colours = "crest" if study.direction == "maximize" else "crest_r"  # the better, the darker
+    if not low < high:
+        low, high = (low - 0.5, low + 0.5) if known.any() else (0.0, 1.0)
     style: Any = {"ha": "center", "va": "center", "size": 10}
     with sheet(path, size, title, words.protocol_note(study)) as figure:
         axes = figure.subplots()
-        texts = np.array([_cell(*cell) for cell in zip(found, members, strict=True)])
+        texts = [_cell(cell) for cell in cells]
         sns.heatmap(values, ax=axes, cmap=colours, vmin=low, vmax=high, fmt="", annot_kws=style,
-                    annot=None if large else texts.reshape(shape), cbar=known.size > 1,
-                    cbar_kws={"label": words.metric_name(study), "fraction": 0.04, "pad": 0.02},
+                    annot=None if large else np.array(texts).reshape(shape), cbar=known.sum() > 1,
+                    cbar_kws={"label": named, "fraction": 0.04, "pad": 0.02},
                     linewidths=0 if values.size > 400 else 1, linecolor="white")  # fmt: skip
-        for (row, column), trials, text in zip(np.ndindex(shape), members, texts, strict=True):
-            if not math.isfinite(values[row, column]):  # seaborn leaves it blank
-                patch: Any = {"fc": "#f4f6f7", "ec": "white", "hatch": "////" if trials else None}
+        for (row, column), cell, text in zip(np.ndindex(shape), cells, texts, strict=True):
+            if not known[row, column]:  # seaborn leaves it blank
+                patch: Any = {"fc": "#f4f6f7", "ec": "white", "hatch": "////" if cell else None}
                 axes.add_patch(Rectangle((column, row), 1, 1, **patch))
                 axes.text(column + 0.5, row + 0.5, "" if large else text, **style)
-            if best in trials:
+            elif cell[0] is comparison.standings[0]:
                 frame: Any = {"fill": False, "ec": ACCENT, "lw": 2.5, "zorder": 5, "clip_on": False}
                 axes.add_patch(Rectangle((column, row), 1, 1, **frame))
         bar: Any = axes.collections[0].colorbar
         if bar:
             bar.formatter.set_useOffset(False)
+            if comparison.known:
+                bar.ax.invert_yaxis()
+                bar.ax.axhline(comparison.critical, color="white", lw=1.5)
+                bar.set_ticks(
+                    [0, comparison.critical, SCALE], labels=["0", "tied", f"{SCALE:.0f}+"]
+                )
         axes.set(xlabel=column_key, ylabel=row_key)
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
@@ -322,7 +336,9 @@ def _line(axes: Axes, result: TrialResult, field: str, by: float, **style: Any) 
     sns.lineplot(x=np.arange(1, len(values) + 1) + by, y=values, ax=axes, **style)
 
 
-def _crowd(axes: Axes, results: Sequence[TrialResult], best: TrialResult | None, kind: str) -> None:
+def _crowd(
+    axes: Axes, results: Sequence[TrialResult], best: TrialResult | None, kind: str, hue: str
+) -> None:
     """Draw the held-out metric of many trials in grey, and the best trial on top."""
     field = f"validation_{kind}"
     shifts = scores.offsets(results)
@@ -337,17 +353,20 @@ def _crowd(axes: Axes, results: Sequence[TrialResult], best: TrialResult | None,
         axes.plot(*np.concatenate(points).T, "o", ms=3, color=THIN, alpha=0.6)
     if best:
         by = shifts[next(place for place, r in enumerate(results) if r is best)]
-        _line(axes, best, field, by, color=ACCENT, lw=2, zorder=4)
-        _line(axes, best, f"train_{kind}", by, color=ACCENT, lw=2, zorder=4, ls=DASHED)
+        _line(axes, best, field, by, color=hue, lw=2, zorder=4)
+        _line(axes, best, f"train_{kind}", by, color=hue, lw=2, zorder=4, ls=DASHED)
 
 
 def _name(result: TrialResult) -> str:
     return short(result.label, 60) + ("" if result.state == "COMPLETE" else " (failed)")
 
 
-def _cell(found: Sequence[float], trials: Sequence[TrialResult]) -> str:
-    """The mean score of a cell of the heat map, and how many trials failed."""
-    failed = len(trials) - len(found)
-    if not found:
-        return "failed" if failed else "not run"
-    return words.decimals(float(np.mean(found))) + (f"\n{failed} failed" if failed else "")
+def _cell(cell: Sequence[Standing]) -> str:
+    """The score of a cell of the heat map, whether it is tied, and how many trials failed."""
+    if not cell:
+        return "not run"
+    failed = sum(len(standing.trials) - len(standing.complete) for standing in cell)
+    if math.isnan(cell[0].score):
+        return "failed"
+    remarks = ["tied"] * cell[0].tied + [f"{failed} failed"] * (failed > 0)
+    return "\n".join([words.decimals(cell[0].score), ", ".join(remarks)]).strip()

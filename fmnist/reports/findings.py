@@ -16,6 +16,7 @@ from fmnist.config.results import TrialResult
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
+from fmnist.reports.comparison import Comparison, compare
 from fmnist.reports.confusion import confusion_matrix
 
 
@@ -60,8 +61,14 @@ class Findings:
 
     @cached_property
     def winner(self) -> TrialResult | None:
-        """The best complete trial; None when no trial is complete."""
+        """The trial that stands for the best configuration; None when no trial is complete."""
         return pick_winner(self.results, self.config.metric)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The configurations, compared with the best one."""
+        images = self.config.holdout or len(self.dataset.test.labels)
+        return compare(self.config, self.results, images)
 
     @cached_property
     def confusion(self) -> NDArray[np.int64] | None:

@@ -11,6 +11,8 @@ from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +21,10 @@ from rich.text import Text
 from fmnist.config.results import TrialResult
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
-from fmnist.reports import words
+from fmnist.data.given import FASHION_MNIST
+from fmnist.reports import scores, words
+from fmnist.reports.comparison import Comparison, compare, wilson
+from fmnist.reports.confusion import recognition
 from fmnist.reports.findings import Findings
 from fmnist.reports.words import held_out, metric_name, one_line, protocol_note
 from fmnist.rundir.files import write_text
@@ -31,6 +36,11 @@ MARK = "> **{}.**"
 
 METRICS = tuple(map(" ".join, product(("training", "validation", "test"), ("loss", "accuracy"))))
 """The columns of metrics in the table of results."""
+
+INTERVAL = "95% interval"
+"""The column beside a selecting accuracy: that of the number of images."""
+
+TEST_IMAGES = int(FASHION_MNIST["test images"])
 
 
 def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> Path:
@@ -46,23 +56,27 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     """
     study, matrix = findings.config, findings.confusion
     mark = protocol_note(study, MARK)
-    results = sorted(findings.results, key=lambda r: r.number)
+    comparison = findings.comparison
+    results = scores.ranked(study, findings.results)
+    tested = len(findings.dataset.test.labels)
     commands = view_commands(out, findings.storage)
     text = joined(
         f"# Study {escape(study.name)}",
         mark,
-        escape(words.winner_sentence(study, findings.winner)),
+        escape(words.winner_sentence(study, findings.winner, comparison, tested)),
+        escape(words.noise_sentence(study, comparison)),
         "## What was run",
         fenced(study.to_toml(), "toml"),
         facts(findings.provenance),
         escape(words.protocol_sentences(study)),
         "## Results",
         mark,
-        trials(study, results, findings.winner, table_header(study)),
+        trials(study, results, findings.winner, comparison, table_header(study)),
         "## Figures" if figures else "",
         *(picture(name, quote(f.replace(os.sep, "/")), study) for name, f in figures.items()),
         "## What is confused" if matrix is not None else "",
         escape(words.confusion_sentences(matrix, findings.classes)) if matrix is not None else "",
+        classes(matrix, findings.classes) if matrix is not None else "",
         "## How to look at it" if commands else "",
         fenced("\n".join(commands), "sh") if commands else "",
     )
@@ -71,12 +85,15 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     return path
 
 
-def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
-    """The table of results for a terminal, by trial number, with the winner marked.
+def results_table(
+    study: StudyConfig, results: Sequence[TrialResult], comparison: Comparison
+) -> Table:
+    """The table of results for a terminal, the best first, with winner and tied trials marked.
 
     Args:
         study: the study.
         results: the result of every trial.
+        comparison: the configurations, compared with the best one.
     """
     note = protocol_note(study)
     table = Table(
@@ -99,8 +116,8 @@ def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
             overflow="fold",
         )
     best = pick_winner(results, study.metric)
-    ordered = sorted(results, key=lambda r: r.number)
-    for result, won, cells in table_rows(study, ordered, best):
+    ordered = scores.ranked(study, results)
+    for result, won, cells in table_rows(study, ordered, best, comparison):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
         # The reasons of failures are in the report.
         cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
@@ -128,9 +145,14 @@ def print_outcome(
     if not console.is_terminal:
         # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
-    console.print(results_table(study, results))
+    comparison = compare(study, results, study.holdout or TEST_IMAGES)
+    console.print(results_table(study, results, comparison))
     best = pick_winner(results, study.metric)
-    lines = [words.winner_sentence(study, best), *view_commands(out, storage)]
+    lines = [
+        words.winner_sentence(study, best, comparison, TEST_IMAGES),
+        *filter(None, [words.noise_sentence(study, comparison)]),
+        *view_commands(out, storage),
+    ]
     if (Path(out) / "report.md").exists():
         lines.insert(1, f"Report: {Path(out) / 'report.html'}")
     for line in lines:
@@ -197,6 +219,7 @@ def trials(
     study: StudyConfig,
     results: Sequence[TrialResult],
     winner: TrialResult | None,
+    comparison: Comparison,
     columns: Sequence[str],
     number: str = "{}",
     gap: str = "",
@@ -207,17 +230,28 @@ def trials(
         study: the study.
         results: the results, in the order of the rows.
         winner: the winner.
+        comparison: the configurations, compared with the best one.
         columns: which columns of :func:`table_header` to show.
         number: the form of a trial's number, such as a link.
         gap: what to put at the end of each cell.
     """
     left = {*study.grid, "state"}
     lines = []
-    for _, won, row in table_rows(study, results, winner):
+    for _, won, row in table_rows(study, results, winner, comparison):
         cells = {name: escape(row[name]) for name in columns}
         cells["trial"] = number.replace("{}", cells["trial"])
         lines.append([f"**{cell}**" if won and cell else cell for cell in cells.values()])
     return _table({escape(n): "---" if n in left else "---:" for n in columns}, lines, gap)
+
+
+def classes(matrix: NDArray[np.int64], names: Sequence[str]) -> str:
+    """A table of how well each class is recognised."""
+    rows = [
+        [escape(name), f"{images:,}", *map(words.decimals, shares)]
+        for name, images, *shares in recognition(matrix, names)
+    ]
+    columns = ("class", "images", "precision", "recall", "F1")
+    return _table({name: "---" if name == "class" else "---:" for name in columns}, rows, "")
 
 
 def _table(columns: Mapping[str, str], rows: Sequence[Sequence[str]], gap: str) -> str:
@@ -236,7 +270,8 @@ def caption(name: str, study: StudyConfig) -> str:
         "samples": "The first training images of each class.",
         "curves": f"Loss and accuracy of every trial: training {forms.format(held_out(study))}. "
         f"Training is measured while the epoch trains.{note}",
-        "heatmap": f"The grid, coloured by {metric_name(study)}; the winner is framed.{note}",
+        "heatmap": f"The grid: {metric_name(study)}, coloured by how far it is behind the best, in "
+        f"standard errors of the difference; the winner is framed.{note}",
         "confusion": "The winner on the test set: a row is a true class, a column a predicted "
         f"one. Percentages are of the row.{note}",
         "confused pairs": f"The winner's most frequent mistakes on the test set.{note}",
@@ -248,6 +283,8 @@ def table_header(study: StudyConfig) -> list[str]:
     """The columns of the results table: trial, axes of the grid, metrics, time and state."""
     unknown = METRICS[2:4] if study.validation_is_test else ()
     metrics = [name for name in METRICS if name not in unknown]
+    if study.metric == "validation_accuracy":
+        metrics.insert(metrics.index(metric_name(study)) + 1, INTERVAL)
     return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
 
 
@@ -265,23 +302,31 @@ def exact(result: TrialResult) -> dict[str, float]:
     return {**dict(zip(METRICS, known, strict=True)), "time": result.seconds}
 
 
-def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
+def table_row(
+    study: StudyConfig, result: TrialResult, won: bool, comparison: Comparison
+) -> list[str]:
     """A row of the results table.
 
     Args:
         study: the study.
         result: the trial's result.
         won: whether the trial is the winner.
+        comparison: the configurations, compared with the best one.
 
     Returns:
         The cells in the order of :func:`table_header`, not escaped.
     """
-    state = "winner" if won else "complete"
+    standing = comparison.of[result.number]
+    other = "winner, other seed" if standing is comparison.standings[0] else "complete"
+    state = "winner" if won else "tied" if standing.tied else other
+    score = scores.score(study, result)
+    known = math.isfinite(score) and study.metric == "validation_accuracy" and comparison.images
     if result.state != "COMPLETE":
         state = f"failed: {result.reason}" if result.reason else "failed"
     cells = {
         **{name: words.decimals(value) for name, value in exact(result).items()},
         **{key: one_line(result.point.get(key, "-")) for key in study.grid},
+        INTERVAL: words.interval(wilson(score, comparison.images)) if known else "-",
         "trial": str(result.number),
         "epochs": str(len(result.history)),
         "time": words.duration(result.seconds),
@@ -291,10 +336,13 @@ def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
 
 
 def table_rows(
-    study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    winner: TrialResult | None,
+    comparison: Comparison,
 ) -> Iterator[tuple[TrialResult, bool, dict[str, str]]]:
     """Each result, whether it won, and its row: column -> text that is not escaped."""
     header = table_header(study)
     for result in results:
         won = winner is not None and result.number == winner.number
-        yield result, won, dict(zip(header, table_row(study, result, won), strict=True))
+        yield result, won, dict(zip(header, table_row(study, result, won, comparison), strict=True))

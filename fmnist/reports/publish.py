@@ -90,7 +90,7 @@ def publish(
     shown = {
         "samples": figures.samples(*findings.dataset.train, classes, folder / "samples.png"),
         "curves": figures.curves(findings.results, config, folder / "curves.png"),
-        "heatmap": figures.heatmap(findings.results, config, folder / "heatmap.png"),
+        "heatmap": figures.heatmap(findings.comparison, config, folder / "heatmap.png"),
     }
     if (best := findings.winner) is not None:
         model = findings.config.trial(best.point).model
@@ -136,6 +136,10 @@ def _write_best(
         "test_accuracy": best.test_accuracy,
         "classes": list(findings.classes),
     }
+    standing = findings.comparison.of[best.number]
+    if len(standing.trials) > 1:
+        about["seeds"] = [result.point["seed"] for result in standing.complete]
+        about[f"mean_{config.metric}"] = standing.score
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
     return [path, described]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist.config.results import TrialResult, Value
+from fmnist.config.results import TrialResult, Value, by_configuration, rank, representative
 from fmnist.config.study import StudyConfig
 
 
@@ -23,30 +23,30 @@ def scores(study: StudyConfig, results: Sequence[TrialResult]) -> list[float]:
     return [s for result in results if math.isfinite(s := score(study, result))]
 
 
-def goodness(study: StudyConfig, value: float, known: Sequence[float]) -> float:
-    """Where a score lies between the worst of the known ones, 0, and the best, 1."""
-    low, high = min(known), max(known)
-    if low == high:
-        return 1.0
-    place = (value - low) / (high - low)
-    return place if study.direction == "maximize" else 1 - place
-
-
 def ranked(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Sort the trials: the best first, failed ones last, equals by number."""
-    sign = -1.0 if study.direction == "maximize" else 1.0
+    """Sort the trials: the best configuration first, failed ones last.
 
-    def rank(result: TrialResult) -> tuple[float, int]:
-        value = score(study, result)
-        return (sign * value if math.isfinite(value) else math.inf), result.number
+    Of each configuration the trial that stands for it is first, then the best seed. So the winner
+    is the first of all, though another trial may have had a luckier seed.
+    """
+    metric, ordered = study.metric, list[TrialResult]()
+    for trials in sorted(by_configuration(results), key=lambda trials: rank(trials, metric)):
+        first = representative(trials, metric)
+        ordered += sorted(trials, key=lambda r: (r is not first, rank([r], metric)))
+    return sorted(ordered, key=lambda result: result.state != "COMPLETE")
 
-    return sorted(results, key=rank)
+
+def place(study: StudyConfig, result: TrialResult) -> int:
+    """The place of a trial among the points of the grid, from 0."""
+    place = 0
+    for key, values in study.grid.items():
+        place = place * len(values) + list(values).index(result.point[key])
+    return place
 
 
 def in_grid_order(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Sort the trials as the grid lists its points; Optuna asks for them in a random order."""
-    grid = {key: list(values) for key, values in study.grid.items()}
-    return sorted(results, key=lambda r: [grid[key].index(r.point[key]) for key in grid])
+    """Sort the trials as the grid lists its points."""
+    return sorted(results, key=lambda result: place(study, result))
 
 
 def grouped(
@@ -71,10 +71,11 @@ def grouped(
 
 
 def map_axes(study: StudyConfig) -> list[str]:
-    """The axes of several values: rows and columns of a heat map, then those it averages over."""
-    used = [key for key, values in study.grid.items() if len(values) > 1]
-    # The seed is an axis of the map only when fewer than two others vary.
-    used.sort(key=lambda key: key == "seed")
+    """The axes of several values but the seed: rows and columns of a heat map, then the others.
+
+    A cell is the mean over the seeds of the best configuration that it stands for.
+    """
+    used = [key for key, values in study.grid.items() if len(values) > 1 and key != "seed"]
     # The longer axis is horizontal, as screens are wide.
     return sorted(used[:2], key=lambda key: len(study.grid[key])) + used[2:]
 
@@ -113,16 +114,20 @@ def epoch_limits(results: Sequence[TrialResult]) -> tuple[float, float]:
     return 1 - margin, last + margin
 
 
-def limits(results: Sequence[TrialResult], kind: str) -> tuple[float, float]:
+def limits(
+    results: Sequence[TrialResult], kind: str, others: Sequence[TrialResult] = ()
+) -> tuple[float, float]:
     """The range of the y axis: that of the complete trials, so that one that diverges is cut off.
 
     Args:
-        results: the trials.
+        results: the trials that are drawn with training and held-out data.
         kind: ``"loss"`` or ``"accuracy"``.
+        others: the trials that are drawn with held-out data only.
     """
-    shown = [result for result in results if result.state == "COMPLETE"] or results
-    fields = (f"train_{kind}", f"validation_{kind}")
-    values = np.concatenate([[], *(series(r, field) for r in shown for field in fields)])
+    lines = [(r, f"{split}_{kind}") for r in results for split in ("train", "validation")]
+    lines += [(r, f"validation_{kind}") for r in others]
+    shown = [line for line in lines if line[0].state == "COMPLETE"] or lines
+    values = np.concatenate([[], *(series(*line) for line in shown)])
     values = values[np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist.config.results import TrialResult
+from fmnist.config.results import TrialResult, label
 from fmnist.config.study import StudyConfig
+from fmnist.reports.comparison import Comparison, Interval, wilson
 from fmnist.reports.confusion import most_confused
 from fmnist.reports.scores import score
 
@@ -85,24 +86,81 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def winner_sentence(study: StudyConfig, winner: TrialResult | None) -> str:
-    """Say which trial won, by which metric, and how it does on the test set.
+def interval(found: Interval) -> str:
+    """Write an interval such as ``"0.8938 to 0.9104"``; a dash when it is not known."""
+    low, high = map(decimals, found)
+    return f"{low} to {high}" if low != "-" else "-"
+
+
+def winner_sentence(
+    study: StudyConfig, winner: TrialResult | None, comparison: Comparison, tested: int
+) -> str:
+    """Say which configuration won, by which metric, and how its trial does on the test set.
 
     Args:
         study: the study.
-        winner: its winner; None when no trial is complete.
+        winner: the trial that stands for it; None when no trial is complete.
+        comparison: the configurations, compared with the best one.
+        tested: the number of test images.
     """
     if winner is None:
         return "No trial was completed, so there is no winner."
-    text = (
-        f"The winner is trial {winner.number} ({one_line(winner.label)}), with the best "
-        f"{metric_name(study)} after its last epoch, {decimals(score(study, winner))}."
-    )
+    best, metric = comparison.standings[0], metric_name(study)
+    within = "" if math.isnan(best.interval[0]) else f" (95% interval {interval(best.interval)})"
+    seeded = len(best.trials) > 1 and "seed" in winner.point
+    if seeded:
+        text = (
+            f"The winner is {one_line(label(best.point))}, with the best mean {metric} over its "
+            f"{counted(len(best.complete), 'seed')} after the last epoch, {decimals(best.score)}"
+            f"{within}. Trial {winner.number} (seed {winner.point['seed']}), the median of its "
+            f"seeds with {decimals(score(study, winner))}, stands for it."
+        )
+    else:
+        text = (
+            f"The winner is trial {winner.number} ({one_line(winner.label)}), with the best "
+            f"{metric} after its last epoch, {decimals(best.score)}{within}."
+        )
     if study.validation_is_test:
         return f"{text} The test set itself chose it, so this figure is optimistic."
+    accuracy, whose = winner.test_accuracy, "that trial's" if seeded else "its"
+    known = math.isfinite(accuracy) and tested
+    within = f" (95% interval {interval(wilson(accuracy, tested))})" if known else ""
     return (
-        f"{text} On the test set, which had no part in the choice, its accuracy is "
-        f"{decimals(winner.test_accuracy)} and its loss {decimals(winner.test_loss)}."
+        f"{text} On the test set, which had no part in the choice, {whose} accuracy is "
+        f"{decimals(accuracy)}{within} and its loss {decimals(winner.test_loss)}."
+    )
+
+
+def noise_sentence(study: StudyConfig, comparison: Comparison) -> str:
+    """Say which configurations cannot be told apart from the winner; empty for one alone."""
+    others = len(comparison.standings) - 1
+    if others < 1 or not comparison.seeds:
+        return ""
+    metric, seeds = metric_name(study), comparison.seeds
+    if not comparison.known:
+        return (
+            "Each configuration was trained with one seed, which says nothing about the noise of a "
+            "loss: make seed an axis of the grid to see which differences are more than noise."
+        )
+    tied = sum(standing.tied for standing in comparison.standings)
+    if seeds > 1:
+        basis = (
+            f"compared seed by seed over {seeds} seeds, on the same {comparison.images:,} images"
+        )
+        advice = " More seeds would tell more apart." if tied else ""
+    else:
+        basis = f"by {counted(comparison.images, 'image')}"
+        advice = (
+            " How much another seed would change them is not known: make seed an axis of the grid "
+            "to measure that."
+        )
+    if not tied:
+        which = "the other configuration" if others == 1 else f"each of the other {others:,}"
+        return f"It is better than {which} with 95% confidence, {basis}.{advice}"
+    many = f"{tied:,} of the other {others:,} configurations" if others > 1 else "The other one"
+    return (
+        f"{many} cannot be told apart from it ({basis}; marked as tied): with 95% confidence the "
+        f"configuration that is truly best in {metric} is among these and the winner.{advice}"
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.reports import figures
+from fmnist.reports.comparison import compare
 from fmnist.reports.canvas import sheet
 from fmnist.reports.confusion import confusion_matrix, most_confused
 from fmnist.reports.words import TEST_WAS_SEEN
@@ -75,7 +76,7 @@ def test_curves_and_heatmap_of_every_grid(grid, tmp_path):
     rc = dict(mpl.rcParams)
     results = results_of(study, fail=range(1, study.size, 5))
     check_png(figures.curves(results, study, tmp_path / "curves.png"), 1210, 550)
-    path = figures.heatmap(results, study, tmp_path / "heatmap.png")
+    path = figures.heatmap(compare(study, results, 5000), study, tmp_path / "heatmap.png")
     with Image.open(path) as picture:
         check_png(path, *picture.size)
         assert 700 <= picture.width <= 1430
@@ -87,7 +88,8 @@ def test_figures_without_a_winner(fail, tmp_path):
     study = StudyConfig(epochs=2)
     results = results_of(study, fail)[: len(fail)]
     check_png(figures.curves(results, study, tmp_path / "curves.png"), 1210, 550)
-    check_png(figures.heatmap(results, study, tmp_path / "heatmap.png"), 704, 352)
+    comparison = compare(study, results, 5000)
+    check_png(figures.heatmap(comparison, study, tmp_path / "heatmap.png"), 704, 352)
 
 
 def test_pictures_of_images(pictures, tmp_path):
@@ -124,7 +126,7 @@ def test_holdout_0_is_marked_on_every_figure(pictures, tmp_path, monkeypatch):
         notes.clear()
         few = [images[:60] for images in pictures]
         figures.curves(results, study, tmp_path / "a.png")
-        figures.heatmap(results, study, tmp_path / "b.png")
+        figures.heatmap(compare(study, results, 5000), study, tmp_path / "b.png")
         figures.confusion(np.eye(10, dtype=int), CLASS_NAMES, tmp_path / "c.png", "Test", study)
         figures.confused_pairs(*few, CLASS_NAMES, tmp_path / "d.png", study)
         assert notes == [(mark,)] * 4

@@ -18,6 +18,7 @@ from fmnist.config.results import EpochMetrics
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
 from fmnist.reports import figures
+from fmnist.reports.comparison import compare
 from fmnist.reports.confusion import confusion_matrix
 from fmnist.reports.dashboard.notes import TimePlot
 from fmnist.reports.findings import Outputs
@@ -80,7 +81,8 @@ def test_the_figures_of_little_are_not_empty(case, tmp_path):
     with Image.open(figures.curves(results, study, tmp_path / "curves.png")) as picture:
         for kind, box in PANELS.items():
             assert ink(picture, box) > 40, kind
-    with Image.open(figures.heatmap(results, study, tmp_path / "heatmap.png")) as picture:
+    comparison = compare(study, results, 5000)
+    with Image.open(figures.heatmap(comparison, study, tmp_path / "heatmap.png")) as picture:
         assert ink(picture, (0, 40, *picture.size)) > 200
 
 
@@ -155,7 +157,8 @@ def test_the_page_of_little_shows_curves_or_says_why_not(case, tmp_path):
         assert bool(paths) == known
         for attributes, drawn in paths:
             assert ("l" in drawn) != ("dot" in attributes)
-    assert ("worst, " in text) == (results[0].state == "COMPLETE" and len(study.grid) == 2)
+    mapped = len([key for key in study.grid if key != "seed"]) == 2
+    assert ("standard errors behind" in text) == (results[0].state == "COMPLETE" and mapped)
 
 
 def test_the_plot_over_time_says_that_no_trial_was_completed(case):

@@ -18,6 +18,7 @@ from rich.console import Console
 from fmnist.config.results import EpochMetrics, TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, words
+from fmnist.reports.comparison import compare
 from fmnist.reports.findings import Outputs
 from fmnist.reports.terminal import LiveProgress, PlainProgress, make_progress, spark
 from fmnist.reports.words import TEST_WAS_SEEN, duration
@@ -63,7 +64,8 @@ def test_report_says_everything(tmp_path):
 
 def test_report_is_a_table_with_every_trial(tmp_path):
     html = MarkdownIt("commonmark").enable("table").render(written(tmp_path))
-    rows = re.findall(r"<tr>(.*?)</tr>", html.split("Results")[1], re.DOTALL)
+    results = html.split("Results")[1].split("What is confused")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", results, re.DOTALL)
     assert len(rows) == 1 + STUDY.size
     assert len({row.count("</t") for row in rows}) == 1
 
@@ -74,7 +76,7 @@ def test_holdout_0_is_marked(tmp_path):
     assert text.count(TEST_WAS_SEEN) == 3  # under the title, at the table, at the curves
     assert "validation" not in text.replace("validation_accuracy", "").replace("where valid", "")
     assert "The test set itself chose it" in text
-    shown = terminal(markdown.results_table(study, results_of(study)))
+    shown = terminal(table(study))
     assert TEST_WAS_SEEN in shown
 
 
@@ -129,6 +131,11 @@ def test_passwords_are_not_shown(tmp_path):
     assert "cr@et" not in written(tmp_path, facts={"Command": f"x --storage {url}"})
 
 
+def table(study, fail=()):
+    results = results_of(study, fail)
+    return markdown.results_table(study, results, compare(study, results, 5000))
+
+
 def terminal(thing, **options):
     console = Console(file=io.StringIO(), **{"width": 80, "force_terminal": True, **options})
     console.print(thing)
@@ -136,12 +143,12 @@ def terminal(thing, **options):
 
 
 def test_results_table_marks_the_winner():
-    shown = terminal(markdown.results_table(STUDY, results_of(STUDY, fail=(1,))), color_system=None)
+    shown = terminal(table(STUDY, fail=(1,)), color_system=None)
     rows = [line.split() for line in shown.splitlines() if line.strip()[:1].isdigit()]
-    assert [row[0] for row in rows] == list("012345")
-    assert [row[-1] for row in rows] == ["done", "failed", "done", "done", "done", "winner"]
-    assert "0.001" in rows[5]
-    narrow = terminal(markdown.results_table(STUDY, results_of(STUDY)), width=60)
+    assert [row[0] for row in rows] == list("543201")
+    assert [row[-1] for row in rows] == ["winner", "tied", "tied", "tied", "tied", "failed"]
+    assert "0.001" in rows[0]
+    narrow = terminal(table(STUDY), width=60)
     assert max(len(COLOUR.sub("", line)) for line in narrow.splitlines()) <= 60
 
 
@@ -156,7 +163,8 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
         f"tensorboard --logdir {tmp_path}/tensorboard",
         f"optuna-dashboard sqlite:///{tmp_path}/study.db",
     ]
-    assert lines[-4].startswith("The winner is trial 5")
+    assert lines[-5].startswith("The winner is trial 5")
+    assert lines[-4].startswith("5 of the other 5 configurations cannot be told apart from it")
 
 
 def play(progress, lanes=3):

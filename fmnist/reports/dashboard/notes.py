@@ -15,6 +15,7 @@ from typing import Any
 from fmnist.config.results import TrialResult, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, scores, words
+from fmnist.reports.colours import HUES, hues
 from fmnist.reports.findings import Findings
 from fmnist.reports.markdown import MARK as WARNING
 from fmnist.reports.markdown import escape, joined
@@ -32,7 +33,7 @@ MARK = "[//]: # (fmnist writes what is below this line, and keeps what is above 
 INK, FAINT, CLEAR = "#7b8994", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 HOVER = "%{y:.4f} after %{x:.1f} s"
 
-MOST_LINES = 12
+MOST_LINES = len(HUES)
 """Trials that are drawn as lines, at most; of the others the last epoch is a point."""
 
 
@@ -99,17 +100,19 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
         figures: name of a figure -> address of its artifact.
         page: the address of the study in the dashboard.
     """
-    study, number = findings.config, len(findings.results)
+    study, number, comparison = findings.config, len(findings.results), findings.comparison
+    tested = len(findings.dataset.test.labels)
     best = scores.ranked(study, findings.results)[:MOST_ROWS]
     header, link = markdown.short_header(study), f"[{{}}]({page}/trials?numbers={{}})"
     return joined(
         f"# Study {escape(study.name)}",
         protocol_note(study, WARNING),
-        escape(words.winner_sentence(study, findings.winner)),
+        escape(words.winner_sentence(study, findings.winner, comparison, tested)),
+        escape(words.noise_sentence(study, comparison)),
         "## Results",
         f"The best {MOST_ROWS} of {number} trials." if number > MOST_ROWS else "",
         # The dashboard has the other metrics on other pages.
-        markdown.trials(study, best, findings.winner, header, link, GAP),
+        markdown.trials(study, best, findings.winner, comparison, header, link, GAP),
         *(
             markdown.picture(name.replace("_", " "), address, study)
             for name, address in figures.items()
@@ -140,8 +143,10 @@ class TimePlot:
     def to_json(self) -> str:
         """The figure: ``{"data": [...], "layout": {...}}``."""
         study, best = self._study, winner(self._results, self._study.metric)
+        colours = hues(study, self._results)
         ranked = scores.ranked(study, [r for r in self._results if r.state == "COMPLETE"])
-        points = ranked[MOST_LINES:]
+        shown = [r for r in scores.in_grid_order(study, ranked) if r.number in colours]
+        points = [r for r in ranked if r.number not in colours]
         # Plotly's text may have some tags of HTML.
         others = {
             "type": "scatter",
@@ -163,11 +168,13 @@ class TimePlot:
                     for epoch, _ in enumerate(result.history, 1)
                 ],
                 "y": [_rounded(value) for value in scores.series(result, study.metric)],
-                "line": {"width": 3.5 if result is best else 1.5},
+                "line": {
+                    "width": 3.5 if result is best else 1.5,
+                    "color": HUES[colours[result.number]],
+                },
                 "hovertemplate": HOVER,
             }
-            # The legend is in the order of the numbers.
-            for result in sorted(ranked[:MOST_LINES], key=lambda r: r.number)
+            for result in shown
         ]
         data = [others, *lines] if points else lines
         layout = _layout(study)

@@ -16,9 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from fmnist.config.results import TrialResult, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import scores, words
+from fmnist.reports.colours import hues
 
-COLOURS = 10
-"""Trials with a colour of their own, at most; the lines of the others are thin and grey."""
 MOST_LINES = 1000
 MOST_POINTS = 24_000
 """Points of one metric in all lines together, at most; more would make the page slow."""
@@ -43,30 +42,29 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
     trained = [result for result in results if result.history]
     if all(scores.absence(trained, kind) for kind in ("loss", "accuracy")):
         return None
-    shown = scores.ranked(study, trained)[:MOST_LINES]
-    coloured, others = shown[:COLOURS], shown[COLOURS:]
-    if not others:
-        coloured = scores.in_grid_order(study, coloured)
+    colours, best = hues(study, results), winner(results, study.metric)
+    ranked = scores.ranked(study, trained)[:MOST_LINES]
+    coloured = [r for r in scores.in_grid_order(study, ranked) if r.number in colours]
+    others = [r for r in ranked if r.number not in colours]
     shown = [*coloured, *others]
     last = max(len(result.history) for result in shown)
     most = max(min(MOST_POINTS // len(shown), 400), 10)
     kept = np.unique(np.linspace(0, last - 1, min(last, most)).round().astype(int))
     across = scores.epoch_limits(shown)
-    up = {kind: scores.limits(shown, kind) for kind in ("loss", "accuracy")}
+    up = {kind: scores.limits(coloured, kind, others) for kind in ("loss", "accuracy")}
     drawn = [
         {
             f"{split}_{kind}": scores.series(result, f"{split}_{kind}", last)[kept]
-            for split in (("validation", "train") if index < COLOURS else ("validation",))
+            for split in (("validation", "train") if index < len(coloured) else ("validation",))
             for kind in up
         }
         for index, result in enumerate(shown)
     ]
     aside = scores.offsets(shown)
-    best = winner(results, study.metric)
     names = [words.named(result, best) for result in shown]
     worse, empty = len(trained) - len(shown), len(results) - len(trained)
     notes = {
-        f"The {COLOURS} trials with the best {words.metric_name(study)} have a colour; of the "
+        f"{words.counted(len(coloured), 'trial')} of the best configurations have a colour; of the "
         f"others only the {words.held_out(study)} line is drawn, thin and grey.": bool(others),
         f"{worse:,} trials that did less well are left out here.": worse > 0,
         f"{words.counted(empty, 'trial')} ended before the first epoch did.": empty > 0,
@@ -92,6 +90,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
             for kind, limits in up.items()
         ],
         "lines": names[: len(coloured)],
+        "hues": [colours[result.number] for result in coloured],
         "others": len(others),
         "faintness": round(scores.faintness(len(others)), 3),
         "few_epochs": last < 4,
@@ -106,6 +105,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
                 {
                     "name": name,
                     "number": result.number,
+                    "hue": colours.get(result.number),
                     **{
                         field: [None if math.isnan(v) else round(v, 4) for v in values.tolist()]
                         for field, values in line.items()

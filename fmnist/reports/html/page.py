@@ -71,6 +71,8 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
     text = TEMPLATE.render(
         study=study,
         trials=findings.results,
+        comparison=findings.comparison,
+        tested=len(findings.dataset.test.labels),
         winner=findings.winner,
         score=scores.score,
         words=words,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fmnist.config.results import TrialResult, Value
+from fmnist.config.results import TrialResult, results_csv
 from fmnist.reports import scores, words
+from fmnist.reports.comparison import SCALE, Standing
 from fmnist.reports.findings import Findings
 from fmnist.reports.html.curves import place
 from fmnist.reports.markdown import exact, table_header, table_rows
@@ -21,69 +23,75 @@ MOST_CELLS = 4000
 
 
 def results_table(findings: Findings) -> dict[str, Any]:
-    """The table of every trial.
+    """The table of every trial, the best first.
 
     Returns:
-        ``header``; ``words``, the columns that are no numbers; ``rows`` by trial number; ``cut``,
-        the number of rows left out. A row has its ``cells``; ``exact``, the numbers to sort by;
-        ``share``, the percentage of the selecting metric's range, for a bar; and ``state``.
+        ``header``; ``words``, the columns that are no numbers; ``rows``; ``cut``, the number of
+        rows left out. A row has its ``cells``; ``exact``, the numbers to sort by; ``share``, how
+        close its configuration is to the best one in percent, for a bar; and ``state``.
+        ``csv`` is results.csv in base64, and ``file`` its name.
     """
-    study, winner = findings.config, findings.winner
-    known = scores.scores(study, findings.results)
-    shown = sorted(findings.results, key=lambda r: r.number)[:MOST_ROWS]
-    if winner is not None and winner not in shown:
-        shown[-1] = winner
+    study, winner, comparison = findings.config, findings.winner, findings.comparison
+    shown = scores.ranked(study, findings.results)[:MOST_ROWS]
     rows = []
-    for result, won, cells in table_rows(study, shown, winner):
-        failed, score = result.state != "COMPLETE", scores.score(study, result)
-        better = scores.goodness(study, score, known) if math.isfinite(score) else None
+    for result, won, cells in table_rows(study, shown, winner, comparison):
+        failed, standing = result.state != "COMPLETE", comparison.of[result.number]
+        better = None if failed else comparison.closeness(standing)
         rows.append(
             {
                 "cells": cells,
                 "exact": {name: v for name, v in exact(result).items() if math.isfinite(v)},
                 "share": None if better is None else round(100 * better),
-                "state": "winner" if won else ("failed" if failed else ""),
+                "state": "winner" if won else "failed" if failed else "tied" * standing.tied,
             }
         )
     cut = len(findings.results) - len(shown)
     texts = [*study.grid, "state"]
-    return {"header": table_header(study), "words": texts, "rows": rows, "cut": cut}
+    table = results_csv(findings.results, list(study.grid)).encode("utf-8", "replace")
+    return {
+        "header": table_header(study),
+        "words": texts,
+        "rows": rows,
+        "cut": cut,
+        "csv": base64.b64encode(table).decode("ascii"),
+        "file": f"{study.name}-results.csv",
+    }
 
 
 def heat_map(findings: Findings) -> dict[str, Any] | None:
-    """The selecting metric over two axes of the grid, as a mean over the other axes.
-
-    The seed is an axis of the map only when fewer than two other axes vary.
+    """The selecting metric over two axes of the grid but the seed, at the best of the others.
 
     Returns:
         None when fewer than two axes vary, or when the map has more than :data:`MOST_CELLS`.
     """
-    study, winner, keys = findings.config, findings.winner, scores.map_axes(findings.config)
+    study, comparison, keys = findings.config, findings.comparison, scores.map_axes(findings.config)
     if len(keys) < 2 or math.prod(len(study.grid[key]) for key in keys[:2]) > MOST_CELLS:
         return None
-    groups = scores.grouped(study, findings.results, keys[:2])
-    found = {point: scores.scores(study, trials) for point, trials in groups.items()}
-    means = {point: statistics.fmean(values) for point, values in found.items() if values}
-    known = sorted(means.values(), reverse=study.direction == "minimize")
+    groups = comparison.cells(study, keys[:2])
 
-    def cell(point: tuple[Value, ...]) -> dict[str, Any]:
-        mean, trials = means.get(point), groups[point]
+    def cell(found: Sequence[Standing]) -> dict[str, Any]:
+        known = bool(found) and not math.isnan(found[0].score)
         return {
-            "mean": mean,
-            "share": None if mean is None else round(100 * scores.goodness(study, mean, known)),
-            "failed": sum(result.state != "COMPLETE" for result in trials),
-            "won": winner in trials,
+            "score": found[0].score if known else None,
+            "share": round(100 * comparison.closeness(found[0])) if known else None,
+            "failed": sum(len(standing.trials) - len(standing.complete) for standing in found),
+            "tied": known and found[0].tied,
+            "won": known and found[0] is comparison.standings[0],
         }
 
     rows, columns = (study.grid[key] for key in keys[:2])
+    found = [s.score for s in comparison.standings if not math.isnan(s.score)]
     return {
         "row_key": keys[0],
         "column_key": keys[1],
         "columns": columns,
-        "rows": [(row, [cell((row, column)) for column in columns]) for row in rows],
-        "averaged": keys[2:],
-        "worst": known[0] if known else None,
-        "best": known[-1] if known else None,
+        "rows": [(row, [cell(groups[row, column]) for column in columns]) for row in rows],
+        "seeds": len(study.grid.get("seed", ())) > 1,
+        "others": keys[2:],
+        "worst": found[-1] if found and not comparison.known else None,
+        "best": found[0] if found else None,
+        "behind": SCALE,
+        "critical": comparison.critical if comparison.known and len(found) > 1 else None,
     }
 
 
@@ -93,40 +101,39 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
     Returns:
         None when the grid has fewer than two seeds.
     """
-    study = findings.config
+    study, comparison = findings.config, findings.comparison
     if len(study.grid.get("seed", ())) < 2:
         return None
     keys = [key for key in study.grid if key != "seed"]
-    groups = scores.grouped(study, findings.results, keys)
-    found = {point: scores.scores(study, trials) for point, trials in groups.items() if trials}
-    everything = [score for values in found.values() for score in values] or [0.0, 1.0]
+    everything = scores.scores(study, findings.results) or [0.0, 1.0]
     low, high = min(everything), max(everything)
     margin = 0.06 * (high - low) or 0.01
-    sign = -1 if study.direction == "maximize" else 1
-    means = {point: _spread(values)[0] for point, values in found.items()}
-    best = sorted(found, key=lambda point: np.nan_to_num(sign * means[point], nan=math.inf))
     # Without a validation set the metric is that of the test set already.
     tested = words.metric_name(study) != "test accuracy"
     rows = []
-    for point in best[:MOST_ROWS]:
-        complete = [r for r in groups[point] if r.state == "COMPLETE"]
-        values = [found[point]]
+    for standing in comparison.standings[:MOST_ROWS]:
+        found = scores.scores(study, standing.complete)
+        values = [found]
         if tested:
-            values.append([r.test_accuracy for r in complete if math.isfinite(r.test_accuracy)])
+            accuracies = [r.test_accuracy for r in standing.complete]
+            values.append([value for value in accuracies if math.isfinite(value)])
+        first = standing is comparison.standings[0]
         rows.append(
             {
-                "point": point,
+                "point": [standing.point[key] for key in keys],
                 "numbers": [number for each in values for number in _spread(each)],
-                "n": len(complete),
-                "failed": len(groups[point]) - len(complete),
-                "strip": _strip(found[point], (low - margin, high + margin)),
+                "interval": words.interval(standing.interval),
+                "n": len(standing.complete),
+                "failed": len(standing.trials) - len(standing.complete),
+                "strip": _strip(found, (low - margin, high + margin)),
+                "state": ("winner" if first else "tied" if standing.tied else "") if found else "",
             }
         )
     return {
         "axes": keys,
         "metrics": [words.metric_name(study), *(["test accuracy"] if tested else [])],
         "rows": rows,
-        "cut": len(found) - len(rows),
+        "cut": len(comparison.standings) - len(rows),
         "low": low,
         "high": high,
         "n": len(study.grid["seed"]),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fmnist.reports import words
-from fmnist.reports.confusion import integers, most_confused
+from fmnist.reports.confusion import integers, most_confused, recognition
 from fmnist.reports.findings import Findings
 from fmnist.reports.html.curves import ticks
 
@@ -82,10 +82,10 @@ def calibration_sentence(found: Calibration) -> str:
 
 
 def winner_parts(findings: Findings) -> dict[str, Any]:
-    """What the template shows of the winner: ``confusion``, ``pairs`` and ``calibration``.
+    """What the template shows of the winner on the test set.
 
     Returns:
-        The parts by name; none without a winner, its outputs or any test image.
+        ``confusion``, ``recognition``, ``pairs`` and ``calibration``, among others, by name; none without a winner, its outputs or any test image.
 
     Raises:
         ValueError: The winner's outputs and the test set differ in their number of examples.
@@ -117,6 +117,7 @@ def winner_parts(findings: Findings) -> dict[str, Any]:
         "sentences": words.confusion_sentences(matrix, classes),
         "classes": classes,
         "confusion": zip(classes, matrix.tolist(), shares.tolist(), totals.flat, strict=True),
+        "recognition": recognition(matrix, classes),
         "pairs": pairs,
         "calibration": {
             "sentence": calibration_sentence(found),

@@ -65,7 +65,11 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
         [names[labels[i]], names[predicted[i]], "yes" if labels[i] == predicted[i] else "no", i]
         for i in chosen.tolist()
     ]
-    said = (words.winner_sentence(study, findings.winner), words.protocol_sentences(study))
+    said = (
+        words.winner_sentence(study, findings.winner, findings.comparison, len(test.labels)),
+        words.noise_sentence(study, findings.comparison),
+        words.protocol_sentences(study),
+    )
     root = out / "tensorboard"
     root.mkdir(exist_ok=True)
     # Written below the root, a run that is not finished would show in TensorBoard.
@@ -79,7 +83,7 @@ def write_winner(out: Path, findings: Findings, network: torch.nn.Module) -> Pat
         }
         # purge_step makes a TensorBoard that is open drop what it has read of the old run.
         with _quiet_writer(), closing(SummaryWriter(scratch / "run", purge_step=0)) as writer:
-            writer.add_text("winner", "\n\n".join(escape(text) for text in said), 0)
+            writer.add_text("winner", "\n\n".join(escape(text) for text in said if text), 0)
             for tag, path in pictures.items():
                 with Image.open(path) as picture:
                     pixels = np.asarray(picture.convert("RGB"))

@@ -7,7 +7,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const value = (row, column) => row.cells[column].dataset.v ?? row.cells[column].textContent;
   const sort = (column) => {
     const head = heads[column];
-    const up = head.getAttribute("aria-sort") !== "ascending";
+    // The first click puts the best on top: of accuracies and rates the highest.
+    const [first, second] = head.dataset.first === "high" ? ["descending", "ascending"] : ["ascending", "descending"];
+    const up = (head.getAttribute("aria-sort") === first ? second : first) === "ascending";
     const rows = [...body.rows].map((row) => [value(row, column), row]);
     const missing = (text) => text === "nan" || text === "-" || text === "";
     const numeric = rows.every(([text]) => missing(text) || Number.isFinite(Number(text)));
@@ -84,7 +86,7 @@ if (source) {
       const row = body.insertRow();
       row.className = i === hot ? "hot" : "";
       const swatch = document.createElement("i");
-      swatch.style.setProperty("--hue", i < coloured ? `var(--c${i})` : "var(--thin)");
+      swatch.style.setProperty("--hue", i < coloured ? `var(--c${trial.hue})` : "var(--thin)");
       cell(row, "td", long ? `trial ${trial.number}` : trial.name).prepend(swatch);
       cell(row, "td", digits(trial[held][step]));
       cell(row, "td", digits(trial[`train_${kind}`]?.[step]));
