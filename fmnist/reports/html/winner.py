@@ -85,7 +85,8 @@ def winner_parts(findings: Findings) -> dict[str, Any]:
     """What the template shows of the winner on the test set.
 
     Returns:
-        ``confusion``, ``recognition``, ``pairs`` and ``calibration``, among others, by name; none without a winner, its outputs or any test image.
+        ``confusion``, ``recognition``, ``pairs``, ``calibration`` and others by name; none without
+        a winner, its outputs or any test image.
 
     Raises:
         ValueError: The winner's outputs and the test set differ in their number of examples.
