@@ -37,8 +37,8 @@ MARK = "> **{}.**"
 METRICS = tuple(map(" ".join, product(("training", "validation", "test"), ("loss", "accuracy"))))
 """The columns of metrics in the table of results."""
 
-INTERVAL = "95% interval"
-"""The column beside a selecting accuracy: that of the number of images."""
+INTERVAL = "± 95%"
+"""The column beside a selecting accuracy: half its 95 % interval, by the number of images."""
 
 TEST_IMAGES = int(FASHION_MNIST["test images"])
 
@@ -317,7 +317,7 @@ def table_row(
         The cells in the order of :func:`table_header`, not escaped.
     """
     standing = comparison.of[result.number]
-    other = "winner, other seed" if standing is comparison.standings[0] else "complete"
+    other = "winner's seed" if standing is comparison.standings[0] else "complete"
     state = "winner" if won else "tied" if standing.tied else other
     score = scores.score(study, result)
     known = math.isfinite(score) and study.metric == "validation_accuracy" and comparison.images
@@ -326,7 +326,7 @@ def table_row(
     cells = {
         **{name: words.decimals(value) for name, value in exact(result).items()},
         **{key: one_line(result.point.get(key, "-")) for key in study.grid},
-        INTERVAL: words.interval(wilson(score, comparison.images)) if known else "-",
+        INTERVAL: words.margin(wilson(score, comparison.images)) if known else "-",
         "trial": str(result.number),
         "epochs": str(len(result.history)),
         "time": words.duration(result.seconds),

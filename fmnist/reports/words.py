@@ -92,6 +92,11 @@ def interval(found: Interval) -> str:
     return f"{low} to {high}" if low != "-" else "-"
 
 
+def margin(found: Interval) -> str:
+    """Write half the width of an interval, such as ``"0.0083"``."""
+    return decimals((found[1] - found[0]) / 2)
+
+
 def winner_sentence(
     study: StudyConfig, winner: TrialResult | None, comparison: Comparison, tested: int
 ) -> str:

@@ -16,8 +16,8 @@ from PIL import Image
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.reports import figures
-from fmnist.reports.comparison import compare
 from fmnist.reports.canvas import sheet
+from fmnist.reports.comparison import compare
 from fmnist.reports.confusion import confusion_matrix, most_confused
 from fmnist.reports.words import TEST_WAS_SEEN
 

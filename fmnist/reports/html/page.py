@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fmnist.reports import scores, words
+from fmnist.reports import words
 from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
@@ -74,7 +74,6 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         comparison=findings.comparison,
         tested=len(findings.dataset.test.labels),
         winner=findings.winner,
-        score=scores.score,
         words=words,
         caption=caption,
         results=tables.results_table(findings),
