@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -110,6 +111,23 @@ def test_failed_trial_is_not_in_the_ensemble(broken):
     (broken / "results.csv").write_text("\n".join(table))
     models.model_path(broken, 1).unlink()
     assert [trial.number for trial in trained.complete_models(broken)] == [0, 2, 3]
+
+
+def test_the_ensemble_of_a_study_with_seeds_is_the_winners_seeds(broken):
+    assert len(trained.ensemble(broken)) == 4
+    study = (broken / "study.toml").read_text()
+    (broken / "study.toml").write_text(
+        study.replace('precision = ["float32", "bfloat16"]', "seed = [3, 4]")
+    )
+    lines = (broken / "results.csv").read_text().splitlines()
+    lines[0] = lines[0].replace("precision", "seed")
+    seeds = {"float32": "3", "bfloat16": "4"}
+    lines[1:] = [re.sub("float32|bfloat16", lambda m: seeds[m[0]], line) for line in lines[1:]]
+    (broken / "results.csv").write_text("\n".join(lines))
+    members = trained.ensemble(broken)
+    assert {trial.point["seed"] for trial in members} == {3, 4}
+    assert len({trial.point["learning_rate"] for trial in members}) == 1
+    assert trained.best_model(broken).number in [trial.number for trial in members]
 
 
 def test_config_json_without_precision_means_float32(broken):

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmnist.config.results import EpochMetrics, TrialResult, winner
+from fmnist.config.results import EpochMetrics, TrialResult, results_csv, winner
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
 from fmnist.reports import markdown, scores, words
@@ -118,6 +118,8 @@ def test_the_numbers_are_those_of_the_results(tmp_path):
     assert words.noise_sentence(STUDY, comparison) in text
     assert words.protocol_sentences(STUDY) in text
     assert STUDY.to_toml().rstrip() in "".join(outline.text)
+    (table,) = re.findall(r'download="views-results.csv" href="data:text/csv[^,]*,([^"]*)"', page)
+    assert base64.b64decode(table).decode() == results_csv(results, [*STUDY.grid])
     assert "python -m fmnist.study" in text
     assert "Commit" not in text
     assert "failed: the loss was | NaN" in text
