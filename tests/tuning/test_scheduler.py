@@ -145,13 +145,17 @@ def test_trials_wait_until_their_group_begins(storage):
     assert sorted(began) == [1, 2, 3, 5, 6, 7]
 
 
+def disturbed(storage, act):
+    """Run while another program acts on the study before Optuna has the result of a trial."""
+    for event in scheduler.run(open_study(CONFIG, storage), CONFIG, SPLITS, max_lanes=None):
+        if isinstance(event, scheduler.TrialFinished):
+            act(open_study(CONFIG, storage))
+
+
 def test_trial_that_another_program_ended_is_trained_anew_by_the_same_command(storage):
-    study = open_study(CONFIG, storage)
+    # A worker of Optuna takes what waits.
     with pytest.raises(UserError, match="another program has ended trial 1 "):
-        for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=None):
-            if isinstance(event, scheduler.TrialFinished):
-                # As a worker of Optuna does, which takes what waits.
-                open_study(CONFIG, storage).optimize(lambda trial: 0.99, 1)
+        disturbed(storage, lambda study: study.optimize(lambda trial: 0.99, 1))
     finish(open_study(CONFIG, storage))
     results = grid.results(study, CONFIG)
     assert [dict(r.point) for r in results] == [*map(dict, CONFIG.points())]
@@ -159,11 +163,8 @@ def test_trial_that_another_program_ended_is_trained_anew_by_the_same_command(st
 
 
 def test_running_trial_that_another_program_ended_is_an_error_of_one_line(storage):
-    study = open_study(CONFIG, storage)
     with pytest.raises(UserError, match="another program has ended trial 0 "):
-        for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=None):
-            if isinstance(event, scheduler.TrialFinished):
-                open_study(CONFIG, storage).tell(0, 0.5)
+        disturbed(storage, lambda study: study.tell(0, 0.5))
     finish(open_study(CONFIG, storage))
     assert [r.number for r in grid.results(study, CONFIG)] == [8, 1, 2, 3, 4, 5, 6, 7]
 
