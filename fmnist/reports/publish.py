@@ -20,9 +20,9 @@ from fmnist.reports import figures, markdown
 from fmnist.reports.dashboard import mirror as dashboard
 from fmnist.reports.findings import Findings, Outputs
 from fmnist.reports.html import page as html
-from fmnist.reports.tensorboard import mirror as tensorboard
 from fmnist.reports.tensorboard import winner as winner_board
-from fmnist.rundir import files, manifest, models
+from fmnist.reports.tensorboard.runs import mark
+from fmnist.rundir import files, models
 from fmnist.utils.phases import Phases
 
 EVAL_BATCH = 1000
@@ -80,7 +80,6 @@ def publish(
         CheckpointError: The winner's parameter file cannot be read as a model.
     """
     began = time.perf_counter()
-    damaged = manifest.damaged_files(out)  # before anything is written
     results_file, history_file = out / "results.csv", out / "history.csv"
     files.write_text(results_file, results_csv(findings.results, list(findings.config.grid)))
     files.write_text(history_file, history_csv(findings.results))
@@ -109,14 +108,14 @@ def publish(
         run = winner_board.write_winner(out, findings, _module(params, state, model))
         made += [path for path in run.rglob("*") if path.is_file()]
     if study is not None:
-        made += dashboard.publish(out, findings, study, damaged)
+        made += dashboard.publish(out, findings, study)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
     made.append(html.write_html(out, findings, spent.seconds))
     links = {name: str(path.relative_to(out)) for name, path in shown.items()}
     made.append(markdown.write_report(out, findings, links))
     board = out / "tensorboard"
-    runs = [board, *(board / tensorboard.run_name(r.point) for r in findings.results)]
+    runs = [board, *mark(board, config, findings.results, findings.winner)]
     return [*made, *shown.values(), *(path for run in runs for path in run.glob("*tfevents*"))]
 
 

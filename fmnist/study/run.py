@@ -81,7 +81,7 @@ def run_study(
         progress: shows the progress; by default nothing is shown.
 
     Returns:
-        The results of all grid points, by trial number.
+        The results of all points, in the order of the grid.
 
     Raises:
         UserError: The study, the data, the storage or the folder cannot be used.
@@ -117,7 +117,7 @@ def run_study(
             dataset = dataset or fashion_mnist.load(data)
         facts = _mapping(study, FACTS, str)
         if trains or facts is None:  # without training, the facts of the last one are kept
-            facts = provenance.facts(command, target, 0.0, dataset.source)
+            facts = provenance.facts(command, target, None, dataset.source)
             study.set_user_attr(FACTS, facts)
         with TensorBoardMirror(folder.tensorboard, config) as mirror:
             for result in done:
@@ -128,9 +128,7 @@ def run_study(
                 progress.message(f"device {target}")
                 examples = splits(config, dataset, target)
                 images = len(examples.training.labels)
-                board = DashboardMirror(
-                    study, config, out, provenance=facts, done=done, images=images
-                )
+                board = DashboardMirror(study, config, provenance=facts, done=done, images=images)
                 events = scheduler.run(
                     study,
                     config,
@@ -174,7 +172,8 @@ def _finish(
     with phases("drawing the views"):
         from fmnist.reports import publish  # seaborn, which training need not wait for
 
-        about = {**facts, "Wall time": f"{phases.seconds.get(TRAINING, 0.0):.0f} s"}
+        about = {**facts, **provenance.wall_time(phases.seconds.get(TRAINING, 0.0))}
+        study.set_user_attr(FACTS, about)
         lost = folder.lost
         findings = Findings(
             config, results, dataset, about, storage, sums=sums, lost=lost, classes=dataset.classes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import optuna
@@ -14,6 +15,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
@@ -63,10 +65,11 @@ def suggest(handle: optuna.Trial, axes: Mapping[str, Sequence[Value]]) -> dict[s
 
 
 def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = False) -> list[Trial]:
-    """Return the trials to train, by number: interrupted ones and the rest of the grid.
+    """Return the trials to train, by number. They wait until :func:`begin`.
 
-    No other process works on the study, so a RUNNING trial was interrupted. It keeps its number.
-    Trials are not asked of Optuna, which would take those that others enqueued.
+    In a new study the trials have the order of the grid: trial k is point k. No other process works
+    on the study, so a RUNNING trial was interrupted. It keeps its number. Trials are not asked of
+    Optuna, which would take those that others enqueued.
 
     Args:
         study: the study.
@@ -77,37 +80,95 @@ def pending(study: optuna.Study, config: StudyConfig, *, retry_failed: bool = Fa
         UserError: Trials of another origin make Optuna refuse an axis.
     """
     last = {trial.system_attrs["grid_id"]: trial for trial in ours(study, config)}
-    missing = sorted(set(range(config.size)) - last.keys())
-    again = [grid_id for grid_id, trial in last.items() if trial.state == TrialState.FAIL]
-    number = len(study.get_trials(deepcopy=False))
-    for grid_id in again if retry_failed else []:
-        _add(study, config, grid_id)
-        number += 1
-    while missing:  # as GridSampler does: the point of the trial's number, if it is missing
-        _add(study, config, missing.pop(missing.index(number) if number in missing else 0))
-        number += 1
+    for grid_id, point in _points(study, config).items():
+        known = last.get(grid_id)
+        if known is None or (retry_failed and known.state == TrialState.FAIL):
+            _add(study, config, grid_id, point)
     trials = []
     for trial in ours(study, config):
         if not trial.state.is_finished():
-            if trial.state == TrialState.WAITING:
-                study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
             handle = optuna.Trial(study, trial._trial_id)
-            try:
+            with _scales_of_others(config):  # an earlier version added trials without a point
                 point = suggest(handle, config.grid)
-            except ValueError as error:
-                axes = ", ".join(config.grid)
-                raise UserError(
-                    f"trials of another origin in the storage have the axes {axes} on other "
-                    f"scales ({error}); choose another --out and name (--set name=...)"
-                ) from error
             values = trial.intermediate_values
             trials.append(Trial(handle.number, point, config.trial(point), handle, values))
+            if trial.state == TrialState.RUNNING:
+                pause(trials[-1:])
     return trials
 
 
-def _add(study: optuna.Study, config: StudyConfig, grid_id: int) -> None:
-    attrs = point_attrs(config, grid_id)
-    study.add_trial(optuna.create_trial(state=TrialState.RUNNING, system_attrs=attrs))
+def _points(study: optuna.Study, config: StudyConfig) -> dict[int, Point]:
+    """Return the points of the grid by GridSampler's id, in the order of the grid.
+
+    GridSampler numbers the points in a random order, which is the same each time.
+    """
+    axes = {key: distribution(values) for key, values in config.grid.items()}
+    ids: dict[tuple[Value, ...], int] = {}
+    for grid_id in range(config.size):
+        attrs = point_attrs(config, grid_id)
+        trial = optuna.create_trial(state=TrialState.WAITING, system_attrs=attrs)
+        point = (study.sampler.sample_independent(study, trial, *axis) for axis in axes.items())
+        ids[tuple(point)] = grid_id
+    return {ids[tuple(point.values())]: point for point in config.points()}
+
+
+def _add(study: optuna.Study, config: StudyConfig, grid_id: int, point: Point) -> None:
+    trial = optuna.create_trial(
+        state=TrialState.WAITING,
+        params=dict(point),
+        distributions={key: distribution(values) for key, values in config.grid.items()},
+        system_attrs=point_attrs(config, grid_id),
+    )
+    with _scales_of_others(config):
+        study.add_trial(trial)
+
+
+@contextlib.contextmanager
+def _scales_of_others(config: StudyConfig) -> Iterator[None]:
+    """Raise Optuna's refusal of an axis as an error of the user."""
+    try:
+        yield
+    except ValueError as error:
+        axes = ", ".join(config.grid)
+        raise UserError(
+            f"trials of another origin in the storage have the axes {axes} on other "
+            f"scales ({error}); choose another --out and name (--set name=...)"
+        ) from error
+
+
+def begin(trials: Sequence[Trial]) -> None:
+    """Tell Optuna that these trials are trained from now on: their time starts.
+
+    Raises:
+        UserError: Another program has ended a trial.
+    """
+    _set_state(trials, TrialState.RUNNING)
+
+
+def pause(trials: Sequence[Trial]) -> None:
+    """Tell Optuna that these trials wait. Optuna forgets when they started.
+
+    Raises:
+        UserError: Another program has ended a trial.
+    """
+    _set_state(trials, TrialState.WAITING)
+
+
+def _set_state(trials: Sequence[Trial], state: TrialState) -> None:
+    for trial in trials:
+        with _not_ended(trial):
+            trial.handle.storage.set_trial_state_values(trial.handle._trial_id, state)
+
+
+@contextlib.contextmanager
+def _not_ended(trial: Trial) -> Iterator[None]:
+    try:
+        yield
+    except UpdateFinishedTrialError as error:
+        raise UserError(
+            f"another program has ended trial {trial.number} in the storage; give the same "
+            "command again, which trains its configuration as a new trial"
+        ) from error
 
 
 def unfinished(study: optuna.Study, config: StudyConfig) -> bool:
@@ -130,14 +191,19 @@ def report(trial: Trial, value: float, step: int) -> None:
 
 
 def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyConfig) -> None:
-    """Store the result of a trial and finish it. A finished trial takes no more attributes."""
+    """Store the result of a trial that has begun, and finish it: it takes no more attributes.
+
+    Raises:
+        UserError: Another program has ended the trial.
+    """
     # Not a user attribute, as optuna-dashboard shows those and this one is long.
     history = [list(metrics) for metrics in result.history]
     storage, key = study._storage, trial.handle._trial_id
     # From the storage, as it may have epochs of an interrupted training that are not in `trial`.
     stored = storage.get_trial(key)
     digest = _digest(result, stored.system_attrs, stored.intermediate_values)
-    storage.set_trial_system_attr(key, HISTORY, history)
+    with _not_ended(trial):
+        storage.set_trial_system_attr(key, HISTORY, history)
     storage.set_trial_system_attr(key, CHECK, digest)
     storage.set_trial_system_attr(key, ORIGIN, origin(study, trial.number))
     trial.handle.set_user_attr("seconds", result.seconds)
@@ -171,19 +237,22 @@ def parameter_sums(study: optuna.Study, results: Iterable[TrialResult]) -> dict[
 
 
 def results(study: optuna.Study, config: StudyConfig) -> list[TrialResult]:
-    """Return the results of the finished grid points, by number. The last trial of a point counts.
+    """Return the results of the finished points, in the order of the grid.
+
+    The last trial of a point counts.
 
     Raises:
         UserError: A stored trial differs from what was written when it ended.
     """
-    by_point: dict[str, TrialResult] = {}
+    by_point: dict[tuple[Value, ...], TrialResult] = {}
     with sound():
         trials(study)
         for trial in ours(study, config):
             if trial.state.is_finished():
                 result = _result(trial, config)
-                by_point[repr(result.point)] = result
-    return sorted(by_point.values(), key=lambda result: result.number)
+                by_point[tuple(result.point.values())] = result
+    points = (tuple(point.values()) for point in config.points())
+    return [by_point[point] for point in points if point in by_point]
 
 
 def check_whole(results: Sequence[TrialResult], config: StudyConfig) -> None:

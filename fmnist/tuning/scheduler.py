@@ -107,6 +107,7 @@ def run(
     groups += [
         GroupProgress(group) for group in chunks(new, lambda trial: trial.config.static, most)
     ]
+    groups.sort(key=lambda group: group.trials[0].number)
     with checkpointer.note.removed_at_end() if checkpointer else contextlib.nullcontext():
         yield from _train_groups(
             study, config, deque(groups), splits, limit, max_lanes is None, checkpointer, stop
@@ -155,6 +156,7 @@ def _train_groups(
             histories=progress.histories,
             variant=_variant_name(configs, splits.training),
         )
+        grid.begin(progress.trials)
         halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
         waiting.extendleft(reversed(halves))
         index += not halves
@@ -208,6 +210,7 @@ def _train(
             checkpointer.forget(progress)
         return []
     memory.release()
+    grid.pause(progress.trials)
     yield LanesHalved(len(progress.trials), progress.epoch)
     halves = progress.halves()
     _replace(progress, halves, checkpointer)

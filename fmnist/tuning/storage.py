@@ -110,7 +110,7 @@ def _opened(
     return optuna.create_study(
         study_name=config.name,
         storage=PatientStorage(backend),
-        # It does not check all of the configuration: its seed only permutes the grid.
+        # The seed permutes the ids of the points, and nothing else.
         sampler=optuna.samplers.GridSampler(
             {key: list(values) for key, values in config.grid.items()}, seed=config.seed
         ),

@@ -15,18 +15,21 @@ import torch
 PACKAGES = ("fmnist", "torch", "torchvision", "optuna", "tensorboard", "numpy")
 
 
-def facts(command: str, device: torch.device, wall_seconds: float, source: str) -> dict[str, str]:
+def facts(
+    command: str, device: torch.device, wall_seconds: float | None, source: str
+) -> dict[str, str]:
     """The provenance of a run, as the reports show it.
 
     Args:
         command: the command line, without passwords.
         device: the device of the training.
-        wall_seconds: how long the run took.
+        wall_seconds: how long the run took; None while it runs.
         source: where the data set was read from.
 
     Returns:
-        Name -> value.
+        Name -> value, without what is not known.
     """
+    wall = {} if wall_seconds is None else wall_time(wall_seconds)
     return {
         "Command": command,
         "Machine": machine(device),
@@ -34,9 +37,14 @@ def facts(command: str, device: torch.device, wall_seconds: float, source: str) 
         "Versions": versions(),
         "Commit": commit(),
         "Date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "Wall time": f"{wall_seconds:.0f} s",
         "Data": source,
+        **wall,
     }
+
+
+def wall_time(seconds: float) -> dict[str, str]:
+    """The entry that says how long a run took."""
+    return {"Wall time": f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"}
 
 
 def machine(device: torch.device) -> str:

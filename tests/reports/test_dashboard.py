@@ -17,6 +17,7 @@ from pathlib import Path
 
 import chromium
 import numpy as np
+import optuna
 import pytest
 from chromium import needs_chromium
 from fake_results import CLASS_NAMES, findings, results_of
@@ -28,10 +29,10 @@ from fmnist.config.study import StudyConfig
 from fmnist.reports import figures
 from fmnist.reports.comparison import compare
 from fmnist.reports.dashboard import mirror as dashboard
-from fmnist.reports.dashboard import notes
+from fmnist.reports.dashboard import notes, stored
 from fmnist.reports.dashboard.notes import MOST_LINES, TimePlot
-from fmnist.reports.words import TEST_WAS_SEEN
-from fmnist.tuning import grid, storage
+from fmnist.reports.words import TEST_WAS_SEEN, duration
+from fmnist.tuning import events, grid, storage
 
 SHOTS = os.environ.get("FMNIST_SHOTS")  # a folder for the screenshots, for human eyes
 STUDY = StudyConfig(name="made_up", epochs=10)
@@ -62,18 +63,24 @@ def run(out, config=STUDY, bad=(), stop_after=None):
     """A study as fmnist runs it, but for the training; stopped after some trials."""
     study = storage.open_study(config, f"sqlite:///{out / 'study.db'}")
     done = grid.results(study, config)
-    board = dashboard.DashboardMirror(
-        study, config, out, provenance=FACTS, done=done, images=55_000
-    )
-    parameters = out / "params.safetensors"
-    parameters.write_bytes(b"parameters")
+    board = dashboard.DashboardMirror(study, config, provenance=FACTS, done=done, images=55_000)
     for trial in itertools.islice(grid.pending(study, config), stop_after):
+        grid.begin([trial])
+        board(started(trial))
         result = made_up(trial, config, bad)
         for epoch, metrics in enumerate(result.history, 1):
             grid.report(trial, metrics.validation_accuracy, epoch)
-        board.finish(result, parameters)
+        board(events.TrialFinished(result, {}, {}))
         grid.tell(study, trial, result, config)
     return study
+
+
+def started(trial):
+    """A group of one trial."""
+    return events.GroupStarted(
+        index=0, total=1, trials=[trial], epochs=10, epochs_left=10, images=55_000, histories={},
+        variant="",
+    )  # fmt: skip
 
 
 def draw(out, config, results):
@@ -82,6 +89,9 @@ def draw(out, config, results):
     figures.heatmap(compare(config, results, 5000), config, folder / "heatmap.png")
     matrix = np.random.default_rng(0).integers(0, 30, (10, 10)) + 870 * np.eye(10, dtype=int)
     figures.confusion(matrix, CLASS_NAMES, folder / "confusion.png", "Test set", config)
+    (out / "best").mkdir(exist_ok=True)
+    (out / "best" / "params.safetensors").write_bytes(b"parameters")
+    (out / "best" / "config.json").write_text("{}")
 
 
 @contextlib.contextmanager
@@ -161,28 +171,30 @@ def test_the_dashboard_has_each_trials_learning_curve_and_attributes(site):
             assert float(known["images_per_second"]) == pytest.approx(speed, rel=1e-3)
 
 
-def test_trials_that_were_the_best_have_artifacts_and_a_note(site):
+def test_every_trial_has_a_note_and_that_of_the_winner_has_its_files(site):
     address, _, results = site
-    trials = {trial["number"]: trial for trial in ask(address, "studies/1")["trials"]}
+    study = ask(address, "studies/1")
     best = winner(results, STUDY.metric)
     assert best.number == 4
-    for number, trial in trials.items():
-        names = sorted(artifact["filename"] for artifact in trial["artifacts"])
-        if number in (2, 5):  # one failed, and one was not better
-            assert names == []
-            assert trial["note"]["body"] == ""
-            continue
-        stem = f"trial-{number}"
-        assert names == [f"{stem}-config.json", f"{stem}-curves.png", f"{stem}-params.safetensors"]
-        assert f"{stem}-" not in trial["note"]["body"]
-        said = {0: "The first trial that ended", 1: "The best of the 2 trials",
-                3: "The best of the 4 trials", 4: "The winner of the study"}  # fmt: skip
-        assert said[number] in trial["note"]["body"]
-    config = next(a for a in trials[4]["artifacts"] if a["filename"].endswith("config.json"))
-    kind, body = get(f"{address}/artifacts/1/{trials[4]['trial_id']}/{config['artifact_id']}")
-    assert json.loads(body)["point"] == dict(best.point)
-    assert kind == "application/json"
-    (image,) = images(trials[4]["note"]["body"])
+    for trial, result in zip(study["trials"], results, strict=True):
+        note = trial["note"]["body"]
+        assert trial["artifacts"] == []
+        assert f"`parameters/{result.number}.safetensors`" in note
+        assert all(str(value) in note for value in result.point.values())
+        assert "[The note of the study](/dashboard/studies/1/note)" in note
+        assert ("The winner of the study" in note) == (result is best)
+        if result.number == 2:
+            assert "**Failed**: the loss was \\| NaN. It was trained for 1 epoch before." in note
+        else:
+            assert f"Complete after 10 epochs: validation accuracy {result.last[3]:.4f}, " in note
+        assert f"It took {duration(result.seconds)}, " in note
+    ids = {artifact["filename"]: artifact["artifact_id"] for artifact in study["artifacts"]}
+    note = study["trials"][best.number]["note"]["body"]
+    for name, content in (("config.json", b"{}"), ("params.safetensors", b"parameters")):
+        path = f"/artifacts/1/{ids[f'winner-{name}']}"
+        assert f"]({path})" in note
+        assert get(address + path)[1] == content
+    (image,) = images(note)
     kind, body = get(address + image)
     assert (kind, body[:4]) == ("image/png", b"\x89PNG")
 
@@ -256,17 +268,52 @@ def test_a_persons_words_are_kept_and_nothing_piles_up(tmp_path):
     assert len(list((tmp_path / "artifacts").iterdir())) == files + 1
 
 
-def test_a_trial_taken_up_again_has_each_artifact_once(tmp_path):
-    config = dataclasses.replace(STUDY, name="again", grid={"seed": (0, 1)})
-    study = run(tmp_path, config, stop_after=0)
-    (tmp_path / "p.safetensors").write_bytes(b"parameters")
-    for _ in range(2):  # killed the first time, before Optuna was told
-        (trial, _) = grid.pending(study, config)
-        board = dashboard.DashboardMirror(
-            study, config, tmp_path, provenance=FACTS, done=(), images=100
-        )
-        board.finish(made_up(trial, config), tmp_path / "p.safetensors")
-    assert len(list((tmp_path / "artifacts").iterdir())) == 3
+def test_notes_of_ended_trials_are_written_when_the_next_group_starts(tmp_path):
+    from optuna_dashboard import get_note, save_note
+
+    config = dataclasses.replace(STUDY, name="grouped", grid={"seed": (0, 1, 2)})
+    study = run(tmp_path, config, stop_after=2)
+    owners = [optuna.Trial(study, trial._trial_id) for trial in study.trials]
+    assert [bool(get_note(owner)) for owner in owners] == [True, False, False]
+    first = get_note(owners[0])
+    assert "winner" not in first
+    save_note(owners[0], f"My words.\n\n{first}")
+    study = run(tmp_path, config)  # in another process, which writes the notes that are missing
+    assert [bool(get_note(owner)) for owner in owners] == [True, True, False]
+    results = grid.results(study, config)
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    key = f"dashboard:{owners[0]._trial_id}:note_ver"
+    for best in (0, 1):  # the winner may change when failed trials are tried again
+        found = dataclasses.replace(findings(config, results, FACTS))
+        vars(found)["winner"] = results[best]
+        dashboard.publish(tmp_path, found, study)
+        won = ["The winner of the study" in get_note(owner) for owner in owners]
+        assert won == [number == best for number in range(3)]
+    dashboard.publish(tmp_path, found, study)
+    assert get_note(owners[0]) == f"My words.\n\n{first}"
+    after = study._storage.get_study_system_attrs(study._study_id)
+    assert after[key] == attrs[key] + 2  # written when it won, and when it did not any more
+
+
+def test_notes_of_many_trials_cost_one_read(tmp_path, monkeypatch):
+    config = dataclasses.replace(STUDY, name="many", epochs=1, grid={"seed": tuple(range(60))})
+    study = storage.open_study(config, f"sqlite:///{tmp_path}/study.db")
+    grid.pending(study, config)
+    reads, read = [], type(study._storage).get_study_system_attrs
+    monkeypatch.setattr(
+        type(study._storage), "get_study_system_attrs", lambda *a: reads.append(a) or read(*a)
+    )
+    stored.write_trials(study, config, results_of(config))
+    assert len(reads) == 1
+    attrs = read(study._storage, study._study_id)
+    assert sum(key.endswith(":note_ver") for key in attrs) == 60
+
+
+def test_the_note_says_what_is_noise():
+    config = dataclasses.replace(STUDY, grid={"learning_rate": (0.1, 0.2, 0.3, 0.4)}, holdout=5000)
+    said = notes.results(findings(config, results_of(config, fail=(3,)), {}), {}, "/dashboard/1")
+    assert "2 of the other 3 configurations cannot be told apart" in said
+    assert "importance and contours do not tell chance from effect" in said
 
 
 def test_without_the_extra_a_study_runs_and_says_so_once(tmp_path, monkeypatch, caplog):
@@ -289,10 +336,10 @@ def test_of_many_trials_the_best_are_listed_and_drawn():
     assert "The best 20 of 100 trials." in text
     assert text.count("trials?numbers=") == 20
     assert text.index("numbers=99)") < text.index("numbers=98)")
-    figure = json.loads(TimePlot(config, results).to_json())
+    figure = json.loads(TimePlot(config, results, results[99]).to_json())
     assert len(figure["data"]) == MOST_LINES + 1
     assert len(figure["data"][0]["x"]) == 99 - MOST_LINES
-    assert len(TimePlot(config, results).to_json()) < 20_000
+    assert len(TimePlot(config, results, results[99]).to_json()) < 20_000
 
 
 def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
@@ -304,7 +351,7 @@ def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
     assert "there is no winner" in get_note(study)
     assert TEST_WAS_SEEN in get_note(study)
     never = TrialResult(0, {"seed": 0}, "COMPLETE", (), seconds=math.nan)
-    assert json.loads(TimePlot(config, [never]).to_json())["data"][0]["x"] == []
+    assert json.loads(TimePlot(config, [never], None).to_json())["data"][0]["x"] == []
 
 
 @given(st.text(), st.text(), st.text())

@@ -20,7 +20,9 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.reports.tensorboard import mirror as tensorboard
-from fmnist.reports.tensorboard.mirror import NAME_BYTES, TensorBoardMirror, run_name
+from fmnist.reports.tensorboard import runs
+from fmnist.reports.tensorboard.mirror import TensorBoardMirror
+from fmnist.reports.tensorboard.runs import NAME_BYTES, point_name
 from fmnist.reports.words import TEST_WAS_SEEN
 
 STUDY = StudyConfig(
@@ -28,6 +30,10 @@ STUDY = StudyConfig(
     epochs=3,
     grid={"learning_rate": (0.01, 0.001), "hidden": ("120-60", "120"), "batch_size": (100, 500)},
 )
+
+
+def named(result, study=STUDY, mark=""):
+    return runs.run_name(study, result.number, result.point, mark)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +69,13 @@ def test_tensorboard_shows_typed_hparams_metrics_and_status(board):
         "batch_size": ("DATA_TYPE_FLOAT64", True),
     }
     rows = ask.groups()
-    assert set(rows) == {good.label, bad.label, going.label}
-    assert rows[good.label]["hparams"] == dict(good.point)
+    assert set(rows) == {named(good), named(bad), named(going)}
+    assert rows[named(good)]["hparams"] == dict(good.point)
     status = {name: row["sessions"][0]["status"] for name, row in rows.items()}
     assert status == {
-        good.label: "STATUS_SUCCESS", bad.label: "STATUS_FAILURE", going.label: "STATUS_UNKNOWN",
+        named(good): "STATUS_SUCCESS", named(bad): "STATUS_FAILURE", named(going): "STATUS_UNKNOWN",
     }  # fmt: skip
-    values = {v["name"]["tag"]: v["value"] for v in rows[good.label]["metricValues"]}
+    values = {v["name"]["tag"]: v["value"] for v in rows[named(good)]["metricValues"]}
     assert values["accuracy/validation"] == pytest.approx(good.last.validation_accuracy)
     assert values["accuracy/test"] == pytest.approx(0.875)
     assert values["loss/test"] == pytest.approx(0.25)
@@ -81,15 +87,15 @@ def test_tensorboard_shows_each_epoch_once_and_survives_nan(board):
     for tag, field in (("loss/train", "train_loss"), ("accuracy/train", "train_accuracy"),
                        ("loss/validation", "validation_loss"),
                        ("accuracy/validation", "validation_accuracy")):  # fmt: skip
-        points = ask("plugin/scalars/scalars", run=good.label, tag=tag)
+        points = ask("plugin/scalars/scalars", run=named(good), tag=tag)
         assert [step for _, step, _ in points] == [1, 2, 3]
         expected = [getattr(metrics, field) for metrics in good.history]
         assert [value for *_, value in points] == pytest.approx(expected)
-    (point,) = ask("plugin/scalars/scalars", run=bad.label, tag="loss/train")
+    (point,) = ask("plugin/scalars/scalars", run=named(bad), tag="loss/train")
     assert point[2] == "NaN"
     tags = ask("plugin/scalars/tags")
-    assert "accuracy/test" in tags[good.label]
-    assert "accuracy/test" not in tags[bad.label]
+    assert "accuracy/test" in tags[named(good)]
+    assert "accuracy/test" not in tags[named(bad)]
 
 
 def test_training_and_validation_are_overlaid_for_every_run(board):
@@ -101,7 +107,7 @@ def test_training_and_validation_are_overlaid_for_every_run(board):
     for chart, kind in zip(category["chart"], ("loss", "accuracy"), strict=True):
         regex = "|".join(f"({tag})" for tag in chart["multiline"]["tag"])  # as the page asks
         for result in (good, bad):
-            answer = ask("plugin/custom_scalars/scalars", run=result.label, tag=regex)
+            answer = ask("plugin/custom_scalars/scalars", run=named(result), tag=regex)
             assert answer["regex_valid"]
             assert set(answer["tag_to_events"]) == {f"{kind}/train", f"{kind}/validation"}
 
@@ -124,7 +130,10 @@ def studies(tmp_path_factory):
             for result in results_of(study):
                 last = result.history[-1]._replace(validation_accuracy=0.5 + number / 10)
                 mirror.finish(dataclasses.replace(result, history=(*result.history[:-1], last)))
-                known[f"{name}/tensorboard/{result.label}"] = result.point, 0.5 + number / 10
+                known[f"{name}/tensorboard/{named(result, study)}"] = (
+                    result.point,
+                    0.5 + number / 10,
+                )
     with served(runs) as ask:
         assert ask.wait(lambda ask: len(ask.groups()) == len(known))
         yield ask, known
@@ -177,7 +186,7 @@ def test_layout_and_rows_say_when_the_test_set_was_seen(tmp_path):
     with served(tmp_path) as ask:
         layout = ask.wait(lambda ask: ask("plugin/custom_scalars/layout"))
         rows = ask.wait(lambda ask: ask.groups())
-    assert rows[result.label]["hparams"] == {"note": TEST_WAS_SEEN, **result.point}
+    assert rows[named(result)]["hparams"] == {"note": TEST_WAS_SEEN, **result.point}
     (category,) = layout["category"]
     assert category["title"] == f"training and test ({TEST_WAS_SEEN})"
     assert category["chart"][0]["title"] == "loss: training and test"
@@ -190,10 +199,10 @@ def test_a_status_once_read_is_kept_so_running_is_not_written(tmp_path, fast, mo
 
     def status(ask):
         groups = ask.groups() if ask("plugin/scalars/tags") else {}
-        return groups and groups[result.label]["sessions"][0]["status"]
+        return groups and groups[named(result)]["sessions"][0]["status"]
 
     def seen(ask):
-        return "accuracy/test" in ask("plugin/scalars/tags").get(result.label, ())
+        return "accuracy/test" in ask("plugin/scalars/tags").get(named(result), ())
 
     for first in (None, api_pb2.STATUS_RUNNING):
         root = tmp_path / str(first)
@@ -223,7 +232,7 @@ def test_600_trials_are_listed_with_typed_values(tmp_path):
         "nesterov": (True, False),
         "seed": tuple(range(5)),
     }
-    study = SimpleNamespace(name="many", grid=grid, epochs=25, validation_is_test=False)
+    study = SimpleNamespace(name="many", grid=grid, size=600, epochs=25, validation_is_test=False)
     results = results_of(study, fail=(7,))
     began = time.perf_counter()
     with TensorBoardMirror(tmp_path, study) as mirror:
@@ -235,10 +244,10 @@ def test_600_trials_are_listed_with_typed_values(tmp_path):
         rows = ask.wait(lambda ask: len(rows := ask.groups()) == 600 and rows, 60)
         listed = time.perf_counter() - began
         layout = ask("plugin/custom_scalars/layout")
-    assert set(rows) == {result.label for result in results}
+    assert set(rows) == {named(result, study) for result in results}
     for result in results:
-        assert rows[result.label]["hparams"] == dict(result.point)
-        (session,) = rows[result.label]["sessions"]
+        assert rows[named(result, study)]["hparams"] == dict(result.point)
+        (session,) = rows[named(result, study)]["sessions"]
         values = {v["name"]["tag"]: v["value"] for v in session["metricValues"]}
         if result.state == "COMPLETE":
             assert session["status"] == "STATUS_SUCCESS"
@@ -286,19 +295,22 @@ def test_the_layout_is_written_anew_only_when_it_changed(tmp_path):
 
 def test_odd_axes_are_written(tmp_path):
     study = SimpleNamespace(
-        name="odd", grid={"a": (1, 0.5), "b": (True, False), "c": ("x", 1)}, validation_is_test=True
-    )
+        name="odd", grid={"a": (1, 0.5), "b": (True, False), "c": ("x", 1)}, size=8,
+        validation_is_test=True,
+    )  # fmt: skip
     with TensorBoardMirror(tmp_path, study) as mirror:
         mirror.finish(TrialResult(0, {"a": 1, "b": True, "c": 1}, "COMPLETE", history(2), 0.1, 0.9))
     assert TEST_WAS_SEEN.encode() in next(tmp_path.glob("*tfevents*")).read_bytes()
-    with TensorBoardMirror(tmp_path / "none", SimpleNamespace(**{**vars(study), "grid": {}})) as m:
+    with TensorBoardMirror(
+        tmp_path / "none", SimpleNamespace(**{**vars(study), "grid": {}, "size": 1})
+    ) as m:
         m.start(0, {})
-    assert (tmp_path / "none" / "single").is_dir()
+    assert (tmp_path / "none" / "trial 0 single").is_dir()
 
 
 @given(st.dictionaries(st.text(max_size=40), st.text(max_size=200), max_size=4))
 def test_run_names_are_folder_names(point):
-    name = run_name(point)
+    name = point_name(point)
     assert 0 < len(name.encode()) < NAME_BYTES
     assert name.isprintable()
     assert not set(name) & set('/\\:*?"<>|')
@@ -307,8 +319,60 @@ def test_run_names_are_folder_names(point):
 
 def test_run_names_tell_long_points_apart():
     long = [{"key": "x" * 300 + end} for end in "ab"]
-    assert run_name(long[0]) != run_name(long[1])
-    assert run_name({"a/b": 1}) != run_name({"a_b": 1})
-    assert (
-        run_name({"learning_rate": 0.01, "batch_size": 100}) == "learning_rate=0.01,batch_size=100"
-    )
+    assert point_name(long[0]) != point_name(long[1])
+    assert point_name({"a/b": 1}) != point_name({"a_b": 1})
+
+
+def test_names_differ_in_twenty_characters_and_have_the_order_of_the_grid():
+    grid = {"learning_rate": (0.01, 0.001), "weight_decay": (0.0, 0.1), "seed": tuple(range(5))}
+    study = dataclasses.replace(STUDY, grid=grid)
+    results = results_of(study, fail=(3,))
+    names = [named(result, study) for result in results]
+    assert names == sorted(names)
+    assert names[7] == "trial 07 learning_rate=0.01,weight_decay=0.1,seed=2"
+    for marked in (names, [named(result, study, "(winner) ") for result in results]):
+        assert len({name[:20] for name in marked}) == len(results)
+
+
+def test_the_winner_and_failed_trials_are_marked_and_the_reason_is_read(tmp_path):
+    results = results_of(STUDY, fail=(1,))
+    with TensorBoardMirror(tmp_path, STUDY) as mirror:
+        for result in results:
+            mirror.finish(result)
+    marks = {0: "", 1: "(failed) ", 7: "(winner) "}
+    for best in (6, 7):  # a trial that is tried again changes the winner
+        paths = runs.mark(tmp_path, STUDY, results, results[best])
+    assert [paths[n].name for n in marks] == [named(results[n], mark=m) for n, m in marks.items()]
+    assert sorted(path.name for path in tmp_path.glob("*/")) == sorted(path.name for path in paths)
+    with TensorBoardMirror(tmp_path, STUDY) as mirror:  # nothing is written again
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        for result in results:
+            mirror.repair(result)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    with served(tmp_path) as ask:
+        rows = ask.wait(lambda ask: len(rows := ask.groups()) == 8 and rows)
+        failed = named(results[1], mark="(failed) ")
+        assert "trial 7 (winner) learning_rate=0.001,hidden=120,batch_size=500" in rows
+        assert rows[failed]["sessions"][0]["status"] == "STATUS_FAILURE"
+        tags = ask.wait(lambda ask: ask("plugin/text/tags"))
+        assert tags == {failed: ["failed/text_summary"]}
+        (said,) = ask("plugin/text/text", run=failed, tag="failed/text_summary")
+        assert "the loss was | NaN" in said["text"]
+
+
+def test_runs_of_an_earlier_version_and_of_a_failed_trial_are_replaced(tmp_path):
+    first, second, third = results_of(STUDY)[:3]
+    for name in (first.label, named(second, mark="(failed) "), third.label, "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "events.out.tfevents.1").touch()
+    (tmp_path / third.label / "mine.txt").touch()
+    again = dataclasses.replace(second, number=8)
+    with TensorBoardMirror(tmp_path, STUDY) as mirror:
+        mirror.repair(first)
+        mirror.start(again.number, again.point)
+        mirror.repair(third)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/")} == {
+        named(first), named(again), named(third), third.label, "mine",
+    }  # fmt: skip
+    assert [path.name for path in (tmp_path / third.label).iterdir()] == ["mine.txt"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["events.out.tfevents.1"]

@@ -23,6 +23,7 @@ from fmnist.reference import Network
 from fmnist.reports import figures
 from fmnist.reports.findings import Outputs
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
+from fmnist.reports.tensorboard.runs import run_name
 from fmnist.reports.tensorboard.winner import EMBEDDED, WINNER_RUN, balanced, write_winner
 from fmnist.reports.words import TEST_WAS_SEEN
 
@@ -76,7 +77,7 @@ def board(tmp_path_factory):
 
 def test_the_winner_has_its_own_run_and_no_row_in_the_table(board):
     ask, root = board
-    labels = {result.label for result in results_of(STUDY)}
+    labels = {run_name(STUDY, r.number, r.point) for r in results_of(STUDY)}
     assert set(ask("runs")) == {".", WINNER_RUN, *labels}
     assert set(ask.groups()) == labels
     assert WINNER_RUN not in ask("plugin/scalars/tags")
@@ -220,7 +221,7 @@ def test_the_browser_shows_the_six_rows_of_the_table(board):
     ask, _ = board
     with chromium.opened() as page:
         page.goto(f"{ask.address}/#hparams")
-        labels = {result.label for result in results_of(STUDY)}
+        labels = {run_name(STUDY, r.number, r.point) for r in results_of(STUDY)}
         assert page.wait(lambda page: all(label in page.text() for label in labels)), page.text()
         text = page.text()
         for column in ("learning_rate", "batch_size", "accuracy/validation", "accuracy/test"):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
+from datetime import datetime
 
 import optuna
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 from strategies import random_split
 
-from fmnist.config.study import StudyConfig
+from fmnist.config.study import OptimizerConfig, StudyConfig
 from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig
-from fmnist.tuning import grid, scheduler
+from fmnist.tuning import grid, origin, scheduler
 from fmnist.tuning.storage import StudyMismatchError, open_study
 from fmnist.utils.errors import UserError
 
@@ -54,18 +58,115 @@ def test_every_point_of_the_grid_is_one_complete_trial(storage):
     study = open_study(CONFIG, storage)
     events = finish(study)
     results = grid.results(study, CONFIG)
-    assert [r.number for r in results] == list(range(8))
-    assert sorted(map(str, (dict(r.point) for r in results))) == sorted(
-        str(dict(p)) for p in CONFIG.points()
-    )
+    assert [(r.number, dict(r.point)) for r in results] == [*enumerate(map(dict, CONFIG.points()))]
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
     assert all(
         t.value == r.last.validation_accuracy for t, r in zip(study.trials, results, strict=True)
     )
     assert all(list(t.intermediate_values) == [1, 2] for t in study.trials)
     groups = [e for e in events if isinstance(e, scheduler.GroupStarted)]
-    assert len(groups) == 4  # batch_size and hidden are static, learning_rate is a lane
-    assert all(len(group.trials) == 2 for group in groups)
+    # batch_size and hidden are static, learning_rate is a lane
+    assert [[t.number for t in g.trials] for g in groups] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert study.sampler.is_exhausted(study)
+
+
+UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example costs a database
+
+
+@st.composite
+def grids(draw):
+    values = {
+        "learning_rate": st.sampled_from([0.1, 0.01, 0.001, 0.5]),
+        "hidden": st.sampled_from(["7", "5", "3-4"]),
+        "batch_size": st.integers(1, 9),
+        "seed": st.integers(0, 99),
+        "nesterov": st.booleans(),
+    }
+    axes = draw(st.lists(st.sampled_from([*values]), unique=True))
+    return {
+        axis: tuple(draw(st.lists(values[axis], unique=True, min_size=1, max_size=3)))
+        for axis in axes
+    }
+
+
+@given(grids(), st.integers(0, 3))
+@settings(max_examples=10, deadline=None, phases=UNSHRUNK)
+def test_trials_have_the_order_of_the_grid_and_the_points_of_gridsampler(axes, seed):
+    sgd = OptimizerConfig("sgd", momentum=0.5)
+    config = replace(CONFIG, grid=axes, seed=0 if "seed" in axes else seed, optimizer=sgd)
+    with tempfile.TemporaryDirectory() as folder:
+        study = open_study(config, f"sqlite:///{folder}/study.db")
+        trials = grid.pending(study, config)
+        assert [(t.number, t.point) for t in trials] == [*enumerate(map(dict, config.points()))]
+        for trial in study.trials:  # GridSampler has the same point under its id
+            attrs = trial.system_attrs
+            bare = optuna.create_trial(state=TrialState.WAITING, system_attrs=attrs)
+            for key, value in trial.params.items():
+                kind = trial.distributions[key]
+                assert study.sampler.sample_independent(study, bare, key, kind) == value
+
+
+@pytest.mark.parametrize(("created", "asked"), [(3, 2), (8, 8)])
+def test_study_in_the_random_order_of_an_earlier_version_continues(storage, created, asked):
+    """It added all trials as RUNNING, in the order of GridSampler's ids, and then their points."""
+    study = open_study(CONFIG, storage)
+    for grid_id in range(created):
+        attrs = origin.point_attrs(CONFIG, grid_id)
+        study.add_trial(optuna.create_trial(state=TrialState.RUNNING, system_attrs=attrs))
+    for trial in study.trials[:asked]:
+        grid.suggest(optuna.Trial(study, trial._trial_id), CONFIG.grid)
+    before = [trial.params for trial in study.trials[:asked]]
+    finish(study, stop_after=2)
+    study = open_study(CONFIG, storage)
+    finish(study)
+    assert [trial.params for trial in study.trials[:asked]] == before
+    results = grid.results(study, CONFIG)
+    assert [dict(r.point) for r in results] == [*map(dict, CONFIG.points())]
+    assert sorted(r.number for r in results) == [*range(8)]
+    assert len(study.trials) == 8
+    assert study.sampler.is_exhausted(study)
+
+
+def test_trials_wait_until_their_group_begins(storage):
+    """So their durations in Optuna are those of training, without a pause after a kill."""
+    finish(open_study(CONFIG, storage), stop_after=3)  # in the second group
+    states = [trial.state.name[0] for trial in open_study(CONFIG, storage).trials]
+    assert "".join(states) == "CRWWCRWW"
+    study, waiting, began = open_study(CONFIG, storage), [], {}
+    for event in scheduler.run(study, CONFIG, SPLITS, max_lanes=None):
+        if isinstance(event, scheduler.GroupStarted):
+            waiting.append(sum(trial.state == TrialState.WAITING for trial in study.trials))
+            began |= {trial.number: datetime.now() for trial in event.trials}
+        elif isinstance(event, scheduler.TrialFinished):
+            trial = study.trials[event.result.number]
+            assert trial.state == TrialState.RUNNING
+            assert began[trial.number] <= trial.datetime_start
+    assert waiting == [6, 4, 2]
+    assert sorted(began) == [1, 2, 3, 5, 6, 7]
+
+
+def disturbed(storage, act):
+    """Run while another program acts on the study before Optuna has the result of a trial."""
+    for event in scheduler.run(open_study(CONFIG, storage), CONFIG, SPLITS, max_lanes=None):
+        if isinstance(event, scheduler.TrialFinished):
+            act(open_study(CONFIG, storage))
+
+
+def test_trial_that_another_program_ended_is_trained_anew_by_the_same_command(storage):
+    # A worker of Optuna takes what waits.
+    with pytest.raises(UserError, match="another program has ended trial 1 "):
+        disturbed(storage, lambda study: study.optimize(lambda trial: 0.99, 1))
+    finish(open_study(CONFIG, storage))
+    results = grid.results(study, CONFIG)
+    assert [dict(r.point) for r in results] == [*map(dict, CONFIG.points())]
+    assert [r.number for r in results] == [0, 8, 9, 3, 4, 5, 6, 7]
+
+
+def test_running_trial_that_another_program_ended_is_an_error_of_one_line(storage):
+    with pytest.raises(UserError, match="another program has ended trial 0 "):
+        disturbed(storage, lambda study: study.tell(0, 0.5))
+    finish(open_study(CONFIG, storage))
+    assert [r.number for r in grid.results(study, CONFIG)] == [8, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):

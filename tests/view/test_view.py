@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     study = storage.open_study(STUDY, f"sqlite:///{out / 'study.db'}")
     with TensorBoardMirror(out / "tensorboard", STUDY) as mirror:
         for trial, result in zip(grid.pending(study, STUDY), results_of(STUDY), strict=True):
+            grid.begin([trial])
             grid.tell(study, trial, result, STUDY)
             mirror.finish(result)
     return out

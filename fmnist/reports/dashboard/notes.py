@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmnist.config.results import TrialResult, winner
+from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, scores, words
 from fmnist.reports.colours import HUES, hues
@@ -56,39 +56,49 @@ def running(study: StudyConfig, provenance: Mapping[str, str]) -> str:
 
     Args:
         study: the study.
-        provenance: name -> value; the wall time is left out.
+        provenance: name -> value.
     """
-    known = {name: value for name, value in provenance.items() if name != "Wall time"}
     trials = counted(study.size, "trial")
     return joined(
         f"# Study {escape(study.name)}",
         f"**It is running.** What its {trials} found will stand here at the end.",
-        *_what_was_run(study, known, "What is run"),
+        *_what_was_run(study, provenance, "What is run"),
     )
 
 
-def best(
-    study: StudyConfig, result: TrialResult, links: Mapping[str, str], of: int | None = None
+def trial(
+    study: StudyConfig, result: TrialResult, page: str, winner: Mapping[str, str] | None = None
 ) -> str:
-    """The note of a trial that was the best when it ended.
+    """The note of a trial that ended.
 
     Args:
         study: the study.
         result: the trial's result.
-        links: kind -> address of its artifacts.
-        of: how many trials had ended by then; None for the winner of a finished study.
+        page: the address of the study's pages in the dashboard.
+        winner: kind -> address of the artifacts that are of the winner; None for another trial.
     """
-    titles = {None: "The winner of the study", 1: "The first trial that ended"}
-    title = titles.get(of, f"The best of the {of} trials that had ended when it did")
-    known = [f"{metric_name(study)} {decimals(scores.score(study, result))}"]
-    if not study.validation_is_test and math.isfinite(result.test_accuracy):
-        known.append(f"test accuracy {decimals(result.test_accuracy)}")
+    epochs = counted(len(result.history), "epoch")
+    if result.state == "COMPLETE":
+        known = [f"{metric_name(study)} {decimals(scores.score(study, result))}"]
+        if not study.validation_is_test and math.isfinite(result.test_accuracy):
+            known.append(f"test accuracy {decimals(result.test_accuracy)}")
+        outcome = f"Complete after {epochs}: {escape(', '.join(known))}."
+    else:
+        outcome = f"**Failed**: {escape(result.reason)}. It was trained for {epochs} before."
+    links = winner or {}
     files = ", ".join(f"[{kind}]({links[kind]})" for kind in links if kind != "curves")
+    time = words.duration(result.seconds)
     return joined(
-        f"**{title}**: {escape(', '.join(known))}.",
+        "**The winner of the study.**" if winner is not None else "",
+        outcome,
         protocol_note(study, WARNING),
         f"![learning curves]({links['curves']})" if "curves" in links else "",
-        f"Files: {files}" if files else "",
+        markdown.facts({key: str(value) for key, value in result.point.items()}, GAP),
+        f"Files: {files}." if files else "",
+        f"It took {time}, as its share of the time of the trials that were trained together. The "
+        "dashboard's duration is the time of all of them, since the last interruption.",
+        f"Its parameters are `parameters/{result.number}.safetensors` in the folder of the run. "
+        f"[The note of the study]({page}/note) compares all trials.",
     )
 
 
@@ -108,7 +118,7 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
         f"# Study {escape(study.name)}",
         protocol_note(study, WARNING),
         escape(words.winner_sentence(study, findings.winner, comparison, tested)),
-        escape(words.noise_sentence(study, comparison)),
+        _noise(findings),
         "## Results",
         f"The best {MOST_ROWS} of {number} trials." if number > MOST_ROWS else "",
         # The dashboard has the other metrics on other pages.
@@ -119,6 +129,12 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
         ),
         *_what_was_run(study, findings.provenance, "What was run"),
     )
+
+
+def _noise(findings: Findings) -> str:
+    said = words.noise_sentence(findings.config, findings.comparison)
+    also = "The dashboard's plots of importance and contours do not tell chance from effect."
+    return f"{escape(said)} {also}" if said else ""
 
 
 def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
@@ -137,12 +153,14 @@ class TimePlot:
     is its share of its group's, spread evenly over its epochs.
     """
 
-    def __init__(self, study: StudyConfig, results: Sequence[TrialResult]) -> None:
-        self._study, self._results = study, results
+    def __init__(
+        self, study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
+    ) -> None:
+        self._study, self._results, self._winner = study, results, winner
 
     def to_json(self) -> str:
         """The figure: ``{"data": [...], "layout": {...}}``."""
-        study, best = self._study, winner(self._results, self._study.metric)
+        study, best = self._study, self._winner
         colours = hues(study, self._results)
         ranked = scores.ranked(study, [r for r in self._results if r.state == "COMPLETE"])
         shown = [r for r in scores.in_grid_order(study, ranked) if r.number in colours]

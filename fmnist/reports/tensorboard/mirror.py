@@ -28,16 +28,18 @@ from tensorboard.compat.tensorflow_stub import errors
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import custom_scalars
+from torch.utils.tensorboard.summary import custom_scalars, text
 
-from fmnist.config.results import EpochMetrics, Point, TrialResult, Value, label
+from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
 from fmnist.config.study import StudyConfig
+from fmnist.reports.markdown import escape
+from fmnist.reports.tensorboard import runs
 from fmnist.reports.words import held_out, protocol_note
 from fmnist.tuning import events
 from fmnist.utils.patience import repeated
 
-NAME_BYTES = 200
-"""Bytes of a folder's name, at most; file systems allow 255, and tools append to names."""
+FAILED = "failed"
+"""The tag of the reason of a failure."""
 
 FIELDS = {bool: "bool_value", float: "number_value", str: "string_value"}
 """Type of a column of the HParams table -> the field of its values."""
@@ -67,6 +69,7 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
         self._types = {key: _type_of(values) for key, values in study.grid.items()}
         self._running: dict[int, _EventFile] = {}
         self.root.mkdir(exist_ok=True)
+        self._folders = runs.folders(self.root)
         self._write_layout()
 
     def __call__(self, event: events.Event) -> None:
@@ -90,8 +93,13 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
             point: its configuration.
             history: the epochs that it has trained already.
         """
-        folder = self.root / run_name(point)
-        _remove_events(folder)
+        folder = self.root / runs.run_name(self._study, number, point)
+        for earlier in self._folders[runs.point_name(point)]:
+            _remove_events(earlier)
+            if earlier != folder:
+                with contextlib.suppress(OSError):  # another file is in it
+                    earlier.rmdir()
+        self._folders[runs.point_name(point)] = [folder]
         run = self._running[number] = _EventFile(folder)
         run.append(
             # It makes a TensorBoard that is open drop what it has read of the removed run.
@@ -115,14 +123,17 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
         # NaN means that the test set was not evaluated.
         test = {"loss/test": result.test_loss, "accuracy/test": result.test_accuracy}
         known = {tag: value for tag, value in test.items() if math.isfinite(value)}
+        failure = [Event(summary=text(FAILED, escape(result.reason)))] if not complete else []
         self._running.pop(result.number).append(
             Event(summary=_values(known), step=len(result.history)),
+            *failure,
             Event(summary=_hparams_summary(metadata.SESSION_END_INFO_TAG, data)),
         )
 
     def repair(self, result: TrialResult) -> None:
         """Write the run of a trial that ended again, unless it is complete."""
-        if metadata.SESSION_END_INFO_TAG not in _tags(self.root / run_name(result.point)):
+        names = (runs.run_name(self._study, result.number, result.point, m) for m in runs.MARKS)
+        if not any(metadata.SESSION_END_INFO_TAG in _tags(self.root / name) for name in names):
             self.finish(result)
 
     def close(self) -> None:
@@ -158,21 +169,6 @@ class TensorBoardMirror(contextlib.AbstractContextManager["TensorBoardMirror"]):
             Event(session_log=SessionLog(status=SessionLog.START), step=0),
             Event(summary=layout),
         )
-
-
-def run_name(point: Point) -> str:
-    """The name of a trial's folder.
-
-    It is the label of the configuration. When a file system might refuse that, letters are
-    replaced, the end is cut and a hash of the label is appended.
-    """
-    full = label(point)
-    safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in full)
-    safe = safe.strip(". ")
-    if safe == full and len(safe.encode()) < NAME_BYTES:
-        return safe
-    tail = "-" + hashlib.sha256(full.encode()).hexdigest()[:12]
-    return safe.encode()[: NAME_BYTES - len(tail) - 1].decode(errors="ignore") + tail
 
 
 class _EventFile:
