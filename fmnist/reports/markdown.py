@@ -19,7 +19,7 @@ from rich.text import Text
 from fmnist.config.results import TrialResult
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
-from fmnist.reports import words
+from fmnist.reports import failures, words
 from fmnist.reports.findings import Findings
 from fmnist.reports.words import held_out, metric_name, one_line, protocol_note
 from fmnist.rundir.files import write_text
@@ -52,6 +52,7 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
         f"# Study {escape(study.name)}",
         mark,
         escape(words.winner_sentence(study, findings.winner)),
+        escape(failures.advice(study, results)),
         "## What was run",
         fenced(study.to_toml(), "toml"),
         facts(findings.provenance),
@@ -94,7 +95,7 @@ def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
         table.add_column(
             Text(name if axis else name.replace(" ", "\n")),
             justify="left" if axis or name == "state" else "right",
-            no_wrap=not axis,
+            no_wrap=not axis and name != "state",  # where the reasons of failures are
             min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
             overflow="fold",
         )
@@ -102,8 +103,7 @@ def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
     ordered = sorted(results, key=lambda r: r.number)
     for result, won, cells in table_rows(study, ordered, best):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
-        # The reasons of failures are in the report.
-        cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
+        cells["state"] = cells["state"].replace("complete", "done")
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
     return table
 
@@ -130,10 +130,10 @@ def print_outcome(
         console.width = max(console.width, 200)
     console.print(results_table(study, results))
     best = pick_winner(results, study.metric)
-    lines = [words.winner_sentence(study, best), *view_commands(out, storage)]
+    lines = [words.winner_sentence(study, best), failures.advice(study, results)]
     if (Path(out) / "report.md").exists():
-        lines.insert(1, f"Report: {Path(out) / 'report.html'}")
-    for line in lines:
+        lines.append(f"Report: {Path(out) / 'report.html'}")
+    for line in filter(None, [*lines, *view_commands(out, storage)]):
         console.print(Text(one_line(line)), soft_wrap=True)
 
 
@@ -283,7 +283,7 @@ def table_row(study: StudyConfig, result: TrialResult, won: bool) -> list[str]:
         **{name: words.decimals(value) for name, value in exact(result).items()},
         **{key: one_line(result.point.get(key, "-")) for key in study.grid},
         "trial": str(result.number),
-        "epochs": str(len(result.history)),
+        "epochs": str(result.epochs),
         "time": words.duration(result.seconds),
         "state": one_line(state),
     }

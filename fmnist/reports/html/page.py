@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fmnist.reports import scores, words
+from fmnist.reports import failures, scores, words
 from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
@@ -74,6 +74,7 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         winner=findings.winner,
         score=scores.score,
         words=words,
+        advice=failures.advice(study, findings.results),
         caption=caption,
         results=tables.results_table(findings),
         curves=curves.curves(study, findings.results),
