@@ -9,6 +9,9 @@ from fmnist.config.results import TrialResult, Value
 from fmnist.config.study import StudyConfig
 from fmnist.reports.words import one_line
 
+MOST_NUMBERS = 8
+"""Trials that a line names by their numbers, at most."""
+
 
 class Separation(NamedTuple):
     """How the values of an axis go with failures.
@@ -64,6 +67,20 @@ def advice(study: StudyConfig, results: Sequence[TrialResult]) -> str:
     if good:
         parts.append(f"none with {_or(good, known)}")
     return f"{count}: {', '.join(parts)}."
+
+
+def reasons(results: Sequence[TrialResult]) -> list[str]:
+    """Return a line for each reason of failures, with the trials that failed for it."""
+    trials: dict[str, list[str]] = {}
+    for result in results:
+        if result.state != "COMPLETE":
+            trials.setdefault(one_line(result.reason) or "failed", []).append(str(result.number))
+    lines = []
+    for reason, numbers in trials.items():
+        named = ", ".join(numbers[:MOST_NUMBERS] + ["..."] * (len(numbers) > MOST_NUMBERS))
+        who = f"Trial {named}" if len(numbers) == 1 else f"{len(numbers)} trials ({named})"
+        lines.append(f"{who} failed: {reason}.")
+    return lines
 
 
 def separation(study: StudyConfig, results: Sequence[TrialResult], axis: str) -> Separation:

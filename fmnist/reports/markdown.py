@@ -72,12 +72,15 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     return path
 
 
-def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
+def results_table(
+    study: StudyConfig, results: Sequence[TrialResult], reasons: bool = False
+) -> Table:
     """The table of results for a terminal, by trial number, with the winner marked.
 
     Args:
         study: the study.
         results: the result of every trial.
+        reasons: whether a failed trial's state has the reason, which takes much space.
     """
     note = protocol_note(study)
     table = Table(
@@ -95,7 +98,7 @@ def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
         table.add_column(
             Text(name if axis else name.replace(" ", "\n")),
             justify="left" if axis or name == "state" else "right",
-            no_wrap=not axis and name != "state",  # where the reasons of failures are
+            no_wrap=not axis,
             min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
             overflow="fold",
         )
@@ -103,7 +106,8 @@ def results_table(study: StudyConfig, results: Sequence[TrialResult]) -> Table:
     ordered = sorted(results, key=lambda r: r.number)
     for result, won, cells in table_rows(study, ordered, best):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
-        cells["state"] = cells["state"].replace("complete", "done")
+        state = cells["state"].replace("complete", "done")
+        cells["state"] = state if reasons else state.partition(":")[0]
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
     return table
 
@@ -128,9 +132,15 @@ def print_outcome(
     if not console.is_terminal:
         # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
-    console.print(results_table(study, results))
+    table, lines = results_table(study, results, reasons=True), []
+    if (
+        table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum
+        > console.width
+    ):
+        table, lines = results_table(study, results), failures.reasons(results)
+    console.print(table)
     best = pick_winner(results, study.metric)
-    lines = [words.winner_sentence(study, best), failures.advice(study, results)]
+    lines += [words.winner_sentence(study, best), failures.advice(study, results)]
     if (Path(out) / "report.md").exists():
         lines.append(f"Report: {Path(out) / 'report.html'}")
     for line in filter(None, [*lines, *view_commands(out, storage)]):
