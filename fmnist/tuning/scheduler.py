@@ -156,7 +156,7 @@ def _train_groups(
             epochs=config.epochs,
             epochs_left=left,
             images=len(splits.training.labels),
-            histories=progress.histories,
+            histories={number: tuple(past) for number, past in progress.histories.items()},
             variant=_variant_name(configs, splits.training),
             epochs_all=config.size * config.epochs,
             epoch=progress.epoch,
