@@ -33,14 +33,14 @@ def plan(config: StudyConfig, out: Path, max_lanes: int | None, device: torch.de
         own = [trial for *_, trial in group]
         most = max_lanes or capacity.lanes_that_fit(own, device, images, shape)
         groups += scheduler.chunks(group, lambda _: 0, most)
-    free = f"{_gigabytes(capacity.free_memory(device))} of memory free"
-    lanes = "--max-lanes" if max_lanes else "half of it may be used by the lanes of a group"
+    lanes = f"at most {max_lanes} at once" if max_lanes else "as many at once as fit in half of it"
     lines = [
         f"study {config.name}: {counted(config.size, 'trial')} of "
         f"{counted(config.epochs, 'epoch')} of {images:,} images",
         f"fixed: {fixed(config)}",
         *widths.explained(config),
-        f"device {device}, {free}; {lanes}",
+        f"device {device}, {_gigabytes(capacity.free_memory(device))} of memory free; "
+        f"lanes: {lanes}",
     ]
     seconds, unknown = 0.0, 0
     for index, group in enumerate(groups, 1):

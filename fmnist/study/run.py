@@ -237,19 +237,15 @@ def _will_repeat(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Say that what diverged diverges again, and what has changed since then.
 
     Args:
-        before: the provenance of the last training.
+        before: the provenance of the last training; empty if it is not known.
         now: that of this one.
     """
-    known = ("Machine", "Device", "Versions", "Commit")
+    known = [name for name in ("Machine", "Device", "Versions", "Commit") if name in before]
     changed = [name.lower() for name in known if before.get(name) != now.get(name)]
-    since = (
-        f"changed: {', '.join(changed)}"
-        if changed
-        else "device, machine, versions and commit are the same"
-    )
+    since = f"changed: {', '.join(changed)}" if changed else "no change in them is known"
     return (
         "the trials that failed are trained again; with the same seeds they diverge again unless "
-        f"something outside the study has changed ({since})"
+        f"something outside the study has changed, such as device or versions ({since})"
     )
 
 

@@ -69,7 +69,8 @@ def remember(
     known[key] = {**of_program, str(lanes): float(f"{rate:.4g}")}
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home folder
         _file().parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(_file(), json.dumps(dict([*known.items()][-MOST:]), indent=1))
+        with files.replacing(_file()) as scratch:  # a full disk is not waited for here
+            scratch.write_text(json.dumps(dict([*known.items()][-MOST:]), indent=1), "utf-8")
 
 
 def recall(config: TrialConfig, images: int, device: torch.device, lanes: int) -> float:

@@ -34,7 +34,7 @@ def test_plan_shows_what_is_fixed_and_what_fits(tmp_path):
     assert "hidden 120-60" in lines[1]
     assert not re.search("momentum|learning_rate|batch_size|epochs", lines[1])
     assert re.fullmatch(
-        r"device cpu, [\d.]+ GiB of memory free; half of it may be used .*", lines[2]
+        r"device cpu, [\d.]+ GiB of memory free; lanes: as many at once .*", lines[2]
     )
     configs = [STUDY.trial({"learning_rate": rate, "batch_size": 500}) for rate in (0.1, 0.01)]
     needed = capacity.lanes_bytes(configs, 55_000, (1, 28, 28)) / 2**30

@@ -91,7 +91,7 @@ def test_retry_says_that_nothing_has_changed(tmp_path, monkeypatch):
     said = told(retry_failed=True)
     assert said[0] == "continuing: 1 of 2 trials are complete, 1 failed"
     (line,) = [text for text in said if "trained again;" in text]
-    assert line.endswith("(device, machine, versions and commit are the same)")
+    assert line.endswith("(no change in them is known)")
     monkeypatch.setattr("fmnist.utils.provenance.versions", lambda: "torch 99")
     (line,) = [text for text in told(retry_failed=True) if "trained again;" in text]
     assert line.endswith("(changed: versions)")
