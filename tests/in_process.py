@@ -14,7 +14,7 @@ import sys
 from typing import NamedTuple
 from unittest import mock
 
-from fmnist.utils import command_line, passwords
+from fmnist.utils import command_line, passwords, runtime
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -46,6 +46,7 @@ def call(package: str, *args: object, cwd: object = ".", encoding: str = "utf-8"
         mock.patch.object(sys, "stdout", written),
         mock.patch.object(sys, "stderr", err),
         mock.patch.object(passwords, "cover_arguments", return_value=None),
+        mock.patch.object(runtime, "hide_library_warnings", return_value=None),
     ):
         try:
             command_line.run(main)

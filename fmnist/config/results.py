@@ -36,7 +36,7 @@ class TrialResult:
         number: the number of the trial in Optuna.
         point: the values of the grid's axes, in the order of the grid.
         state: ``"COMPLETE"``, or ``"FAIL"`` if training diverged.
-        history: the metrics of each epoch.
+        history: the metrics of each epoch in which all of them were finite.
         test_loss, test_accuracy: metrics on the test set after the last epoch; NaN if it failed.
         seconds: the trial's share of its group's wall time.
         reason: the reason of a failure; empty if the trial is complete.
@@ -55,6 +55,11 @@ class TrialResult:
     def label(self) -> str:
         """The name of the configuration."""
         return label(self.point)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs that it was trained, that in which the loss was not finite included."""
+        return len(self.history) + (self.state == "FAIL")
 
     @property
     def last(self) -> EpochMetrics:
@@ -132,7 +137,7 @@ def results_csv(results: Sequence[TrialResult], keys: Sequence[str]) -> str:
             *(r.point[key] for key in keys),
             r.state,
             *map(_number, (*r.last, r.test_loss, r.test_accuracy)),
-            len(r.history),
+            r.epochs,
             f"{r.seconds:.1f}",
             r.reason,
         )

@@ -73,8 +73,9 @@ def main(argv: Sequence[str]) -> int:
                 results.append(_train(folder, number, point, examples))
             if not args.quiet:
                 result = results[-1]
-                accuracy = result.last.validation_accuracy
-                print(f"{result.label}: validation accuracy {accuracy:.4f}, {result.seconds:.0f} s")
+                accuracy = f"validation accuracy {result.last.validation_accuracy:.4f}"
+                ended = f"failed, {result.reason}" if result.reason else accuracy
+                print(f"{result.label}: {ended}, {result.seconds:.0f} s")
         wall = time.perf_counter() - began
         facts = provenance.facts(command_line.command(PROG, argv), device, wall, dataset.source)
         folder.seal(publish.publish(out, Findings(config, results, dataset, facts)), {})

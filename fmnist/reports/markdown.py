@@ -22,7 +22,7 @@ from fmnist.config.results import TrialResult
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.given import FASHION_MNIST
-from fmnist.reports import scores, words
+from fmnist.reports import failures, scores, words
 from fmnist.reports.comparison import Comparison, compare, wilson
 from fmnist.reports.confusion import recognition
 from fmnist.reports.findings import Findings
@@ -65,6 +65,7 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
         mark,
         escape(words.winner_sentence(study, findings.winner, comparison, tested)),
         escape(words.noise_sentence(study, comparison)),
+        escape(failures.advice(study, results)),
         "## What was run",
         fenced(study.to_toml(), "toml"),
         facts(findings.provenance),
@@ -86,7 +87,10 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
 
 
 def results_table(
-    study: StudyConfig, results: Sequence[TrialResult], comparison: Comparison
+    study: StudyConfig,
+    results: Sequence[TrialResult],
+    comparison: Comparison,
+    reasons: bool = False,
 ) -> Table:
     """The table of results for a terminal, the best first, with winner and tied trials marked.
 
@@ -94,6 +98,7 @@ def results_table(
         study: the study.
         results: the result of every trial.
         comparison: the configurations, compared with the best one.
+        reasons: whether a failed trial's state has the reason, which takes much space.
     """
     note = protocol_note(study)
     table = Table(
@@ -119,8 +124,8 @@ def results_table(
     ordered = scores.ranked(study, results)
     for result, won, cells in table_rows(study, ordered, best, comparison):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
-        # The reasons of failures are in the report.
-        cells["state"] = cells["state"].partition(":")[0].replace("complete", "done")
+        state = cells["state"].replace("complete", "done")
+        cells["state"] = state if reasons else state.partition(":")[0]
         table.add_row(*(Text(cells[name]) for name in shown), style=style)
     return table
 
@@ -146,16 +151,20 @@ def print_outcome(
         # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
     comparison = compare(study, results, study.holdout or TEST_IMAGES)
-    console.print(results_table(study, results, comparison))
+    table, lines = results_table(study, results, comparison, reasons=True), []
+    wide = console.options.update(max_width=10_000)
+    if table.__rich_measure__(console, wide).maximum > console.width:
+        table, lines = results_table(study, results, comparison), failures.reasons(results)
+    console.print(table)
     best = pick_winner(results, study.metric)
-    lines = [
+    lines += [
         words.winner_sentence(study, best, comparison, TEST_IMAGES),
-        *filter(None, [words.noise_sentence(study, comparison)]),
-        *view_commands(out, storage),
+        words.noise_sentence(study, comparison),
+        failures.advice(study, results),
     ]
     if (Path(out) / "report.md").exists():
-        lines.insert(1, f"Report: {Path(out) / 'report.html'}")
-    for line in lines:
+        lines.append(f"Report: {Path(out) / 'report.html'}")
+    for line in filter(None, [*lines, *view_commands(out, storage)]):
         console.print(Text(one_line(line)), soft_wrap=True)
 
 
@@ -328,7 +337,7 @@ def table_row(
         **{key: one_line(result.point.get(key, "-")) for key in study.grid},
         INTERVAL: words.margin(wilson(score, comparison.images)) if known else "-",
         "trial": str(result.number),
-        "epochs": str(len(result.history)),
+        "epochs": str(result.epochs),
         "time": words.duration(result.seconds),
         "state": one_line(state),
     }

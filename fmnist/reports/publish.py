@@ -54,7 +54,8 @@ def outputs(
             else:
                 logits, _ = build_model(config).apply(params, state, images, train=False)
                 seen = logits
-            probabilities.append(logits.softmax(dim=1).cpu())
+            # A network that all but diverged may have logits that are not finite.
+            probabilities.append(logits.softmax(dim=1).nan_to_num().cpu())
             features.append(seen.cpu())
     return Outputs(torch.cat(probabilities), torch.cat(features))
 

@@ -136,7 +136,8 @@ def limits(
         high = min(high, 4 * float(np.quantile(values, 0.9)))
     else:
         low = max(low, float(np.quantile(values, 0.1)) - 0.25)
-    margin = 0.04 * (high - low) or 0.05
+    # A margin of 0.05 vanishes beside huge values that are equal.
+    margin = 0.04 * (high - low) if high - low > 1e-9 * abs(high) else max(0.05, 1e-3 * abs(high))
     return low - margin, high + margin
 
 

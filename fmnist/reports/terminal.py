@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fmnist.config.results import TrialResult, label
+from fmnist.reports.pace import Pace
 from fmnist.reports.words import counted, decimals, duration, one_line
 from fmnist.tuning import events
 from fmnist.utils import command_line, runtime
@@ -42,6 +43,8 @@ class Progress(AbstractContextManager["Progress"]):
             case events.GroupStarted():
                 self.group(event)
                 self._tell_variant(event.variant)
+            case events.BatchesTrained():
+                self.batches(event)
             case events.EpochFinished():
                 self.epoch(event)
             case events.TrialFinished():
@@ -61,6 +64,9 @@ class Progress(AbstractContextManager["Progress"]):
 
     def group(self, event: events.GroupStarted) -> None:
         """A group starts to train."""
+
+    def batches(self, event: events.BatchesTrained) -> None:
+        """The group has come further within an epoch."""
 
     def epoch(self, event: events.EpochFinished) -> None:
         """The group has trained an epoch; a trial without metrics has failed."""
@@ -113,45 +119,56 @@ class _Live(Progress):
         self.accuracy: dict[int, float] = {}
         self.curves: dict[int, tuple[float, ...]] = {}
         self.done = self.epochs = 0
-        self.rate = self.fraction = 0.0
-        self.left = math.nan
-        self._images = self._seen = 0
-        self._todo = self._all = 0
-        self._seconds, self._past_seconds, self._past_epochs = 0.0, 0.0, 0
+        self._pace, self._began = Pace(), time.monotonic()
 
     def group(self, event: events.GroupStarted) -> None:
-        # The time of earlier groups helps to estimate that of later ones.
-        self._past_seconds += self._seconds
-        self._past_epochs += self._seen * len(self.labels)
         self.place = f"group {event.index + 1}/{event.total}"
         # The display is drawn in another thread, so mappings are replaced and never changed.
         self.labels = {trial.number: one_line(label(trial.point)) for trial in event.trials}
-        self.accuracy, self.curves = {}, {}
-        self.epochs, self.done, self.rate = event.epochs, 0, 0.0
-        self._images, self._seen, self._seconds = event.images * len(self.labels), 0, 0.0
-        self._todo = event.epochs_left
-        self._all = max(self._all, self._todo)
-        self.fraction = 1 - self._todo / max(self._all, 1)
+        past = {number: event.histories.get(number, ()) for number in self.labels}
+        self.curves = {
+            number: tuple(metrics.validation_accuracy for metrics in history[-SPARK:])
+            for number, history in past.items()
+        }
+        self.accuracy = {  # a trial of fewer epochs has failed
+            number: history[-1].validation_accuracy
+            for number, history in past.items()
+            if history and len(history) == event.epoch
+        }
+        self.epochs, self.done = event.epochs, event.epoch
+        self._pace.group(event)
+
+    def batches(self, event: events.BatchesTrained) -> None:
+        self._pace.batches(event)
 
     def epoch(self, event: events.EpochFinished) -> None:
-        seconds, lanes = event.seconds, len(self.labels)
         self.accuracy = {number: m.validation_accuracy for number, m in event.metrics.items()}
         self.curves = {
             number: (*self.curves.get(number, ()), value)[-SPARK:]
             for number, value in self.accuracy.items()
         }
-        self.done, self._seen, self._seconds = event.epoch, self._seen + 1, seconds
-        self.rate = self._images * self._seen / max(seconds, 1e-9)
-        todo = max(self._todo - self._seen * lanes, 0)
-        own = min((self.epochs - self.done) * lanes, todo)
-        pace = seconds / (self._seen * max(lanes, 1))
-        overall = (seconds + self._past_seconds) / (self._seen * max(lanes, 1) + self._past_epochs)
-        self.left = own * pace + (todo - own) * overall
-        self.fraction = 1 - todo / max(self._all, 1)
+        self.done = event.epoch
+        self._pace.epoch(event)
 
-    def pace(self) -> str:
-        """The speed and the time left."""
-        return f"{self.rate:,.0f} images/s, {duration(self.left)} left" if self.rate else ""
+    def times(self, since: float = 0.0) -> str:
+        """The time that has passed and, if it is known, the time left.
+
+        Args:
+            since: seconds since the time left was estimated.
+        """
+        passed = f"{duration(time.monotonic() - self._began)} passed"
+        left = self._pace.left
+        return f"{passed}, {duration(max(left - since, 0))} left" if math.isfinite(left) else passed
+
+
+def begins(event: events.GroupStarted) -> str:
+    """Say which trials a group trains, for how many epochs, and where it continues."""
+    trials, epochs = counted(len(event.trials), "trial"), counted(event.epochs, "epoch")
+    if event.epoch:
+        return f"{trials}, continuing after epoch {event.epoch} of {event.epochs}"
+    if event.examples:
+        return f"{trials}, continuing within epoch 1 of {event.epochs}"
+    return f"{trials}, {epochs}"
 
 
 class PlainProgress(_Live):
@@ -160,10 +177,10 @@ class PlainProgress(_Live):
     def group(self, event: events.GroupStarted) -> None:
         """Print how many trials begin."""
         super().group(event)
-        self.message(f"{self.place}: {counted(len(self.labels), 'trial')}, {self.epochs} epochs")
+        self.message(f"{self.place}: {begins(event)}")
 
     def epoch(self, event: events.EpochFinished) -> None:
-        """Print the accuracy of the lanes, the speed and the time left."""
+        """Print the accuracy of the lanes, the speed, and the time passed and left."""
         super().epoch(event)
         words = [f"{self.place} epoch {self.done}/{self.epochs}:"]
         if self.accuracy:
@@ -174,7 +191,7 @@ class PlainProgress(_Live):
             words.append(f"validation accuracy {span}{top},")
         if failed := len(self.labels) - len(self.accuracy):
             words.append(f"{failed} failed,")
-        self.message(" ".join([*words, self.pace()]))
+        self.message(" ".join([*words, f"{self._pace.rate:,.0f} images/s, {self.times()}"]))
 
     def trial(self, result: TrialResult) -> None:
         """Print how a trial ended."""
@@ -206,6 +223,19 @@ class LiveProgress(_Live):
     def __exit__(self, *raised: object) -> None:
         self._live.stop()
 
+    def group(self, event: events.GroupStarted) -> None:
+        """Say where a group continues, and show it at the next redraw."""
+        super().group(event)
+        self._since = time.monotonic()
+        if event.epoch or event.examples:
+            self.message(f"{self.place}: {begins(event)}")
+
+    def batches(self, event: events.BatchesTrained) -> None:
+        """Move the bar at the next redraw."""
+        super().batches(event)
+        if math.isfinite(event.seconds):
+            self._since = time.monotonic()
+
     def epoch(self, event: events.EpochFinished) -> None:
         """Show the new numbers at the next redraw."""
         super().epoch(event)
@@ -221,20 +251,17 @@ class LiveProgress(_Live):
         """Print a text above the display."""
         self.console.print(Text(one_line(text)), soft_wrap=True)
 
-    def pace(self) -> str:
-        """The speed at the last epoch, and the time left, less the seconds since that epoch."""
-        if not self.rate:
-            return "starting"
-        left = max(self.left - (time.monotonic() - self._since), 0)
-        return f"{self.rate:,.0f} images/s, {duration(left)} left"
-
     def render(self) -> RenderableType:
         """Make the display of the present state."""
         if not self.labels:
             return Text("starting", style="dim")
-        head = Text(f"{self.place}, epoch {self.done}/{self.epochs}, {self.pace()}", style="bold")
-        bar = Table.grid(expand=True)
-        bar.add_row(ProgressBar(total=1.0, completed=self.fraction))
+        speed = f"{self._pace.rate:,.0f} images/s" if self._pace.rate else "starting"
+        head = Text(f"{self.place}, epoch {self.done}/{self.epochs}, {speed}", style="bold")
+        times = self.times(time.monotonic() - self._since)
+        bar = Table.grid(expand=True, padding=(0, 1, 0, 0))
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(ProgressBar(total=1.0, completed=self._pace.fraction), Text(times))
         rows = max(min(MOST_ROWS, self.console.height - OTHER_LINES), 1)
         shown, accuracy = sorted(self.labels), self.accuracy
         if len(shown) > rows:  # the best are shown

@@ -5,15 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fmnist.utils import command_line, passwords, patience, runtime
 from fmnist.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from fmnist.config.study import StudyConfig
 
 PROG = "fmnist.study"
 
@@ -43,7 +37,10 @@ def main(argv: Sequence[str]) -> int:
         help="train at most this many configurations at once (default: as memory allows)",
     )
     parser.add_argument(
-        "--retry-failed", action="store_true", help="train again the trials that diverged"
+        "--retry-failed",
+        action="store_true",
+        help="train again the trials that diverged; they diverge again unless something outside "
+        "the study has changed, such as the device or a version",
     )
     parser.add_argument(
         "--wait",
@@ -67,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     config = loading.load_study(args.study, overrides=args.set, epochs=args.epochs)
     out = args.out or Path("runs") / config.name
     if args.dry_run:
-        print(plan(config, args.max_lanes, find_device(args.device)))
+        from fmnist.study.plan import plan
+
+        print(plan(config, out, args.max_lanes, find_device(args.device)))
         return 0
     command_line.outlive_output("the study")
     with make_progress(args.quiet) as progress:
@@ -104,24 +103,3 @@ def _load_libraries() -> None:
     except (ImportError, OSError, MemoryError) as error:
         reason = "the limit of the address space (ulimit -v) has no room for PyTorch and Numba"
         raise UserError(reason) from error
-
-
-def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> str:
-    """Return the plan of a run: a line for each group and for each of its lanes."""
-    from fmnist.config.results import label
-    from fmnist.config.settings import IMAGES
-    from fmnist.functional.cnn import IMAGE_SIZE as SIDE
-    from fmnist.tuning import capacity, scheduler
-
-    lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
-    trials = [(point, config.trial(point)) for point in config.points()]
-    groups, images = [], IMAGES - config.holdout
-    for group in scheduler.chunks(trials, lambda trial: trial[1].static, max_lanes or len(trials)):
-        own = [trial for _, trial in group]
-        most = max_lanes or capacity.lanes_that_fit(own, device, images, (1, SIDE, SIDE))
-        groups += scheduler.chunks(group, lambda trial: 0, most)
-    for index, group in enumerate(groups, 1):
-        static = group[0][1].static
-        lines.append(f"group {index} of {len(groups)}: batch size {static.batch_size}")
-        lines += [f"  lane {lane}: {label(point)}" for lane, (point, _) in enumerate(group)]
-    return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import torch
 
+from fmnist.config import widths
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.data import fashion_mnist, given
@@ -19,8 +20,10 @@ from fmnist.reports.dashboard.mirror import DashboardMirror
 from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
+from fmnist.reports.words import counted
 from fmnist.rundir.folder import RunFolder, opened
 from fmnist.study.process import LogTo, in_turn, quiet_optuna
+from fmnist.study.speeds import SpeedRecorder
 from fmnist.tuning import grid, origin, scheduler, storage_errors, storage_url
 from fmnist.tuning.events import Event, TrialFinished
 from fmnist.tuning.progress import Checkpointer
@@ -112,13 +115,17 @@ def run_study(
         trains = retry or len(done) < config.size or grid.unfinished(study, config)
         if not trains and _is_complete(folder, done, progress):
             return done
+        if trains and any(True for _ in origin.ours(study, config)):
+            progress.message(f"continuing: {_complete(done, config)}")
         phases = Phases(_mapping(study, PHASES, int | float))
         with phases("reading the data"):
             dataset = dataset or fashion_mnist.load(data)
-        facts = _mapping(study, FACTS, str)
+        before = facts = _mapping(study, FACTS, str)
         if trains or facts is None:  # without training, the facts of the last one are kept
             facts = provenance.facts(command, target, None, dataset.source)
             study.set_user_attr(FACTS, facts)
+        if retry:
+            progress.message(_will_repeat(before or {}, facts))
         with TensorBoardMirror(folder.tensorboard, config) as mirror:
             for result in done:
                 mirror.repair(result)
@@ -126,6 +133,8 @@ def run_study(
                 folder.confirm(study)
                 study.set_user_attr(DATA, dict(data_set))
                 progress.message(f"device {target}")
+                for line in widths.explained(config):
+                    progress.message(line)
                 examples = splits(config, dataset, target)
                 images = len(examples.training.labels)
                 board = DashboardMirror(study, config, provenance=facts, done=done, images=images)
@@ -138,9 +147,9 @@ def run_study(
                     stop=stop,
                     retry_failed=retry,
                 )
-                save = _Saver(folder, study, phases)
+                save, speeds = _Saver(folder, study, phases), SpeedRecorder(target)
                 for event in phases.waiting_for(TRAINING, events):
-                    for observer in (save, mirror, board, progress):
+                    for observer in (save, mirror, board, progress, speeds):
                         observer(event)
         return _finish(study, folder, dataset, facts, phases, storage=storage, url=url)
 
@@ -206,11 +215,37 @@ def _is_complete(folder: RunFolder, done: Sequence[TrialResult], progress: Progr
     name = folder.config.name
     progress.message(f"study {name} in {folder.path} is complete: nothing to train")
     if failed := sum(result.state != "COMPLETE" for result in done):
-        progress.message(f"{failed} trials failed; --retry-failed trains them again")
+        progress.message(
+            f"{counted(failed, 'trial')} failed; --retry-failed trains again what failed, but "
+            "without a change outside the study it diverges again"
+        )
     damaged = folder.damaged()
     if damaged:
         progress.message(f"missing or damaged, and made anew: {', '.join(damaged)}")
     return damaged == []
+
+
+def _complete(done: Sequence[TrialResult], config: StudyConfig) -> str:
+    """Say how many trials of a study are complete, and how many have failed."""
+    failed = sum(result.state != "COMPLETE" for result in done)
+    said = f"{len(done) - failed} of {counted(config.size, 'trial')} are complete"
+    return f"{said}, {failed} failed" if failed else said
+
+
+def _will_repeat(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say that what diverged diverges again, and what has changed since then.
+
+    Args:
+        before: the provenance of the last training; empty if it is not known.
+        now: that of this one.
+    """
+    known = [name for name in ("Machine", "Device", "Versions", "Commit") if name in before]
+    changed = [name.lower() for name in known if before.get(name) != now.get(name)]
+    since = f"changed: {', '.join(changed)}" if changed else "no change in them is known"
+    return (
+        "the trials that failed are trained again; with the same seeds they diverge again unless "
+        f"something outside the study has changed, such as device or versions ({since})"
+    )
 
 
 def _mapping(study: optuna.Study, name: str, kind: type | UnionType) -> dict[str, Any] | None:

@@ -23,6 +23,10 @@ class GroupStarted:
         images: number of training images in an epoch of one trial.
         histories: metrics of the epochs before a resume, by trial number.
         variant: name of the variant of the model; empty if the model has none.
+        epochs_all: number of epochs of the whole study, summed over its trials.
+        epoch: number of complete epochs of each trial before a resume.
+        examples: number of images of the next epoch that were trained before a resume.
+        seconds: training time of the group before a resume.
     """
 
     index: int
@@ -33,6 +37,26 @@ class GroupStarted:
     images: int
     histories: Mapping[int, Sequence[EpochMetrics]]
     variant: str
+    epochs_all: int = 0
+    epoch: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class BatchesTrained:
+    """A group has come further within an epoch: after its first step, then about twice a second.
+
+    Attributes:
+        epoch: number of complete epochs.
+        examples: number of images of the next epoch that each trial was trained on. On a GPU these
+            steps may still be waiting to be computed.
+        seconds: training time of the whole group so far; NaN on a GPU, where it says nothing.
+    """
+
+    epoch: int
+    examples: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +91,7 @@ class LanesHalved:
     epoch: int
 
 
-Event = GroupStarted | EpochFinished | TrialFinished | LanesHalved
+Event = GroupStarted | BatchesTrained | EpochFinished | TrialFinished | LanesHalved
 
 Observer = Callable[[Event], None]
 """A function that handles an event before the result is reported to Optuna."""

@@ -26,6 +26,7 @@ from fmnist.functional.types import Metrics, Split
 from fmnist.tuning import grid
 from fmnist.tuning.capacity import MOST_LANES, lanes_that_fit, refuse_too_large
 from fmnist.tuning.events import (
+    BatchesTrained,
     EpochFinished,
     Event,
     GroupStarted,
@@ -40,6 +41,9 @@ from fmnist.utils.signals import Stop
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+TOLD_EVERY = 0.5
+"""Seconds between two events within an epoch, at least."""
 
 
 class Splits(NamedTuple):
@@ -153,8 +157,12 @@ def _train_groups(
             epochs=config.epochs,
             epochs_left=left,
             images=len(splits.training.labels),
-            histories=progress.histories,
+            histories={number: tuple(past) for number, past in progress.histories.items()},
             variant=_variant_name(configs, splits.training),
+            epochs_all=config.size * config.epochs,
+            epoch=progress.epoch,
+            examples=progress.at.examples if progress.at else 0,
+            seconds=progress.seconds,
         )
         grid.begin(progress.trials)
         halves = yield from _train(study, config, progress, splits, checkpointer, stop or Stop())
@@ -240,7 +248,8 @@ def _epochs(
     stop: Stop,
 ) -> Iterator[Event]:
     """Train the remaining epochs and update ``progress``."""
-    began, before = time.perf_counter(), progress.seconds
+    began, before, told = time.perf_counter(), progress.seconds, -math.inf
+    on_gpu = splits.training.images.device.type == "cuda"
     configs = [trial.config for trial in progress.trials]
     events = trainer.train_lanes(
         program_of(configs[0]),
@@ -252,6 +261,10 @@ def _epochs(
     )
     for event in _guarded(events, configs[0]):
         within_epoch = isinstance(event, trainer.TrainerState)
+        if isinstance(event, trainer.TrainerState) and time.perf_counter() - told >= TOLD_EVERY:
+            told = time.perf_counter()
+            seconds = math.nan if on_gpu else before + told - began
+            yield BatchesTrained(event.epoch, event.examples, seconds)
         if within_epoch and not (stop.requested or (checkpointer and checkpointer.overdue())):
             continue
         progress.seconds = before + time.perf_counter() - began

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from fmnist.utils import memory, passwords
+from fmnist.utils import memory, passwords, runtime
 from fmnist.utils.errors import UserError, system_error
 from fmnist.utils.signals import SIGNALS, Terminated
 
@@ -84,7 +84,9 @@ def study_parser(prog: str, description: str) -> Parser:
         action="append",
         default=[],
         metavar="KEY=V1[,V2...]",
-        help="a setting, or with several values an axis of the grid; may be repeated",
+        help="a setting, or with several values an axis of the grid; may be repeated. "
+        "hidden=120,60 is two networks of one hidden layer each, hidden=120-60 is one network of "
+        "two; the same holds for channels",
     )
     parser.add_argument(
         "--out",
@@ -128,6 +130,7 @@ def run(
             until the process is ended; by default only ``main`` decides.
     """
     passwords.cover_arguments()
+    runtime.hide_library_warnings()
     _occupy_closed_streams()
     if patience is not None:
         _end_in_time(patience, stopped)

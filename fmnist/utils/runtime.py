@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import resource
 import shutil
@@ -20,6 +21,7 @@ from fmnist.utils.errors import UserError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
 _SMALL, _LARGE = 1 << 17, 1 << 30
 _MKL_STRICT = 0x10000  # from mkl_service.h
+_PRODUCTS = "the last bits of a lane"
 _used_in: int | None = None
 
 
@@ -75,11 +77,23 @@ def warn_of_products() -> None:
         return
     if not setting & _MKL_STRICT:
         warnings.warn(
-            "the last bits of a lane may depend on the other lanes, because matrices were "
+            f"{_PRODUCTS} may depend on the other lanes, because matrices were "
             "multiplied before fmnist was imported, or MKL_CBWR is not AUTO,STRICT",
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def hide_library_warnings() -> None:
+    """Show no warning of a library: its text says nothing to who types a command.
+
+    ``python -W default`` and PYTHONWARNINGS show them. Our own warnings are shown.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", f"^{_PRODUCTS}")
+    if logging.lastResort:  # what shows records that no handler takes
+        logging.lastResort.addFilter(lambda record: record.name.partition(".")[0] == "fmnist")
 
 
 def keep_freed_buffers() -> None:

@@ -209,14 +209,14 @@ def test_plain_lines_are_flushed_and_literal(monkeypatch):
         "loading [bold]data[/] from a file",
         "group 1/2: 3 trials, 2 epochs",
         "group 1/2 epoch 1/2: validation accuracy 0.8000 to 0.8001 (seed=1,x=[red]\ufffd[2J), "
-        "1 failed, 300 images/s, 30 s left",
+        "1 failed, 300 images/s, 0.0 s passed, 30 s left",
         "group 1/2 epoch 2/2: validation accuracy 0.8000 to 0.8001 (seed=1,x=[red]\ufffd[2J), "
-        "1 failed, 300 images/s, 20 s left",
+        "1 failed, 300 images/s, 0.0 s passed, 20 s left",
         "trial 0 seed=0: validation accuracy 0.8000, test accuracy 0.8500, 20 s",
         "trial 1 seed=1: failed, [red]NaN",
         "group 2/2: 3 trials, 2 epochs",
         "group 2/2 epoch 1/2: validation accuracy 0.8000 to 0.8001 (seed=1,x=[red]\ufffd[2J), "
-        "1 failed, 600 images/s, 5.0 s left",
+        "1 failed, 600 images/s, 0.0 s passed, 5.0 s left",
     ]
     assert set(range(1, len(lines) + 1)) <= set(flushed)
 
@@ -288,6 +288,64 @@ def test_live_display_draws_the_lanes_where_there_is_room(width, room):
     lines = COLOUR.sub("", console.file.getvalue()).splitlines()
     assert max(map(len, lines)) <= width
     assert any("\N{FULL BLOCK}" in line for line in lines) == room
+
+
+def continued(progress, epoch=2, lanes=3):
+    """A group that an earlier run has brought to an epoch, and steps of the next one."""
+    trials = [SimpleNamespace(number=n, point={"seed": n}) for n in range(lanes)]
+    past = {n: history(epoch, 0.8 + n / 100) for n in range(lanes)}
+    past[lanes - 1] = history(max(epoch - 1, 0))  # it failed
+    progress(events.GroupStarted(
+        1, 3, trials, 4, 2 * lanes, 1000, past, "",
+        epochs_all=8 * lanes, epoch=epoch, examples=500, seconds=9.0,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("height", [12, 40])
+def test_live_display_of_a_continued_study_begins_where_it_was(width, height):
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
+    progress = LiveProgress(console)
+    continued(progress)
+    progress(events.BatchesTrained(2, 600, 10.0))
+    progress(events.BatchesTrained(2, 900, 70.0))  # 900 images of three lanes a minute
+    console.print(progress.render())
+    shown = COLOUR.sub("", console.file.getvalue())
+    lines = shown.splitlines()
+    assert lines[0] == "group 2/3: 3 trials, continuing after epoch 2 of 4"
+    assert lines[1] == "group 2/3, epoch 2/4, 15 images/s"
+    # Of 24 epochs of one trial, 18 were done; 0.3 of 3 lanes' third epoch in 60 s.
+    assert re.fullmatch(r"━+[╸╺]?━* +0\.0 s passed, (3 min 40|3 min 39) s left ?", lines[2])
+    assert re.search(r"0 +seed=0 +0\.7000", shown)
+    assert re.search(r"2 +seed=2 +failed", shown)
+    assert ("▁" in shown) == (width >= 72)
+    assert max(map(len, lines)) <= width
+    assert len(lines) < height
+
+
+def test_live_bar_moves_within_an_epoch():
+    console = Console(file=io.StringIO(), width=80, height=24, color_system="truecolor",
+                      force_terminal=True)  # fmt: skip
+    progress, bars = LiveProgress(console), []
+    play(progress)
+    for examples in (0, 250, 500, 1000):
+        progress(events.BatchesTrained(1, examples, 5.0 + examples / 100))
+        console.file = io.StringIO()
+        console.print(progress.render())
+        bars.append(console.file.getvalue().splitlines()[1])
+    drawn = [re.search(r"m(━+)", bar)[1] for bar in bars]  # the part in the first colour
+    assert sorted({len(part) for part in drawn}) == [len(part) for part in drawn]
+
+
+def test_plain_log_says_where_a_study_continues_and_nothing_of_batches():
+    progress = PlainProgress(Console(file=io.StringIO()))
+    continued(progress)
+    progress(events.BatchesTrained(2, 600, 10.0))
+    continued(progress, epoch=0)
+    assert progress.console.file.getvalue().splitlines() == [
+        "group 2/3: 3 trials, continuing after epoch 2 of 4",
+        "group 2/3: 3 trials, continuing within epoch 1 of 4",
+    ]
 
 
 def test_sparks():

@@ -222,7 +222,7 @@ def test_the_commands_run_on_the_whole_data(tmp_path):
     """Both commands train one trial for one epoch."""
     args = ["--epochs", "1", "--set", "batch_size=1000", "--set", "learning_rate=0.01"]
     done = fmnist(*args, "--out", "ours", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert "tensorboard --logdir" in done.stdout
     assert "optuna-dashboard sqlite:///" in done.stdout
     plain = subprocess.run(

@@ -53,7 +53,7 @@ def test_diverging_lane_is_reported_and_can_be_retried(tmp_path):
     assert "--retry-failed" in again.stdout
     retried = fmnist(*args, *rates, "--out", "run", "--retry-failed", cwd=tmp_path)
     assert retried.returncode == 1
-    assert "group 1/1: 1 trial, 1 epochs" in retried.stdout
+    assert "group 1/1: 1 trial, 1 epoch\n" in retried.stdout
     assert rows(out / "results.csv")["1e+30"]["number"] == "3"
 
     calm = fmnist(*args, "--set", "learning_rate=0.01,0.002,0.001", "--out", "calm", cwd=tmp_path)
@@ -312,3 +312,32 @@ def test_study_under_nohup_goes_on_when_its_terminal_disappears(tmp_path, small_
     child.send_signal(signal.SIGHUP)
     assert child.wait(300) == 0
     assert states(tmp_path / "run") == ["COMPLETE"] * 2
+
+
+LIBRARIES = """
+import logging, sys, warnings
+import numpy as np
+from fmnist.utils import command_line
+def main(argv):
+    np.float32(3e38) * np.float32(10)
+    warnings.warn("a setting is deprecated", FutureWarning)
+    warnings.warn("this is experimental", UserWarning)
+    logging.getLogger("matplotlib.font_manager").warning("no such font")
+    logging.getLogger("fmnist.data").warning("the disk is full")
+    from fmnist.utils import runtime
+    warnings.warn(f"{runtime._PRODUCTS} may differ", RuntimeWarning)
+    return 0
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize(("options", "shown"), [([], False), (["-W", "default"], True)])
+def test_no_warning_of_a_library_reaches_the_terminal(options, shown):
+    done = subprocess.run(
+        [sys.executable, *options, "-c", LIBRARIES], capture_output=True, text=True, check=True
+    )
+    for text in ("overflow", "deprecated", "experimental"):
+        assert (text in done.stderr) == shown
+    assert "no such font" not in done.stderr
+    for text in ("the disk is full", "the last bits of a lane may differ"):
+        assert done.stderr.count(text) == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fmnist.reports import words
+from fmnist.reports import failures, words
 from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
@@ -75,6 +75,7 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         tested=len(findings.dataset.test.labels),
         winner=findings.winner,
         words=words,
+        advice=failures.advice(study, findings.results),
         caption=caption,
         results=tables.results_table(findings),
         curves=curves.curves(study, findings.results),
