@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,16 @@ def test_public_names_are_importable_and_documented():
         assert getattr(fmnist, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fmnist.nothing  # noqa: B018
+    assert (ROOT / "py.typed").exists()
+
+
+def test_version_is_that_of_the_installed_package():
+    assert fmnist.__version__ == metadata.version("fmnist")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import fmnist; print(fmnist.__version__)"
+    # -S leaves site-packages out, so that these are sources that nobody installed.
+    alone = [sys.executable, "-I", "-S", "-c", code, str(ROOT.parent)]
+    run = subprocess.run(alone, capture_output=True, text=True, check=True)
+    assert run.stdout == "unknown\n"
 
 
 def test_help_answers_in_under_a_second():

@@ -110,7 +110,7 @@ def images(value: object) -> Tensor:
     whole = pixels.dtype.kind in "iu"
     low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
     if not (low >= 0 and high <= (255 if whole else 1)):  # also for NaN
-        raise DataError(f"images must be {allowed}; these {_kind(pixels)} go from {low} to {high}")
+        raise DataError(f"images must be {allowed}; these ({_kind(value)}) go from {low} to {high}")
     if whole and high == 1:
         raise DataError("images are integers and have no pixel above 1; white is 255")
     return _tensor(pixels, np.uint8 if whole else np.float32)

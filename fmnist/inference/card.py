@@ -11,7 +11,7 @@ from fmnist.config.study import StudyConfig
 from fmnist.inference.trained import Line
 
 ROWS = 10
-"""Trials in the table, at most."""
+"""Trials in the table, at most, and the winner."""
 
 _TEMPLATE = """\
 <div>
@@ -45,19 +45,21 @@ def html(study: StudyConfig, lines: Sequence[Line], winner: int | None, sentence
         winner: the number of the winner, whose row is bold; None without one.
         sentence: what is said of the run as a whole.
     """
+    best = _ranked(study, lines)
+    shown = best[:ROWS] + [line for line in best[ROWS:] if line.cells["number"] == winner]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE).render(
         study=study,
         sentence=sentence,
         columns=["number", *study.grid, study.metric, "test_accuracy", "state"],
-        shown=ranked(study, lines)[:ROWS],
-        more=max(len(lines) - ROWS, 0),
+        shown=shown,
+        more=len(lines) - len(shown),
         winner=winner,
         text=_text,
     )
 
 
-def ranked(study: StudyConfig, lines: Sequence[Line]) -> list[Line]:
+def _ranked(study: StudyConfig, lines: Sequence[Line]) -> list[Line]:
     """Sort the trials by the selecting metric: the best first, failed ones last."""
     sign = -1.0 if study.direction == "maximize" else 1.0
 

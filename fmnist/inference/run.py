@@ -90,11 +90,13 @@ class Run:
         """
         path = self.path / "history.csv"
         text = trained.read_text(path, self.path, MAX_HISTORY)
-        kinds = {"number": "int64", "epoch": "int64"} | dict.fromkeys(EpochMetrics._fields, float)
+        kinds = {"number": "int64", "epoch": "int64"} | dict.fromkeys(EpochMetrics._fields, "float")
         try:
-            return pd.read_csv(
-                io.StringIO(text), usecols=list(kinds), dtype=kinds, float_precision="round_trip"
+            # Texts become exactly the numbers that were written; the parser of pandas may round.
+            table = pd.read_csv(
+                io.StringIO(text), usecols=list(kinds), dtype=str, keep_default_na=False
             )
+            return table.replace("", "nan").astype(kinds)
         except ValueError as error:  # also those of pandas
             raise UserError(f"{path}: is damaged ({clipped(str(error), 200)})") from error
 
