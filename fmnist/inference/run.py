@@ -58,7 +58,7 @@ def load_run(path: str | Path) -> Run:
         UserError: The folder holds no finished run, or ``results.csv`` or the file of the study is
             damaged. Other files are read when they are first used.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().absolute()  # the program may change its folder
     return Run(folder, *trained.read_results(folder))
 
 

@@ -47,7 +47,11 @@ def test_baseline_predicts_the_same_in_onnxruntime(images, tmp_path, capfd):
     assert [file.name for file in tmp_path.iterdir()] == ["winner.onnx"], "weights are in it"
     network = session(path)
     (entry,), (end,) = network.get_inputs(), network.get_outputs()
-    assert (entry.name, entry.type, entry.shape) == ("images", "tensor(float)", ["batch", 1, 28, 28])
+    assert (entry.name, entry.type, entry.shape) == (
+        "images",
+        "tensor(float)",
+        ["batch", 1, 28, 28],
+    )
     assert (end.name, end.type, end.shape) == ("logits", "tensor(float)", ["batch", 10])
     for count in (1, 2, 300):
         (logits,) = network.run(None, {"images": images[:count].numpy().astype(np.float32) / 255})

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.torch import load_file
 from strategies import tiny_data, tiny_study
-from torch import nn
 
 import fmnist
 from fmnist.config.results import EpochMetrics, TrialResult, history_csv, results_csv
@@ -173,7 +172,10 @@ def test_predictions_of_a_trial_and_of_all(run):
 
 def test_trials_without_a_model_are_named(run):
     failed = numbers(run, "FAIL")[0]
-    for trial, said in ((failed, f"trial {failed} failed"), (99, "no trial 99 .trials: 0, 1, 2, 3")):
+    for trial, said in (
+        (failed, f"trial {failed} failed"),
+        (99, "no trial 99 .trials: 0, 1, 2, 3"),
+    ):
         for use in (run.model, run.module, lambda n: run.predict(IMAGES, trial=n)):
             with pytest.raises(UserError, match=said):
                 use(trial)
@@ -249,7 +251,7 @@ def test_any_array_is_images_or_refused(array):
     try:
         found = given.images(array)
     except UserError as error:
-        assert str(error).startswith("images ")
+        assert str(error).startswith("images ")  # noqa: PT017
     else:
         assert found.shape == (len(array), 1, 28, 28)
         assert found.dtype in (torch.uint8, torch.float32)
@@ -431,27 +433,6 @@ def test_parameters_of_another_model_are_refused(copy):
     for use in (run.model, run.module, lambda: run.predict(IMAGES)):
         with pytest.raises(UserError, match=r"params.safetensors: cannot be read"):
             use()
-
-
-def test_best_loads_into_layers_of_torch_alone():
-    """The names in the file are those of a state_dict of plain layers."""
-    network = nn.Sequential()
-    sizes = {"conv": [(1, 12, 5), (12, 24, 5)], "linear": [(384, 120), (120, 60), (60, 10)]}
-    for i, size in enumerate(sizes["conv"], 1):
-        network.add_module(f"conv{i}", nn.Conv2d(*size))
-        network.add_module(f"norm{i}", nn.BatchNorm2d(size[1]))
-        network.add_module(f"pool{i}", nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))
-    network.add_module("flatten", nn.Flatten())
-    for i, size in enumerate(sizes["linear"], 1):
-        network.add_module(f"linear{i}", nn.Linear(*size))
-        network.add_module(f"relu{i}", nn.ReLU() if i < 3 else nn.Identity())
-    tensors = load_file(STUDIES / "baseline" / "best" / "params.safetensors")
-    network.load_state_dict(tensors, strict=True)
-    images = fmnist.load().test.images[:100]
-    with torch.no_grad():
-        logits = network.eval()(images / 255)
-    expected = fmnist.load_run(STUDIES / "baseline").predict(images)
-    np.testing.assert_allclose(logits.double().softmax(1), expected, atol=1e-6)
 
 
 def test_reference_network_of_any_settings_loads_strictly(run):
