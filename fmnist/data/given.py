@@ -172,7 +172,7 @@ def _array(value: object, name: str, allowed: str, kinds: str) -> NDArray[Any]:
         if isinstance(value, Tensor):
             tensor = value.detach().cpu().resolve_neg()
             # NumPy has no bfloat16.
-            array = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         else:
             array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

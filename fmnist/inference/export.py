@@ -21,7 +21,7 @@ def write_onnx(network: torch.nn.Module, path: Path) -> None:
     Args:
         network: the network, float32, in evaluation mode. Its input is named ``images``, its output
             ``logits``; both may have any number of images.
-        path: the file. It is replaced; its folder must exist.
+        path: the file; one that exists is replaced.
 
     Raises:
         UserError: A package is missing, or the exporter does not know an operation.

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from fmnist.config.factory import build_model
 from fmnist.config.results import EpochMetrics, TrialResult, label, winner
@@ -125,7 +127,7 @@ class Run:
 
     @torch_defaults()
     def predict(
-        self, images: object, *, trial: int | None = None, ensemble: bool = False
+        self, images: ArrayLike | Tensor, *, trial: int | None = None, ensemble: bool = False
     ) -> Float64[np.ndarray, "examples 10"]:
         """Compute the probability of each class.
 
@@ -149,6 +151,7 @@ class Run:
         chosen = trained.complete_models(self.path) if ensemble else [self._trained(trial)]
         return trained.probabilities(chosen, pixels).numpy()
 
+    @torch_defaults()
     def model(self, trial: int | None = None) -> tuple[Model, Params, State]:
         """Return a trained model as pure functions: the model, its parameters and its state.
 

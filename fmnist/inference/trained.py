@@ -113,6 +113,8 @@ def read_results(run: Path) -> tuple[StudyConfig, list[Line]]:
         for count, line in enumerate(lines, 1):
             if count > study.size:
                 raise UserError(f"there are more trials than the {study.size} of the study")
+            if None in line:
+                raise UserError("there are more cells than columns")
             found.append(_line_of(study, {key: text or "" for key, text in line.items()}))
     except KeyError as error:
         raise UserError(f"{path}: has no column {error}") from error

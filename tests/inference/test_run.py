@@ -333,7 +333,7 @@ def test_notebook_shows_the_best_first_and_the_winner_bold(run):
 
 
 def test_notebook_shows_ten_trials_of_many(tmp_path):
-    config = replace(CONFIG, holdout=5, grid={"seed": tuple(range(40))})
+    config = replace(CONFIG, holdout=5, grid={"beta1": tuple(n / 64 for n in range(40))})
     written(tmp_path, config, results_of(config, fail={39}))
     run = fmnist.load_run(tmp_path)
     page = run._repr_html_()
@@ -347,7 +347,7 @@ def test_notebook_shows_ten_trials_of_many(tmp_path):
     assert page.count("<tr>") == 12
     assert "<td><strong>3</strong></td>" in page
     assert "and 29 more in" in page
-    assert "40 trials, winner 38 (seed=38), validation_accuracy 0.7038" in repr(run)
+    assert "40 trials, winner 38 (beta1=0.59375), validation_accuracy 0.7038" in repr(run)
 
 
 def written(out, config, results):
@@ -378,6 +378,24 @@ def test_an_old_table_without_a_column_of_reasons_and_one_with_more_are_read(tmp
     path.write_text(path.read_text().replace(",reason", ",colour").replace("61.0,", "61.0,red"))
     table = fmnist.load_run(tmp_path).results
     assert table.colour.tolist() == ["red", "red"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("0.01", "0.02", r"line \d: learning_rate = 0.02 is not in the grid"),
+        ("COMPLETE", "COMPLETE,1,1,1,1,1,1", r"line \d: there are more cells than columns"),
+        ("state", "stat", "has no column 'state'"),
+        ("number", "nr", "has no column 'number'"),
+        ("\n", "\nx", r"line \d: invalid literal"),
+    ],
+)
+def test_a_damaged_table_gives_one_line(before, after, said, copy):
+    path = copy / "results.csv"
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(UserError, match=rf"results.csv.*{said}") as raised:
+        fmnist.load_run(copy)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 MISSING = {
