@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fmnist.utils import runtime
+from fmnist.utils import runtime, version
 
 runtime.prepare_library()
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from fmnist.functional.train import start, train_step
     from fmnist.functional.types import Metrics, Model, Split
     from fmnist.functional.vmap import stack, unstack
+    from fmnist.inference.run import Run, load_run
     from fmnist.study.run import run_study
+
+    __version__: str
 
 _MODULES = {
     "config.loading": ("load_study",),
@@ -35,6 +38,7 @@ _MODULES = {
     "functional.train": ("start", "train_step"),
     "functional.types": ("Metrics", "Model", "Split"),
     "functional.vmap": ("stack", "unstack"),
+    "inference.run": ("Run", "load_run"),
     "study.run": ("run_study",),
 }
 
@@ -43,6 +47,7 @@ __all__ = [
     "GradientTransformation",
     "Metrics",
     "Model",
+    "Run",
     "Split",
     "TrainerState",
     "adam",
@@ -51,6 +56,7 @@ __all__ = [
     "fit",
     "gather",
     "load",
+    "load_run",
     "load_study",
     "permutation",
     "run_study",
@@ -65,10 +71,12 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name == "__version__":
+        value = version.version()
+    elif name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"fmnist.{_MODULE_OF[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"fmnist.{_MODULE_OF[name]}")
-    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "engine": {"functional", "utils"},
     "reference": {"functional"},
     "rundir": {"config", "functional", "utils"},
-    "inference": {"config", "functional", "rundir", "utils"},
+    "inference": {"config", "data", "functional", "reference", "rundir", "utils"},
     "tuning": {"config", "engine", "functional", "rundir", "utils"},
     "reports": {"config", "data", "functional", "reference", "rundir", "tuning", "utils"},
     "study": {"config", "data", "engine", "functional", "reports", "rundir", "tuning", "utils"},
@@ -110,11 +111,21 @@ def test_functional_is_pure(path):
 
 
 def test_public_names_are_importable_and_documented():
-    assert 10 <= len(fmnist.__all__) <= 20
+    assert 10 <= len(fmnist.__all__) <= 22
     for name in fmnist.__all__:
         assert getattr(fmnist, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fmnist.nothing  # noqa: B018
+    assert (ROOT / "py.typed").exists()
+
+
+def test_version_is_that_of_the_installed_package():
+    assert fmnist.__version__ == metadata.version("fmnist")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import fmnist; print(fmnist.__version__)"
+    # -S leaves site-packages out, so that these are sources that nobody installed.
+    alone = [sys.executable, "-I", "-S", "-c", code, str(ROOT.parent)]
+    run = subprocess.run(alone, capture_output=True, text=True, check=True)
+    assert run.stdout == "unknown\n"
 
 
 def test_help_answers_in_under_a_second():

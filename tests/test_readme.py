@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from fmnist.config import loading
+from fmnist.inference import export
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -18,12 +22,32 @@ def blocks(language: str) -> list[str]:
 
 
 def test_example_prints_the_accuracy_of_each_lane(capsys):
-    (code,) = blocks("python")
+    code, *_ = blocks("python")
     assert len([line for line in code.splitlines() if line]) == 6, "it is said to be six lines"
     exec(compile(code, "README.md", "exec"), {})
     found = ast.literal_eval(capsys.readouterr().out)
     assert list(found) == [0.01, 0.003, 0.001, 0.0003]
     assert all(0.75 < accuracy < 0.95 for accuracy in found.values())
+
+
+def test_a_run_is_used_as_shown(tmp_path):
+    _, whole, alone = blocks("python")
+    if any(importlib.util.find_spec(name) is None for name in export.PACKAGES):
+        whole = "\n".join(line for line in whole.splitlines() if "onnx" not in line)
+    for block in (whole, alone):
+        assert "runs/baseline" in block
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "baseline").symlink_to(README.parent / "studies" / "baseline")
+    found = {}
+    with contextlib.chdir(tmp_path):
+        exec(compile(whole, "README.md", "exec"), found)
+        images, ours = found["images"] / 255, found["network"]
+        exec(compile(alone, "README.md", "exec"), found)
+    with torch.no_grad():
+        logits = found["network"](images)
+        assert torch.equal(logits, ours(images))
+    chances = torch.from_numpy(found["run"].predict(images))
+    torch.testing.assert_close(logits.double().softmax(1), chances, rtol=0, atol=1e-6)
 
 
 def test_study_file_loads(tmp_path):

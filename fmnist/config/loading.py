@@ -62,6 +62,17 @@ def load_study(
         raise
 
 
+def as_study(study: StudyConfig | Mapping[str, Any] | str | Path) -> StudyConfig:
+    """Return a study: itself, of the tables of a study file, or of the path of one.
+
+    Raises:
+        ConfigError: The file cannot be read, or a setting is unknown, invalid or given twice.
+    """
+    if isinstance(study, StudyConfig):
+        return study
+    return load_study(study) if isinstance(study, str | Path) else StudyConfig.from_dict(study)
+
+
 def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
     """Return lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here."""
     settings_a, settings_b = _flat(a), _flat(b)

@@ -87,7 +87,8 @@ def rank(trials: Sequence[TrialResult], metric: str) -> tuple[bool, float, int]:
     number. So a configuration that fails with some seeds is behind all that never do.
     """
     sign = -1.0 if metric == "validation_accuracy" else 1.0
-    values = [getattr(r.last, metric) for r in trials if r.state == "COMPLETE"]
+    known = [getattr(r.last, metric) for r in trials if r.state == "COMPLETE"]
+    values = [value for value in known if math.isfinite(value)]
     mean = sign * math.fsum(values) / len(values) if values else math.inf
     return len(values) < len(trials), mean, min(r.number for r in trials)
 
@@ -100,6 +101,19 @@ def representative(trials: Sequence[TrialResult], metric: str) -> TrialResult | 
     complete = [result for result in trials if result.state == "COMPLETE"]
     ordered = sorted(complete, key=lambda result: rank([result], metric))
     return ordered[len(ordered) // 2] if ordered else None
+
+
+def ranked(results: Iterable[TrialResult], metric: str) -> list[TrialResult]:
+    """Sort the trials: the best configuration first, failed ones last.
+
+    Of each configuration the trial that stands for it is first, then the best seed. So the winner
+    is the first of all, though another trial may have had a luckier seed.
+    """
+    ordered: list[TrialResult] = []
+    for trials in sorted(by_configuration(results), key=lambda trials: rank(trials, metric)):
+        first = representative(trials, metric)
+        ordered += sorted(trials, key=lambda r: (r is not first, rank([r], metric)))
+    return sorted(ordered, key=lambda result: result.state != "COMPLETE")
 
 
 def winner(results: Iterable[TrialResult], metric: str) -> TrialResult | None:

@@ -1,4 +1,4 @@
-"""Checks a data set that is given in Python, and tells one data set from another."""
+"""Checks data that is given in Python, and tells one data set from another."""
 
 from __future__ import annotations
 
@@ -92,17 +92,34 @@ def _split(split: Split, name: str) -> Split:
     return Split(images, labels)
 
 
+def images(value: object) -> Tensor:
+    """Check images for a network, and convert what has one meaning only.
+
+    Args:
+        value: integers from 0 to 255 or floats from 0 to 1, light on dark, ``[n, 1, 28, 28]``,
+            ``[n, 28, 28]`` or ``[n, 28, 28, 1]``: a tensor, an array, or what NumPy makes one of.
+
+    Returns:
+        ``[n, 1, 28, 28]`` on the CPU: uint8 for integers, float32 for floats.
+
+    Raises:
+        DataError: They have another type, shape or range.
+    """
+    allowed = "integers from 0 to 255 or floats from 0 to 1"
+    pixels = _in_shape(_array(value, "images", allowed, "iuf"), "images")
+    whole = pixels.dtype.kind in "iu"
+    low, high = (pixels.min(), pixels.max()) if pixels.size else (0, 0)
+    if not (low >= 0 and high <= (255 if whole else 1)):  # also for NaN
+        raise DataError(f"images must be {allowed}; these ({_kind(value)}) go from {low} to {high}")
+    if whole and high == 1:
+        raise DataError("images are integers and have no pixel above 1; white is 255")
+    return _tensor(pixels, np.uint8 if whole else np.float32)
+
+
 def _images(value: object, name: str) -> Tensor:
     how = "for images in [0, 1] give (images * 255).round() as uint8"
-    pixels = _integers(value, name, f"pixels from 0 to 255 (uint8); {how}")
-    shape = list(pixels.shape)
-    if pixels.ndim == 3:
-        pixels = pixels[:, None]
-    elif pixels.ndim == 4 and pixels.shape[-1] == 1:
-        pixels = np.moveaxis(pixels, -1, 1)
-    if pixels.shape[1:] != _SIZE:
-        reason = f"must be [n, 1, 28, 28] or [n, 28, 28], not {shape}"
-        raise DataError(f"{name} {reason}")
+    pixels = _array(value, name, f"pixels from 0 to 255 (uint8); {how}", "iu")
+    pixels = _in_shape(pixels, name)
     if not len(pixels):
         raise DataError(f"{name} is empty")
     low, high = int(pixels.min()), int(pixels.max())
@@ -113,8 +130,24 @@ def _images(value: object, name: str) -> Tensor:
     return _tensor(pixels, np.uint8)
 
 
+def _in_shape(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+    """Return images as ``[n, 1, 28, 28]``.
+
+    Raises:
+        DataError: They have a shape that is not that of images.
+    """
+    shape = list(pixels.shape)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[-1] == 1:
+        pixels = np.moveaxis(pixels, -1, 1)
+    if pixels.shape[1:] != _SIZE:
+        raise DataError(f"{name} must be [n, 1, 28, 28] or [n, 28, 28], not {shape}")
+    return pixels
+
+
 def _labels(value: object, name: str) -> Tensor:
-    labels = _integers(value, name, "whole numbers (int64)")
+    labels = _array(value, name, "whole numbers (int64)", "iu")
     if labels.ndim != 1:
         raise DataError(f"{name} must be [n], not {list(labels.shape)}")
     most = len(CLASS_NAMES) - 1
@@ -124,22 +157,28 @@ def _labels(value: object, name: str) -> Tensor:
     return _tensor(labels, np.int64)
 
 
-def _integers(value: object, name: str, allowed: str) -> NDArray[Any]:
-    """Return integers as an array.
+def _array(value: object, name: str, allowed: str, kinds: str) -> NDArray[Any]:
+    """Return numbers as an array.
+
+    Args:
+        value: the numbers.
+        name, allowed: what the error calls them, and what they may be.
+        kinds: NumPy's letters of the types that they may have.
 
     Raises:
-        DataError: They are no integers, or no array.
+        DataError: They have another type, or are no array.
     """
     try:
-        if isinstance(value, Tensor):  # NumPy has no bfloat16
-            whole = not (value.is_floating_point() or value.is_complex())
-            array = value.detach().cpu().resolve_neg().numpy() if whole else np.empty(0)
+        if isinstance(value, Tensor):
+            tensor = value.detach().cpu().resolve_neg()
+            # NumPy has no bfloat16.
+            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         else:
             array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise DataError(f"{name} must be {allowed}, not {_kind(value)} ({reason})") from error
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in kinds:
         raise DataError(f"{name} must be {allowed}, not {_kind(value)}")
     return array
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,8 +17,9 @@ from torch import Tensor
 from fmnist.config import loading
 from fmnist.config import study as configs
 from fmnist.config.factory import AnyModelConfig, build_model
-from fmnist.config.results import Point, configuration, label
-from fmnist.config.settings import clipped
+from fmnist.config.results import EpochMetrics, Point, configuration, label
+from fmnist.config.settings import clipped, shown
+from fmnist.config.study import StudyConfig
 from fmnist.functional.cnn import CLASS_COUNT
 from fmnist.rundir import models
 from fmnist.utils.errors import UserError
@@ -56,7 +58,7 @@ def best_model(run: Path) -> TrainedModel:
     """
     path = run / "best" / "config.json"
     try:
-        about = json.loads(_text(path, run, MAX_ABOUT))
+        about = json.loads(read_text(path, run, MAX_ABOUT))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({_line(error)})") from error
     number = about.get("number") if isinstance(about, dict) else None
@@ -75,13 +77,82 @@ def best_model(run: Path) -> TrainedModel:
 def class_names(run: Path) -> tuple[str, ...] | None:
     """Return the names of the classes of a run, each on one line; None if they are not known."""
     try:
-        about = json.loads(_text(run / "best" / "config.json", run, MAX_ABOUT))
+        about = json.loads(read_text(run / "best" / "config.json", run, MAX_ABOUT))
     except (ValueError, RecursionError, UserError):
         return None
     names = about.get("classes") if isinstance(about, dict) else None
     if isinstance(names, list) and len(names) == CLASS_COUNT:
         return tuple(map(_line, names))
     return None
+
+
+class Line(NamedTuple):
+    """A line of ``results.csv``.
+
+    Attributes:
+        point: the trial's point of the grid.
+        cells: column -> value. The number and the epochs are integers; metrics and seconds are
+            floats, NaN where the cell is empty; the axes have the types of their settings; all
+            others are texts.
+    """
+
+    point: Point
+    cells: dict[str, Any]
+
+
+def read_results(run: Path) -> tuple[StudyConfig, list[Line]]:
+    """Read the study and the results of a run of fmnist.study or fmnist.reference.
+
+    Returns:
+        The study, and a line for each of its trials, by number.
+
+    Raises:
+        UserError: The folder holds no finished run, or a file is damaged.
+    """
+    path = run / "results.csv"
+    lines = csv.DictReader(io.StringIO(read_text(path, run, MAX_TABLE)))
+    reference = run / "reference.toml"
+    study = loading.load_study(reference if reference.is_file() else run / "study.toml")
+    found = []
+    try:
+        for count, line in enumerate(lines, 1):
+            if count > study.size:
+                raise UserError(f"there are more trials than the {study.size} of the study")
+            if None in line:
+                raise UserError("there are more cells than columns")
+            found.append(_line_of(study, {key: text or "" for key, text in line.items()}))
+    except KeyError as error:
+        raise UserError(f"{path}: has no column {error}") from error
+    except (ValueError, TypeError, csv.Error, UserError) as error:
+        raise UserError(f"{path}, line {lines.line_num}: {_line(error)}") from error
+    return study, sorted(found, key=lambda line: line.cells["number"])
+
+
+def _line_of(study: StudyConfig, cells: dict[str, Any]) -> Line:
+    point = {}
+    for key, axis in study.grid.items():
+        setting = study.settings[key]
+        cells[key] = setting.read(setting.parse(cells[key]))
+        point[key] = setting.scalar(cells[key])
+        if point[key] not in axis:
+            raise UserError(f"{key} = {shown(point[key])} is not in the grid of the study")
+    for key, kind in _KINDS.items():
+        if key in cells or key in ("number", "state"):
+            cells[key] = kind(cells[key])
+    return Line(point, cells)
+
+
+def _float(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+_FLOATS = (*EpochMetrics._fields, "test_loss", "test_accuracy", "seconds")
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "number": int,
+    "state": str,
+    "epochs": int,
+    **dict.fromkeys(_FLOATS, _float),
+}
 
 
 def complete_models(run: Path) -> list[TrainedModel]:
@@ -91,27 +162,15 @@ def complete_models(run: Path) -> list[TrainedModel]:
         UserError: The folder holds no finished run, no trial is complete, or results.csv is
             damaged.
     """
-    path = run / "results.csv"
-    rows = csv.DictReader(io.StringIO(_text(path, run, MAX_TABLE)))
-    study = loading.load_study(run / "study.toml")
+    study, lines = read_results(run)
     trials = []
-    try:
-        for count, row in enumerate(rows, 1):
-            if count > study.size:
-                raise UserError(f"there are more trials than the {study.size} of the study")
-            if row["state"] == "COMPLETE":
-                values = {key: study.settings[key].parse(row[key] or "") for key in study.grid}
-                point = {key: study.settings[key].scalar(value) for key, value in values.items()}
-                number = int(row["number"])
-                model, file = study.trial(point).model, models.model_path(run, number)
-                trials.append(TrainedModel(number, point, model, file))
-    except KeyError as error:
-        raise UserError(f"{path}: has no column {error}") from error
-    except (ValueError, TypeError, csv.Error, UserError) as error:
-        raise UserError(f"{path}, line {rows.line_num}: {_line(error)}") from error
+    for point, cells in lines:
+        if cells["state"] == "COMPLETE":
+            number, model = cells["number"], study.trial(point).model
+            trials.append(TrainedModel(number, point, model, models.model_path(run, number)))
     if not trials:
-        raise UserError(f"{path}: no trial is complete")
-    return sorted(trials, key=lambda trial: trial.number)
+        raise UserError(f"{run / 'results.csv'}: no trial is complete")
+    return trials
 
 
 def ensemble(run: Path) -> list[TrainedModel]:
@@ -132,13 +191,14 @@ def ensemble(run: Path) -> list[TrainedModel]:
 
 
 def probabilities(
-    trials: Iterable[TrainedModel], images: UInt8[Tensor, "examples 1 28 28"]
+    trials: Iterable[TrainedModel],
+    images: UInt8[Tensor, "examples 1 28 28"] | Float[Tensor, "examples 1 28 28"],
 ) -> Float[Tensor, "examples 10"]:
     """Return the probability of each class, averaged over the models.
 
     Args:
         trials: the models to average; at least one.
-        images: grey values 0-255.
+        images: grey values, integers from 0 to 255 or floats from 0 to 1.
 
     Returns:
         float64 ``[examples, 10]``.
@@ -153,8 +213,7 @@ def probabilities(
         apply = build_model(trial.model, "grouped").apply
         with torch.no_grad():
             logits = [
-                apply(params, state, part.float() / 255, train=False)[0]
-                for part in images.split(BATCH)
+                apply(params, state, _scaled(part), train=False)[0] for part in images.split(BATCH)
             ]
         of_models.append(torch.cat(logits).double().softmax(dim=1))
         if not of_models[-1].isfinite().all():
@@ -162,8 +221,17 @@ def probabilities(
     return torch.stack(of_models).mean(dim=0)
 
 
-def _text(path: Path, run: Path, limit: int) -> str:
-    """Read a text file of the run.
+def _scaled(images: Tensor) -> Tensor:
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def read_text(path: Path, run: Path, limit: int) -> str:
+    """Read a text file of a run.
+
+    Args:
+        path: the file.
+        run: the folder of the run.
+        limit: how many bytes it may have.
 
     Raises:
         UserError: The file is missing, has more than ``limit`` bytes, is not UTF-8, or cannot

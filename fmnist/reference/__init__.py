@@ -4,11 +4,13 @@ It is a plain module and a plain loop. Parameters can be converted in both direc
 """
 
 from fmnist.reference.fit import ReferenceEpoch, evaluate, fit_reference, make_optimizer
+from fmnist.reference.module import as_module
 from fmnist.reference.network import Network, from_module, to_module
 
 __all__ = [
     "Network",
     "ReferenceEpoch",
+    "as_module",
     "evaluate",
     "fit_reference",
     "from_module",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fmnist.config.results import TrialResult, by_configuration, representative
+from fmnist.config.results import TrialResult, by_configuration, ranked, representative
 from fmnist.config.study import StudyConfig
 from fmnist.reports import scores
 
@@ -29,7 +29,7 @@ def hues(study: StudyConfig, results: Sequence[TrialResult]) -> dict[int, int]:
     if math.prod(len(values) for values in study.grid.values()) > len(HUES):
         groups = by_configuration(results)
         first = {r.number for g in groups if (r := representative(g, study.metric))}
-        best = sorted(scores.ranked(study, results), key=lambda r: r.number not in first)
+        best = sorted(ranked(results, study.metric), key=lambda r: r.number not in first)
         chosen = scores.in_grid_order(study, best[: len(HUES)])
         return {result.number: index for index, result in enumerate(chosen)}
     ordered = scores.in_grid_order(study, results)

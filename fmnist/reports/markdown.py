@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fmnist.config.results import TrialResult
+from fmnist.config.results import TrialResult, ranked
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.given import FASHION_MNIST
@@ -57,7 +57,7 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     study, matrix = findings.config, findings.confusion
     mark = protocol_note(study, MARK)
     comparison = findings.comparison
-    results = scores.ranked(study, findings.results)
+    results = ranked(findings.results, study.metric)
     tested = len(findings.dataset.test.labels)
     commands = view_commands(out, findings.storage)
     text = joined(
@@ -121,7 +121,7 @@ def results_table(
             overflow="fold",
         )
     best = pick_winner(results, study.metric)
-    ordered = scores.ranked(study, results)
+    ordered = ranked(results, study.metric)
     for result, won, cells in table_rows(study, ordered, best, comparison):
         style = "bold green" if won else ("red" if result.state == "FAIL" else None)
         state = cells["state"].replace("complete", "done")

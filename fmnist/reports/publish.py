@@ -7,15 +7,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import optree
 import optuna
 import torch
 
 from fmnist.config.factory import AnyModelConfig, FactoryConfig, build_model
 from fmnist.config.results import TrialResult, history_csv, results_csv
 from fmnist.functional import batching, cnn
-from fmnist.functional.types import Model, ModelConfig, Params, Split, State
-from fmnist.reference import to_module
+from fmnist.functional.types import ModelConfig, Params, Split, State
+from fmnist.reference import as_module
 from fmnist.reports import figures, markdown
 from fmnist.reports.dashboard import mirror as dashboard
 from fmnist.reports.findings import Findings, Outputs
@@ -106,7 +105,8 @@ def publish(
             "confusion": figures.confusion(findings.confusion, classes, drawn, title, config),
             "confused pairs": figures.confused_pairs(*test, predicted, classes, pairs, config),
         }
-        run = winner_board.write_winner(out, findings, _module(params, state, model))
+        module = as_module(build_model(model), params, state, model)
+        run = winner_board.write_winner(out, findings, module)
         made += [path for path in run.rglob("*") if path.is_file()]
     if study is not None:
         made += dashboard.publish(out, findings, study)
@@ -143,25 +143,3 @@ def _write_best(
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
     return [path, described]
-
-
-def _module(params: Params, state: State, config: AnyModelConfig) -> torch.nn.Module:
-    """The winner as a module, whose graph TensorBoard shows."""
-    if isinstance(config, ModelConfig):
-        return to_module(params, state, config).eval()
-    return _Functional(build_model(config), params, state)
-
-
-class _Functional(torch.nn.Module):
-    """A pure model and its parameters as a module, for evaluation."""
-
-    def __init__(self, model: Model, params: Params, state: State) -> None:
-        super().__init__()
-        leaves, self._treespec = optree.tree_flatten((params, state))
-        parameters = [torch.nn.Parameter(leaf, requires_grad=False) for leaf in leaves]
-        self._model, self._leaves = model, torch.nn.ParameterList(parameters)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        params, state = optree.tree_unflatten(self._treespec, list(self._leaves))
-        logits, _ = self._model.apply(params, state, images, train=False)
-        return logits

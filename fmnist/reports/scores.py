@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist.config.results import TrialResult, Value, by_configuration, rank, representative
+from fmnist.config.results import TrialResult, Value
 from fmnist.config.study import StudyConfig
 
 
@@ -21,19 +21,6 @@ def score(study: StudyConfig, result: TrialResult) -> float:
 def scores(study: StudyConfig, results: Sequence[TrialResult]) -> list[float]:
     """The finite scores of these trials."""
     return [s for result in results if math.isfinite(s := score(study, result))]
-
-
-def ranked(study: StudyConfig, results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Sort the trials: the best configuration first, failed ones last.
-
-    Of each configuration the trial that stands for it is first, then the best seed. So the winner
-    is the first of all, though another trial may have had a luckier seed.
-    """
-    metric, ordered = study.metric, list[TrialResult]()
-    for trials in sorted(by_configuration(results), key=lambda trials: rank(trials, metric)):
-        first = representative(trials, metric)
-        ordered += sorted(trials, key=lambda r: (r is not first, rank([r], metric)))
-    return sorted(ordered, key=lambda result: result.state != "COMPLETE")
 
 
 def place(study: StudyConfig, result: TrialResult) -> int:

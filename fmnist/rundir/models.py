@@ -78,7 +78,8 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
         tensors = safetensors.torch.load_file(path)
     # ValueError: a NUL in the path.
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as parameters ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read as parameters ({reason})") from error
     names, leaves, treespec = named_leaves(_like(config), skip=1)
     expected = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}

@@ -7,11 +7,13 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import ParamSpec, TypeVar
 
 import optuna
 
-from fmnist.reports.terminal import Progress
+from fmnist.reports.terminal import Progress, make_progress
+from fmnist.tuning.events import Event
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +46,34 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+Observer = Callable[[Event], object]
+"""Gets each event of a run: a group starts, an epoch or a trial ends, lanes are halved."""
+
+
+class _Observed(Progress):
+    """Hands the events to a function."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def __call__(self, event: Event) -> None:
+        self._observer(event)
+
+
+def shown(progress: Progress | Observer | bool | None) -> AbstractContextManager[Progress]:
+    """Return what shows the progress of a run, as a context.
+
+    Args:
+        progress: true for a display on standard output, false or None for nothing, a function that
+            gets the events, or a display, which its caller opens and closes.
+    """
+    if isinstance(progress, Progress):
+        return contextlib.nullcontext(progress)
+    if callable(progress):
+        return _Observed(progress)
+    return make_progress(quiet=False) if progress else Progress()
 
 
 class LogTo(logging.Handler):

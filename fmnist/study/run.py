@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import torch
 
-from fmnist.config import widths
+from fmnist.config import loading, widths
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.data import fashion_mnist, given
@@ -22,7 +22,7 @@ from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
 from fmnist.reports.words import counted
 from fmnist.rundir.folder import RunFolder, opened
-from fmnist.study.process import LogTo, in_turn, quiet_optuna
+from fmnist.study.process import LogTo, Observer, in_turn, quiet_optuna, shown
 from fmnist.study.speeds import SpeedRecorder
 from fmnist.tuning import grid, origin, scheduler, storage_errors, storage_url
 from fmnist.tuning.events import Event, TrialFinished
@@ -51,7 +51,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
 @torch_defaults()
 @torch.random.fork_rng(devices=[])  # drawing the graph of the network makes modules
 def run_study(
-    config: StudyConfig,
+    config: StudyConfig | Mapping[str, Any] | str | Path,
     out: str | Path,
     *,
     storage: str | None = None,
@@ -62,14 +62,16 @@ def run_study(
     retry_failed: bool = False,
     wait: float = patience.SECONDS,
     command: str = "fmnist.run_study",
-    progress: Progress | None = None,
+    progress: Progress | Observer | bool | None = None,
 ) -> list[TrialResult]:
     """Run a study, or resume it, and write its results and reports.
 
     In several threads of a process, one study runs after the other.
 
     Args:
-        config: the study.
+        config: the study; or the tables of a study file as a dictionary, such as
+            ``{"study": {"epochs": 5}, "grid": {"learning_rate": [0.01, 0.001]}}``; or the path of a
+            study file.
         out: the folder of the run; made if needed.
         storage: URL of an Optuna storage; by default SQLite in ``out``.
         data: a folder with the four IDX files; by default they are found or fetched.
@@ -81,15 +83,17 @@ def run_study(
         wait: how many seconds to wait, before giving up, for what may pass: a locked storage, a
             lost connection, a full disk.
         command: the command line that the report shows.
-        progress: shows the progress; by default nothing is shown.
+        progress: true shows the progress on standard output; a function gets each event of
+            :mod:`fmnist.tuning.events`. By default nothing is shown.
 
     Returns:
-        The results of all points, in the order of the grid.
+        The results of all points, in the order of the grid. :func:`fmnist.load_run` reads them from
+        ``out`` as tables, with the models.
 
     Raises:
         UserError: The study, the data, the storage or the folder cannot be used.
     """
-    out, progress = Path(out).expanduser(), progress or Progress()
+    out, config = Path(out).expanduser(), loading.as_study(config)
     if dataset is not None:
         dataset = given.checked(dataset, config.holdout)
     url = storage or storage_url.of_run(out)
@@ -98,6 +102,7 @@ def run_study(
     with (
         translated,
         quiet_optuna(),
+        shown(progress) as progress,
         LogTo(progress),
         Stop() as stop,
         opened(out, config) as folder,

@@ -14,7 +14,7 @@ from fake_results import findings, results_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmnist.config.results import EpochMetrics, TrialResult, by_configuration, winner
+from fmnist.config.results import EpochMetrics, TrialResult, by_configuration, ranked, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import colours, figures, markdown, scores, words
 from fmnist.reports.comparison import compare, quantile, wilson
@@ -94,7 +94,7 @@ def test_a_lucky_seed_does_not_win():
 def test_no_view_contradicts_another(case, images):
     study, made = case
     comparison, best = compare(study, made, images), winner(made, study.metric)
-    ordered = scores.ranked(study, made)
+    ordered = ranked(made, study.metric)
     assert sorted(r.number for r in ordered) == sorted(r.number for r in made)
     if best is None:
         assert comparison.seeds == 0

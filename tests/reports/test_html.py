@@ -25,10 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmnist.config.results import EpochMetrics, TrialResult, results_csv, winner
+from fmnist.config.results import EpochMetrics, TrialResult, ranked, results_csv, winner
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
-from fmnist.reports import markdown, scores, words
+from fmnist.reports import markdown, words
 from fmnist.reports.comparison import compare
 from fmnist.reports.confusion import confusion_matrix
 from fmnist.reports.findings import Outputs
@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_the_results(tmp_path):
     page = written(tmp_path, results=results)
     outline, best = Outline(page), winner(results, "validation_accuracy")
     assert outline.tables[0][0] == markdown.table_header(STUDY)
-    comparison, ordered = compare(STUDY, results, 5000), scores.ranked(STUDY, results)
+    comparison, ordered = compare(STUDY, results, 5000), ranked(results, STUDY.metric)
     assert outline.tables[0][1:] == [
         markdown.table_row(STUDY, result, result is best, comparison) for result in ordered
     ]

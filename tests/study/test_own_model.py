@@ -159,6 +159,25 @@ def test_a_changed_source_is_refused_in_one_line(folder, run, tmp_path):
     assert call("study", "mixer.toml", cwd=folder).returncode == 0
 
 
+def test_loaded_run_predicts_and_is_exported(run, tmp_path):
+    loaded, images = fmnist.load_run(run), dataset().test.images[:50]
+    assert set(loaded.results.width) == {16, 24}
+    best = trained.best_model(run)
+    assert best.label == ",".join(f"{k}={v}" for k, v in loaded.winner.configuration.items())
+    with torch.no_grad():
+        logits = loaded.module()(images / 255)
+    expected = torch.from_numpy(loaded.predict(images))
+    torch.testing.assert_close(logits.double().softmax(1), expected, rtol=0, atol=1e-6)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed (see the extra `test`)")
+    import onnxruntime
+
+    loaded.to_onnx(tmp_path / "mixer.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "mixer.onnx")
+    (found,) = session.run(None, {"images": (images / 255).numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), logits, rtol=1e-5, atol=1e-5)
+
+
 def test_reference_refuses_other_models(folder):
     done = call("reference", "mixer.toml", cwd=folder)
     assert done.returncode == 2

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmnist.config.results import TrialResult
+from fmnist.config.results import TrialResult, ranked
 from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, scores, words
 from fmnist.reports.colours import HUES, hues
@@ -112,7 +112,7 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
     """
     study, number, comparison = findings.config, len(findings.results), findings.comparison
     tested = len(findings.dataset.test.labels)
-    best = scores.ranked(study, findings.results)[:MOST_ROWS]
+    best = ranked(findings.results, study.metric)[:MOST_ROWS]
     header, link = markdown.short_header(study), f"[{{}}]({page}/trials?numbers={{}})"
     return joined(
         f"# Study {escape(study.name)}",
@@ -162,9 +162,9 @@ class TimePlot:
         """The figure: ``{"data": [...], "layout": {...}}``."""
         study, best = self._study, self._winner
         colours = hues(study, self._results)
-        ranked = scores.ranked(study, [r for r in self._results if r.state == "COMPLETE"])
-        shown = [r for r in scores.in_grid_order(study, ranked) if r.number in colours]
-        points = [r for r in ranked if r.number not in colours]
+        ordered = ranked([r for r in self._results if r.state == "COMPLETE"], study.metric)
+        shown = [r for r in scores.in_grid_order(study, ordered) if r.number in colours]
+        points = [r for r in ordered if r.number not in colours]
         # Plotly's text may have some tags of HTML.
         others = {
             "type": "scatter",
@@ -196,7 +196,7 @@ class TimePlot:
         ]
         data = [others, *lines] if points else lines
         layout = _layout(study)
-        if not ranked:
+        if not ordered:
             layout["annotations"] = [{"text": "No trial was completed.", "showarrow": False}]
         return json.dumps({"data": data, "layout": layout}, allow_nan=False)
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from fmnist.config.results import TrialResult, winner
+from fmnist.config.results import TrialResult, ranked, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import scores, words
 from fmnist.reports.colours import hues
@@ -43,9 +43,9 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
     if all(scores.absence(trained, kind) for kind in ("loss", "accuracy")):
         return None
     colours, best = hues(study, results), winner(results, study.metric)
-    ranked = scores.ranked(study, trained)[:MOST_LINES]
-    coloured = [r for r in scores.in_grid_order(study, ranked) if r.number in colours]
-    others = [r for r in ranked if r.number not in colours]
+    ordered = ranked(trained, study.metric)[:MOST_LINES]
+    coloured = [r for r in scores.in_grid_order(study, ordered) if r.number in colours]
+    others = [r for r in ordered if r.number not in colours]
     shown = [*coloured, *others]
     last = max(len(result.history) for result in shown)
     most = max(min(MOST_POINTS // len(shown), 400), 10)

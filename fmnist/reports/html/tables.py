@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist.config.results import TrialResult, results_csv
+from fmnist.config.results import TrialResult, ranked, results_csv
 from fmnist.reports import scores, words
 from fmnist.reports.comparison import SCALE, Standing
 from fmnist.reports.findings import Findings
@@ -32,7 +32,7 @@ def results_table(findings: Findings) -> dict[str, Any]:
         ``csv`` is results.csv in base64, and ``file`` its name.
     """
     study, winner, comparison = findings.config, findings.winner, findings.comparison
-    shown = scores.ranked(study, findings.results)[:MOST_ROWS]
+    shown = ranked(findings.results, study.metric)[:MOST_ROWS]
     rows = []
     for result, won, cells in table_rows(study, shown, winner, comparison):
         failed, standing = result.state != "COMPLETE", comparison.of[result.number]
