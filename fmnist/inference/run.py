@@ -135,8 +135,8 @@ class Run:
             images: arrays or tensors ``[n, 28, 28]`` or ``[n, 1, 28, 28]``, light on dark as in the
                 data set: integers from 0 to 255, or floats from 0 to 1.
             trial: the number of the trial whose model predicts; by default the winner.
-            ensemble: whether to average the probabilities of all complete trials, or of the winner's
-                seeds when the seed is an axis of the grid.
+            ensemble: whether to average the probabilities of all complete trials, or, when the seed
+                is an axis of the grid, of the winner's seeds.
 
         Returns:
             float64 ``[n, 10]``; the columns are :attr:`classes`.
