@@ -107,21 +107,21 @@ def _load_libraries() -> None:
 
 
 def plan(config: StudyConfig, max_lanes: int | None, device: torch.device) -> str:
-    """Return the plan of a run: a line for each group and for each of its lanes."""
+    """Return the plan of a run: a line for each group and for each of its trials."""
     from fmnist.config.results import label
     from fmnist.config.settings import IMAGES
     from fmnist.functional.cnn import IMAGE_SIZE as SIDE
     from fmnist.tuning import capacity, scheduler
 
     lines = [f"study {config.name}: {config.size} trials of {config.epochs} epochs"]
-    trials = [(point, config.trial(point)) for point in config.points()]
+    trials = [(n, point, config.trial(point)) for n, point in enumerate(config.points())]
     groups, images = [], IMAGES - config.holdout
-    for group in scheduler.chunks(trials, lambda trial: trial[1].static, max_lanes or len(trials)):
-        own = [trial for _, trial in group]
+    for group in scheduler.chunks(trials, lambda trial: trial[2].static, max_lanes or len(trials)):
+        own = [trial for *_, trial in group]
         most = max_lanes or capacity.lanes_that_fit(own, device, images, (1, SIDE, SIDE))
         groups += scheduler.chunks(group, lambda trial: 0, most)
     for index, group in enumerate(groups, 1):
-        static = group[0][1].static
+        static = group[0][2].static
         lines.append(f"group {index} of {len(groups)}: batch size {static.batch_size}")
-        lines += [f"  lane {lane}: {label(point)}" for lane, (point, _) in enumerate(group)]
+        lines += [f"  trial {number}: {label(point)}" for number, point, _ in group]
     return "\n".join(lines)

@@ -309,14 +309,26 @@ def test_notes_of_many_trials_cost_one_read(tmp_path, monkeypatch):
     assert sum(key.endswith(":note_ver") for key in attrs) == 60
 
 
-def test_the_note_says_what_is_noise():
+def test_the_note_and_the_plot_say_what_is_noise():
     config = dataclasses.replace(STUDY, grid={"seed": (0, 1, 2, 3)}, holdout=5000)
     results = results_of(config, fail=(3,))
-    said = notes.results(findings(config, results, {}), {}, "/dashboard/studies/1")
+    found = findings(config, results, {})
+    said = notes.results(found, {}, "/dashboard/studies/1")
     assert "No other trial can be told apart from the best" in said
+    assert "No other trial can be told apart from the best" in TimePlot(found).to_json()
     assert "importance and contours do not tell chance from effect" in said
     assert noise_sentence(config, results[:1], 5000) == ""
     assert noise_sentence(config, [], 5000) == ""
+
+
+def test_the_note_says_when_the_best_of_optuna_is_not_the_winner():
+    config = dataclasses.replace(STUDY, grid={"seed": (0, 1, 2)})
+    found = findings(config, results_of(config), {})
+    for best, said in ((2, ""), (1, "The dashboard's *best trial*, 2, is that of the best single")):
+        vars(found)["winner"] = found.results[best]
+        note = notes.results(found, {}, "/dashboard/studies/1")
+        assert said in note
+        assert ("single value" in note) == bool(said)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=6), st.integers(1, 10**6))
@@ -359,10 +371,10 @@ def test_of_many_trials_the_best_are_listed_and_drawn():
     assert "The best 20 of 100 trials." in text
     assert text.count("trials?numbers=") == 20
     assert text.index("numbers=99)") < text.index("numbers=98)")
-    figure = json.loads(TimePlot(config, results, results[99]).to_json())
+    figure = json.loads(TimePlot(findings(config, results, {})).to_json())
     assert len(figure["data"]) == MOST_LINES + 1
     assert len(figure["data"][0]["x"]) == 99 - MOST_LINES
-    assert len(TimePlot(config, results, results[99]).to_json()) < 20_000
+    assert len(TimePlot(findings(config, results, {})).to_json()) < 20_000
 
 
 def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
@@ -374,7 +386,7 @@ def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
     assert "there is no winner" in get_note(study)
     assert TEST_WAS_SEEN in get_note(study)
     never = TrialResult(0, {"seed": 0}, "COMPLETE", (), seconds=math.nan)
-    assert json.loads(TimePlot(config, [never], None).to_json())["data"][0]["x"] == []
+    assert json.loads(TimePlot(findings(config, [never], {})).to_json())["data"][0]["x"] == []
 
 
 @given(st.text(), st.text(), st.text())

@@ -9,7 +9,8 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from fmnist.config.results import TrialResult
@@ -31,6 +32,8 @@ MARK = "[//]: # (fmnist writes what is below this line, and keeps what is above 
 
 INK, FAINT, CLEAR = "#7b8994", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 HOVER = "%{y:.4f} after %{x:.1f} s"
+
+ALSO = "The dashboard's plots of importance and contours do not tell chance from effect."
 
 MOST_LINES = 12
 """Trials that are drawn as lines, at most; of the others the last epoch is a point."""
@@ -116,7 +119,8 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
         f"# Study {escape(study.name)}",
         protocol_note(study, WARNING),
         escape(words.winner_sentence(study, findings.winner)),
-        _noise(findings),
+        _best_of_optuna(findings),
+        f"{escape(said)} {ALSO}" if (said := noise_of(findings)) else "",
         "## Results",
         f"The best {MOST_ROWS} of {number} trials." if number > MOST_ROWS else "",
         # The dashboard has the other metrics on other pages.
@@ -129,12 +133,18 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
     )
 
 
-def _noise(findings: Findings) -> str:
-    study = findings.config
-    images = study.holdout or len(findings.dataset.test.labels)
-    said = noise.noise_sentence(study, findings.results, images)
-    also = "The dashboard's plots of importance and contours do not tell chance from effect."
-    return f"{escape(said)} {also}" if said else ""
+def noise_of(findings: Findings) -> str:
+    """Say whether the differences between the trials of a finished study are noise."""
+    images = findings.config.holdout or len(findings.dataset.test.labels)
+    return noise.noise_sentence(findings.config, findings.results, images)
+
+
+def _best_of_optuna(findings: Findings) -> str:
+    """Say which trial Optuna calls the best, when it is not the winner."""
+    best, winner = scores.ranked(findings.config, findings.results)[0], findings.winner
+    if winner is None or best is winner:
+        return ""
+    return f"The dashboard's *best trial*, {best.number}, is that of the best single value."
 
 
 def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
@@ -150,18 +160,17 @@ class TimePlot:
     """The selecting metric over time, as the JSON of a Plotly figure.
 
     Optuna-dashboard draws it with its own plotly.js, so that Python needs no plotly. A trial's time
-    is its share of its group's, spread evenly over its epochs.
+    is its share of its group's, spread evenly over its epochs. The noise is said below the plot.
     """
 
-    def __init__(
-        self, study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
-    ) -> None:
-        self._study, self._results, self._winner = study, results, winner
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
 
     def to_json(self) -> str:
         """The figure: ``{"data": [...], "layout": {...}}``."""
-        study, best = self._study, self._winner
-        ranked = scores.ranked(study, [r for r in self._results if r.state == "COMPLETE"])
+        study, best = self._findings.config, self._findings.winner
+        known = [r for r in self._findings.results if r.state == "COMPLETE"]
+        ranked = scores.ranked(study, known)
         points = ranked[MOST_LINES:]
         # Plotly's text may have some tags of HTML.
         others = {
@@ -191,24 +200,29 @@ class TimePlot:
             for result in sorted(ranked[:MOST_LINES], key=lambda r: r.number)
         ]
         data = [others, *lines] if points else lines
-        layout = _layout(study)
+        layout = _layout(study, noise_of(self._findings))
         if not ranked:
             layout["annotations"] = [{"text": "No trial was completed.", "showarrow": False}]
         return json.dumps({"data": data, "layout": layout}, allow_nan=False)
 
 
-def _layout(study: StudyConfig) -> dict[str, Any]:
+def _layout(study: StudyConfig, said: str) -> dict[str, Any]:
     name, seen = words.metric_name(study), words.protocol_note(study, "<br><sub>{}</sub>")
     title = {"text": f"{name.capitalize()} against time{seen}", "x": 0.02, "y": 0.97}
     axis = {"gridcolor": FAINT, "linecolor": FAINT, "zeroline": False}
     # The corner that the curves leave free at their end.
     up = study.direction == "maximize"
     corner = {"y": 0.02, "yanchor": "bottom"} if up else {"y": 0.98, "yanchor": "top"}
+    seconds = "seconds (a trial's share of its group's time)"
+    below = "".join(f"<br><sub>{html.escape(line)}</sub>" for line in textwrap.wrap(said, 75))
     small = {"bgcolor": CLEAR, "font": {"size": 10}}
     # The colours are readable in the dashboard's light and dark themes.
     return {
         "title": {**title, "font": {"size": 16}},
-        "xaxis": {"title": {"text": "seconds (a trial's share of its group's time)"}, **axis},
+        "xaxis": {
+            "title": {"text": seconds + below},
+            **axis,
+        },
         "yaxis": {"title": {"text": name}, **axis},
         "font": {"color": INK},
         "paper_bgcolor": CLEAR,
@@ -216,7 +230,7 @@ def _layout(study: StudyConfig) -> dict[str, Any]:
         "hovermode": "closest",
         "modebar": {"bgcolor": CLEAR},
         "legend": {"x": 0.99, "xanchor": "right", **corner, **small},
-        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 50 + 20 * below.count("<br>")},
     }
 
 
