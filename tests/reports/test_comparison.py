@@ -231,7 +231,7 @@ def test_a_trial_has_one_colour_in_every_picture():
         page = curves.curves(study, made)
         drawn = {t["number"]: t["hue"] for t in page["data"]["trials"] if t["hue"] is not None}
         assert drawn == of_trial
-        lines = json.loads(TimePlot(study, made, winner(made, study.metric)).to_json())["data"]
+        lines = json.loads(TimePlot(findings(study, made, {})).to_json())["data"]
         plotted = {
             int(line["name"].partition(":")[0]): colours.HUES.index(line["line"]["color"])
             for line in lines if "line" in line

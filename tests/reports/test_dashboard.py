@@ -309,11 +309,23 @@ def test_notes_of_many_trials_cost_one_read(tmp_path, monkeypatch):
     assert sum(key.endswith(":note_ver") for key in attrs) == 60
 
 
-def test_the_note_says_what_is_noise():
+def test_the_note_and_the_plot_say_what_is_noise():
     config = dataclasses.replace(STUDY, grid={"learning_rate": (0.1, 0.2, 0.3, 0.4)}, holdout=5000)
-    said = notes.results(findings(config, results_of(config, fail=(3,)), {}), {}, "/dashboard/1")
-    assert "2 of the other 3 configurations cannot be told apart" in said
+    found = findings(config, results_of(config, fail=(3,)), {})
+    said, wanted = notes.results(found, {}, "/dashboard/1"), "2 of the other 3 configurations"
+    assert wanted in said
+    assert wanted in TimePlot(found).to_json()
     assert "importance and contours do not tell chance from effect" in said
+
+
+def test_the_note_says_when_the_best_of_optuna_is_not_the_winner():
+    config = dataclasses.replace(STUDY, grid={"seed": (0, 1, 2)})
+    note = notes.results(findings(config, results_of(config), {}), {}, "/dashboard/studies/1")
+    assert "The winner is single" in note
+    assert "The dashboard's *best trial*, 2, is that of the best single value." in note
+    alone = dataclasses.replace(STUDY, grid={"seed": (0,)})
+    note = notes.results(findings(alone, results_of(alone), {}), {}, "/dashboard/studies/1")
+    assert "single value" not in note
 
 
 def test_without_the_extra_a_study_runs_and_says_so_once(tmp_path, monkeypatch, caplog):
@@ -336,10 +348,10 @@ def test_of_many_trials_the_best_are_listed_and_drawn():
     assert "The best 20 of 100 trials." in text
     assert text.count("trials?numbers=") == 20
     assert text.index("numbers=99)") < text.index("numbers=98)")
-    figure = json.loads(TimePlot(config, results, results[99]).to_json())
+    figure = json.loads(TimePlot(findings(config, results, {})).to_json())
     assert len(figure["data"]) == MOST_LINES + 1
     assert len(figure["data"][0]["x"]) == 99 - MOST_LINES
-    assert len(TimePlot(config, results, results[99]).to_json()) < 20_000
+    assert len(TimePlot(findings(config, results, {})).to_json()) < 20_000
 
 
 def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
@@ -351,7 +363,7 @@ def test_a_study_without_a_winner_has_a_note_and_a_plot(tmp_path):
     assert "there is no winner" in get_note(study)
     assert TEST_WAS_SEEN in get_note(study)
     never = TrialResult(0, {"seed": 0}, "COMPLETE", (), seconds=math.nan)
-    assert json.loads(TimePlot(config, [never], None).to_json())["data"][0]["x"] == []
+    assert json.loads(TimePlot(findings(config, [never], {})).to_json())["data"][0]["x"] == []
 
 
 @given(st.text(), st.text(), st.text())

@@ -163,7 +163,7 @@ def test_the_page_of_little_shows_curves_or_says_why_not(case, tmp_path):
 
 def test_the_plot_over_time_says_that_no_trial_was_completed(case):
     study, results = case
-    figure = json.loads(TimePlot(study, results, None).to_json())
+    figure = json.loads(TimePlot(findings(study, results, {})).to_json())
     complete = any(result.state == "COMPLETE" for result in results)
     assert bool(figure["data"]) == complete
     assert bool(figure["layout"].get("annotations")) != complete

@@ -160,7 +160,7 @@ def _write_views(findings: Findings, study: optuna.Study) -> None:
     stored.write_study(study, notes.results(findings, pictures, page))
     stored.write_trials(study, config, findings.results, findings.winner, links)
     # Its type is a Plotly figure, but it calls only to_json.
-    plot = notes.TimePlot(config, findings.results, findings.winner)
+    plot = notes.TimePlot(findings)
     save_plotly_graph_object(study, plot, graph_object_id=PLOT_ID)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
-from fmnist.config.results import TrialResult, ranked
+from fmnist.config.results import TrialResult, rank, ranked
 from fmnist.config.study import StudyConfig
 from fmnist.reports import markdown, scores, words
 from fmnist.reports.colours import HUES, hues
@@ -32,6 +33,8 @@ MARK = "[//]: # (fmnist writes what is below this line, and keeps what is above 
 
 INK, FAINT, CLEAR = "#7b8994", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 HOVER = "%{y:.4f} after %{x:.1f} s"
+
+ALSO = "The dashboard's plots of importance and contours do not tell chance from effect."
 
 MOST_LINES = len(HUES)
 """Trials that are drawn as lines, at most; of the others the last epoch is a point."""
@@ -118,7 +121,8 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
         f"# Study {escape(study.name)}",
         protocol_note(study, WARNING),
         escape(words.winner_sentence(study, findings.winner, comparison, tested)),
-        _noise(findings),
+        _best_of_optuna(findings),
+        f"{escape(said)} {ALSO}" if (said := words.noise_sentence(study, comparison)) else "",
         "## Results",
         f"The best {MOST_ROWS} of {number} trials." if number > MOST_ROWS else "",
         # The dashboard has the other metrics on other pages.
@@ -131,10 +135,13 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
     )
 
 
-def _noise(findings: Findings) -> str:
-    said = words.noise_sentence(findings.config, findings.comparison)
-    also = "The dashboard's plots of importance and contours do not tell chance from effect."
-    return f"{escape(said)} {also}" if said else ""
+def _best_of_optuna(findings: Findings) -> str:
+    """Say which trial Optuna calls the best, when it is not the winner."""
+    complete = [result for result in findings.results if result.state == "COMPLETE"]
+    best = min(complete, key=lambda r: rank([r], findings.config.metric), default=None)
+    if best is None or best is findings.winner:
+        return ""
+    return f"The dashboard's *best trial*, {best.number}, is that of the best single value."
 
 
 def _what_was_run(study: StudyConfig, provenance: Mapping[str, str], title: str) -> list[str]:
@@ -150,19 +157,18 @@ class TimePlot:
     """The selecting metric over time, as the JSON of a Plotly figure.
 
     Optuna-dashboard draws it with its own plotly.js, so that Python needs no plotly. A trial's time
-    is its share of its group's, spread evenly over its epochs.
+    is its share of its group's, spread evenly over its epochs. The noise is said below the plot.
     """
 
-    def __init__(
-        self, study: StudyConfig, results: Sequence[TrialResult], winner: TrialResult | None
-    ) -> None:
-        self._study, self._results, self._winner = study, results, winner
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
 
     def to_json(self) -> str:
         """The figure: ``{"data": [...], "layout": {...}}``."""
-        study, best = self._study, self._winner
-        colours = hues(study, self._results)
-        ordered = ranked([r for r in self._results if r.state == "COMPLETE"], study.metric)
+        study, best = self._findings.config, self._findings.winner
+        colours = hues(study, self._findings.results)
+        complete = [r for r in self._findings.results if r.state == "COMPLETE"]
+        ordered = ranked(complete, study.metric)
         shown = [r for r in scores.in_grid_order(study, ordered) if r.number in colours]
         points = [r for r in ordered if r.number not in colours]
         # Plotly's text may have some tags of HTML.
@@ -195,24 +201,29 @@ class TimePlot:
             for result in shown
         ]
         data = [others, *lines] if points else lines
-        layout = _layout(study)
+        layout = _layout(study, words.noise_sentence(study, self._findings.comparison))
         if not ordered:
             layout["annotations"] = [{"text": "No trial was completed.", "showarrow": False}]
         return json.dumps({"data": data, "layout": layout}, allow_nan=False)
 
 
-def _layout(study: StudyConfig) -> dict[str, Any]:
+def _layout(study: StudyConfig, said: str) -> dict[str, Any]:
     name, seen = words.metric_name(study), words.protocol_note(study, "<br><sub>{}</sub>")
     title = {"text": f"{name.capitalize()} against time{seen}", "x": 0.02, "y": 0.97}
     axis = {"gridcolor": FAINT, "linecolor": FAINT, "zeroline": False}
     # The corner that the curves leave free at their end.
     up = study.direction == "maximize"
     corner = {"y": 0.02, "yanchor": "bottom"} if up else {"y": 0.98, "yanchor": "top"}
+    seconds = "seconds (a trial's share of its group's time)"
+    below = "".join(f"<br><sub>{html.escape(line)}</sub>" for line in textwrap.wrap(said, 75))
     small = {"bgcolor": CLEAR, "font": {"size": 10}}
     # The colours are readable in the dashboard's light and dark themes.
     return {
         "title": {**title, "font": {"size": 16}},
-        "xaxis": {"title": {"text": "seconds (a trial's share of its group's time)"}, **axis},
+        "xaxis": {
+            "title": {"text": seconds + below},
+            **axis,
+        },
         "yaxis": {"title": {"text": name}, **axis},
         "font": {"color": INK},
         "paper_bgcolor": CLEAR,
@@ -220,7 +231,7 @@ def _layout(study: StudyConfig) -> dict[str, Any]:
         "hovermode": "closest",
         "modebar": {"bgcolor": CLEAR},
         "legend": {"x": 0.99, "xanchor": "right", **corner, **small},
-        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 50 + 20 * below.count("<br>")},
     }
 
 
