@@ -62,6 +62,14 @@ def load_study(
         raise
 
 
+def without_grid(config: StudyConfig) -> str:
+    """Say in a line that a study without a grid is one trial, and of what; empty with a grid."""
+    if config.grid:
+        return ""
+    values = (f"{key} = {config.setting(key)}" for key in ("learning_rate", "batch_size", "seed"))
+    return f"there is no grid: one trial, with {', '.join(values)}"
+
+
 def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
     """Return lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here."""
     settings_a, settings_b = _flat(a), _flat(b)
