@@ -23,6 +23,7 @@ from fmnist.reports.dashboard import notes
 from fmnist.reports.findings import Findings
 from fmnist.rundir import files, models
 from fmnist.tuning import events
+from fmnist.utils import interpreter
 from fmnist.utils.patience import repeated
 
 ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
@@ -89,8 +90,8 @@ class DashboardMirror:
         self._ended, self._best = len(done), winner(done, config.metric)
         if not installed():
             _log.info(
-                "optuna-dashboard is not installed, so the study gets no notes: "
-                "pip install 'fmnist[dashboard]'"
+                "optuna-dashboard is not installed, so the study gets no notes; to install it: %s",
+                interpreter.install("optuna-dashboard"),
             )
         elif len(done) < config.size:
             _write_note(study, notes.running(config, provenance))
