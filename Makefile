@@ -5,15 +5,18 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: study test lint format bench clean help
+.PHONY: study view predict reference test lint format bench clean help
 
 help:
-	@echo "make study [ARGS='--epochs 1']  run the baseline study (sets everything up first)"
-	@echo "make test  [ARGS='-k lanes']    run the tests, in WORKERS=2 processes"
+	@echo "make study [ARGS='--epochs 1']   run the baseline study (sets everything up first)"
+	@echo "make view [ARGS=runs/baseline]   show the latest run, or others, until Ctrl-C"
+	@echo "make predict ARGS=shoe.png       classify pictures with the latest run, or --run RUN"
+	@echo "make reference [ARGS=...]        run a study with plain torch.nn, trial by trial"
+	@echo "make test [ARGS='-k lanes']      run the tests, in WORKERS=2 processes"
 	@echo "make lint | format | bench | clean"
 
-study: $(VENV)/.package
-	$(BIN)/python -m fmnist.study $(ARGS)
+study view predict reference: $(VENV)/.package
+	$(BIN)/python -m fmnist.$@ $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -6,13 +6,18 @@ import ast
 import contextlib
 import importlib.util
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import call
 
 from fmnist.config import loading
 from fmnist.inference import export
+from fmnist.predict import command as predict
+from fmnist.view import command as view
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -55,6 +60,50 @@ def test_study_file_loads(tmp_path):
     path = tmp_path / "decay.toml"
     path.write_text(text, encoding="utf-8")
     assert loading.load_study(path).size == 36
+
+
+ROOT = README.parent
+TEXTS = [README, *(ROOT / "docs").glob("*.md"), *(ROOT / "fmnist").rglob("*.py")]
+
+
+def lines():
+    """The lines of the README that are to be typed, split as a shell does."""
+    typed = re.findall(r"^\$ (.+)$", "".join(blocks("console")), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in typed]
+
+
+def test_every_line_to_type_needs_nothing_activated(tmp_path):
+    """It names a program of the system, or one that a line before it has made."""
+    assert {argv[0] for argv in lines()} <= {"make", "python3", ".venv/bin/pip", ".venv/bin/python"}
+    (tmp_path / "decay.toml").write_text(*blocks("toml"), encoding="utf-8")
+    checked = set()
+    for python, *argv in lines():
+        if python == ".venv/bin/python":
+            package, arguments = argv[1].removeprefix("fmnist."), argv[2:]
+            assert argv[:2] == ["-m", f"fmnist.{package}"]
+            if package in ("study", "reference"):
+                done = call(package, *arguments, "--dry-run", cwd=tmp_path)
+                assert (done.returncode, done.stderr) == (0, "")
+            else:
+                parser = {"view": view, "predict": predict}[package]._parser()
+                assert parser.parse_args(arguments).__dict__
+            checked.add(package)
+        elif python == "make":
+            done = subprocess.run(
+                ["make", "-n", *argv], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            assert f".venv/bin/python -m fmnist.{argv[0]}" in done.stdout
+    assert checked == {"study", "reference", "view", "predict"}
+    for command in re.findall(r"`make (\w+)", README.read_text(encoding="utf-8")):
+        assert re.search(rf"^{command}\b.*:|\b{command}\b.*:", (ROOT / "Makefile").read_text())
+
+
+def test_nobody_is_told_to_install_the_package_from_an_index():
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        assert "fmnist[" not in text, path
+        assert not re.search(r"pip install '?fmnist", text), path
+        assert not re.search(r"^(\w*\$ |nohup )?(python3?|fmnist) (-m fmnist|\w)", text, re.M), path
 
 
 def test_named_test_files_exist():

@@ -73,6 +73,14 @@ def as_study(study: StudyConfig | Mapping[str, Any] | str | Path) -> StudyConfig
     return load_study(study) if isinstance(study, str | Path) else StudyConfig.from_dict(study)
 
 
+def without_grid(config: StudyConfig) -> str:
+    """Say in a line that a study without a grid is one trial, and of what; empty with a grid."""
+    if config.grid:
+        return ""
+    values = (f"{key} = {config.setting(key)}" for key in ("learning_rate", "batch_size", "seed"))
+    return f"there is no grid: one trial, with {', '.join(values)}"
+
+
 def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
     """Return lines such as ``epochs: 25 there, 2 here``: ``a`` is there, ``b`` is here."""
     settings_a, settings_b = _flat(a), _flat(b)

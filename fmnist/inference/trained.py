@@ -21,7 +21,7 @@ from fmnist.config.results import EpochMetrics, Point, configuration, label
 from fmnist.config.settings import clipped, shown
 from fmnist.config.study import StudyConfig
 from fmnist.functional.cnn import CLASS_COUNT
-from fmnist.rundir import models
+from fmnist.rundir import found, models
 from fmnist.utils.errors import UserError
 
 BATCH = 1000
@@ -246,7 +246,7 @@ def read_text(path: Path, run: Path, limit: int) -> str:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{run}: holds no finished run ({path.relative_to(run)} is missing); "
-            "name the folder of one, or make one with python -m fmnist.study"
+            f"{found.hint(run, found.FINISHED)}"
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error

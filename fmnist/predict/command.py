@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fmnist.utils import command_line, runtime
+from fmnist.rundir import found
+from fmnist.utils import command_line, interpreter, runtime
 from fmnist.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from fmnist.inference.pictures import Invert
 
 PROG = "fmnist.predict"
-DEFAULT_RUN = Path("runs") / "baseline"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
 """Which files of a folder are pictures; the name of a file that is named does not matter."""
 
@@ -83,11 +83,13 @@ def main(argv: Sequence[str]) -> int:
         UserError: No input is named, or the run has no model that can be used.
     """
     args = _parser().parse_intermixed_args(argv)
-    run, paths = Path(args.run), [Path(path) for path in args.images]
+    interpreter.need_torch("predict")
+    paths = [Path(path) for path in args.images]
     numbers = [word.strip() for text in args.test for word in text.split(",")]
     if not paths and not numbers:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
     _refuse_runs(paths)
+    run = Path(args.run) if args.run else found.latest(found.FINISHED)
     runtime.prepare()
 
     import torch
@@ -128,14 +130,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _refuse_runs(paths: Iterable[Path]) -> None:
-    """Refuse a run in the place of an image.
+    """Refuse a run in the place of an image, also a mistyped one.
 
     Raises:
-        UserError: A path is a run. Nothing is predicted then, as it would be with another run.
+        UserError: A path is a run, or may be meant as one: it does not exist, and has no ending of
+            a picture. Nothing is predicted then, as it would be with another run.
     """
     for path in paths:
         if any(os.path.exists(path / name) for name in ("study.toml", "best/config.json")):  # noqa: PTH110
             raise UserError(f"{path}: is a run and no picture: say --run {shlex.quote(str(path))}")
+        if path.suffix.lower() in SUFFIXES or os.path.lexists(path):
+            continue
+        close = [shlex.quote(str(run)) for run in found.alike(path, found.FINISHED)]
+        if close or not path.suffix:
+            one = (
+                f"did you mean --run {' or '.join(close)}?" if close else "name a run by --run RUN"
+            )
+            raise UserError(f"{path}: there is no such picture or folder; {one}")
 
 
 def _files(paths: Iterable[Path], failures: Failures) -> Iterator[Path]:
@@ -240,8 +251,8 @@ def _line(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(
-        prog=f"python -m {PROG}",
-        usage=f"python -m {PROG} [options] [IMAGE ...]",
+        prog=command_line.called(PROG),
+        usage=f"{command_line.called(PROG)} [options] [IMAGE ...]",
         description="Which class of Fashion-MNIST is in a picture? Prints the three likeliest.",
         epilog=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -251,9 +262,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--run",
-        default=str(DEFAULT_RUN),
         metavar="RUN",
-        help="a folder that `python -m fmnist.study` left (default: %(default)s)",
+        help="a folder that `python -m fmnist.study` left (default: the latest in runs/)",
     )
     parser.add_argument(
         "--test",

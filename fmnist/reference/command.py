@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist.utils import command_line, runtime
+from fmnist.utils import command_line, interpreter, runtime
 
 if TYPE_CHECKING:
     from fmnist.config.results import Point, TrialResult
+    from fmnist.config.study import StudyConfig
     from fmnist.rundir.folder import RunFolder
     from fmnist.tuning.scheduler import Splits
 
@@ -35,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     parser = command_line.study_parser(
         PROG, "Train every configuration of a study file, one after the other, with torch.nn."
     )
+    parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
+    interpreter.need_torch("reference")
     runtime.prepare()
 
     from fmnist.config import loading
@@ -45,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.reports import publish
     from fmnist.reports.findings import Findings
     from fmnist.reports.markdown import print_outcome
+    from fmnist.rundir import places
     from fmnist.rundir.folder import opened_for_reference
     from fmnist.study.run import splits
     from fmnist.tuning import storage_errors
@@ -58,7 +62,15 @@ def main(argv: Sequence[str]) -> int:
     models = [config.trial(point).model for point in config.points()]
     if any(isinstance(model, ModelConfig) and model.precision == "bfloat16" for model in models):
         raise configs.ConfigError("is not what the reference computes in", "precision", "bfloat16")
-    out = args.out or Path("runs") / f"{config.name}-reference"
+    config, out, note = (
+        places.Place(config, args.out, "") if args.out else places.place(config, reference=True)
+    )
+    remarks = [text for text in (note, loading.without_grid(config)) if text]
+    if args.dry_run or not args.quiet:
+        print("".join(f"{remark}\n" for remark in remarks), end="")
+    if args.dry_run:
+        print("\n".join(plan(config, out)))
+        return 0
     device = find_device(args.device)
     command_line.outlive_output("the study")
     with storage_errors.translated(out), opened_for_reference(out, config) as folder:
@@ -82,6 +94,16 @@ def main(argv: Sequence[str]) -> int:
     if not args.quiet:
         print_outcome(config, results, out, None)
     return int(any(result.state != "COMPLETE" for result in results))
+
+
+def plan(config: StudyConfig, out: Path) -> list[str]:
+    """Return the plan of a run: where it goes, and a line for each trial."""
+    from fmnist.config.results import label
+
+    trials = "1 trial" if config.size == 1 else f"{config.size} trials"
+    epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+    lines = [f"study {config.name}: {trials} of {epochs} each, with torch.nn, into {out}"]
+    return lines + [f"  trial {n}: {label(point)}" for n, point in enumerate(config.points())]
 
 
 def _train(

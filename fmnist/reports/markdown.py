@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -22,14 +21,13 @@ from fmnist.config.results import TrialResult, ranked
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.given import FASHION_MNIST
-from fmnist.reports import failures, scores, words
+from fmnist.reports import commands, failures, scores, words
 from fmnist.reports.comparison import Comparison, compare, wilson
 from fmnist.reports.confusion import recognition
 from fmnist.reports.findings import Findings
 from fmnist.reports.words import held_out, metric_name, one_line, protocol_note
 from fmnist.rundir.files import write_text
-from fmnist.tuning import storage_url
-from fmnist.utils.passwords import starred, starred_text
+from fmnist.utils.passwords import starred_text
 
 MARK = "> **{}.**"
 """The form of a warning in Markdown."""
@@ -59,7 +57,7 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     comparison = findings.comparison
     results = ranked(findings.results, study.metric)
     tested = len(findings.dataset.test.labels)
-    commands = view_commands(out, findings.storage)
+    look = commands.of_report(out, findings.storage)
     text = joined(
         f"# Study {escape(study.name)}",
         mark,
@@ -78,8 +76,9 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
         "## What is confused" if matrix is not None else "",
         escape(words.confusion_sentences(matrix, findings.classes)) if matrix is not None else "",
         classes(matrix, findings.classes) if matrix is not None else "",
-        "## How to look at it" if commands else "",
-        fenced("\n".join(commands), "sh") if commands else "",
+        "## How to look at it" if look else "",
+        commands.WHERE if look else "",
+        fenced("\n".join(look), "sh") if look else "",
     )
     path = Path(out) / "report.md"
     write_text(path, text)
@@ -164,33 +163,8 @@ def print_outcome(
     ]
     if (Path(out) / "report.md").exists():
         lines.append(f"Report: {Path(out) / 'report.html'}")
-    for line in filter(None, [*lines, *view_commands(out, storage)]):
+    for line in filter(None, [*lines, *commands.here(out, storage)]):
         console.print(Text(one_line(line)), soft_wrap=True)
-
-
-def view_commands(out: Path, storage: str | None = None) -> list[str]:
-    """The commands that open the views of a run: both servers together, and each by itself.
-
-    Args:
-        out: the run's folder; a view that it lacks has no command.
-        storage: Optuna's storage URL; None for the database in the run's folder.
-
-    Returns:
-        Command lines, quoted for a shell and without passwords.
-    """
-    # A path that begins with - would be read as an option.
-    folder = f"./{out}" if str(out).startswith("-") else str(out)
-    board, artifacts = Path(out, "tensorboard").is_dir(), Path(out, "artifacts").is_dir()
-    where = ["--storage", starred(storage)] if storage else []
-    url = storage_url.of_run(out) if Path(out, "study.db").exists() else None
-    url = starred(storage) if storage else url
-    served = ["--artifact-dir", f"{folder}/artifacts"] if artifacts else []
-    commands = [
-        ["python", "-m", "fmnist.view", folder, *where] if board and url else [],
-        ["tensorboard", "--logdir", f"{folder}/tensorboard"] if board else [],
-        ["optuna-dashboard", url, *served] if url else [],
-    ]
-    return [shlex.join(command) for command in commands if command]
 
 
 def escape(text: object) -> str:

@@ -8,8 +8,10 @@ in the folder are not overwritten.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
     import optuna
 
 RUN = "fmnist:run"
-_STUDY, _DATABASE, _ID = "study.toml", "study.db", ".run"
-_REFERENCE = "reference.toml"  # in place of study.toml, where fmnist.reference trained
+STUDY, _DATABASE, _ID = "study.toml", "study.db", ".run"
+REFERENCE = "reference.toml"  # in place of study.toml, where fmnist.reference trained
 _ENDED = ("results.csv", manifest.NAME)
 _WRITTEN = (
     *_ENDED, "history.csv", "report.md", "report.html", "checkpoints",
-    "best", "figures", "parameters", "tensorboard", "artifacts", _REFERENCE,
+    "best", "figures", "parameters", "tensorboard", "artifacts", REFERENCE,
 )  # fmt: skip
 
 _log = logging.getLogger("fmnist")
@@ -71,7 +73,7 @@ class RunFolder:
             UserError: The study belongs to another folder, or the storage has lost trials that the
                 folder has results of.
         """
-        named = os.path.lexists(self.path / _STUDY)
+        named = os.path.lexists(self.path / STUDY)
         ours, theirs = self._identity(), study.user_attrs.get(RUN)
         trials = len(study.get_trials(deepcopy=False))
         if theirs is None and (trials or (ours and not named)):
@@ -88,7 +90,7 @@ class RunFolder:
                 "restore the storage, or choose another --out"
             )
         if not named:
-            files.write_text(self.path / _STUDY, self.config.to_toml())
+            files.write_text(self.path / STUDY, self.config.to_toml())
         if theirs is None:
             ours = theirs = ours or str(uuid.uuid4())
             files.write_text(self.path / _ID, ours)
@@ -167,7 +169,7 @@ class RunFolder:
             made: the files in the folder that are not parameters of a trial.
             sums: the SHA-256 of each trial's parameter file as it was written, by trial number.
         """
-        named = [path for name in (_STUDY, _REFERENCE) if (path := self.path / name).exists()]
+        named = [path for name in (STUDY, REFERENCE) if (path := self.path / name).exists()]
         known = {models.model_path(self.path, number): digest for number, digest in sums.items()}
         manifest.write(self.path, [*made, *named], known)
 
@@ -195,7 +197,7 @@ def opened(out: Path, config: configs.StudyConfig) -> Iterator[RunFolder]:
             that would be overwritten.
     """
     with lock.holding(out):
-        if not _names_study(out / _STUDY, config) and not _is_taken(out):
+        if not _names_study(out / STUDY, config) and not is_taken(out):
             _check_free(out, "study")
         files.sweep(out)  # only after the check that the folder is ours
         yield RunFolder(out, config)
@@ -214,21 +216,21 @@ def opened_for_reference(out: Path, config: configs.StudyConfig) -> Iterator[Run
             another study, or holds files that would be overwritten.
     """
     with lock.holding(out):
-        if _is_taken(out):
+        if is_taken(out):
             raise UserError(f"--out {out} holds a run of fmnist.study; choose another --out")
-        path = out / _REFERENCE
+        path = out / REFERENCE
         if not _names_study(path, config):
-            _check_free(out, _REFERENCE)
+            _check_free(out, REFERENCE)
             files.write_text(path, config.to_toml())
         files.sweep(out)
         yield RunFolder(out, config)
 
 
-def _is_taken(out: Path) -> bool:
+def is_taken(out: Path) -> bool:
     """Whether a run of fmnist.study has begun in this folder."""
     database = out / _DATABASE
     begun = database.is_file() and database.stat().st_size > 0
-    return begun or any(os.path.lexists(out / name) for name in (_STUDY, _ID))
+    return begun or any(os.path.lexists(out / name) for name in (STUDY, _ID))
 
 
 def _names_study(path: Path, config: configs.StudyConfig) -> bool:
@@ -240,9 +242,13 @@ def _names_study(path: Path, config: configs.StudyConfig) -> bool:
     if not os.path.lexists(path):
         return False
     if changes := loading.differences(loading.load_study(path), config):
+        out = path.parent
+        beside = out if out.name not in ("", "..") else out.resolve()
+        number = next(n for n in itertools.count(2) if not os.path.lexists(f"{beside}-{n}"))
+        own = shlex.quote(f"{beside}-{number}")
         raise UserError(
-            f"--out {path.parent} holds another study ({'; '.join(changes)}); "
-            "choose another --out, or delete that folder"
+            f"--out {out} holds another study ({'; '.join(changes)}); "
+            f"give this one its own, as with --out {own}, or delete that folder"
         )
     return True
 
@@ -257,9 +263,13 @@ def _check_free(out: Path, lacks: str) -> None:
     Raises:
         UserError: The folder holds such a file.
     """
-    for name in _WRITTEN:
-        if os.path.lexists(out / name):
-            raise UserError(
-                f"--out {out} holds {name}, which a study would write over, but no {lacks}; "
-                "choose another --out"
-            )
+    if name := would_overwrite(out):
+        raise UserError(
+            f"--out {out} holds {name}, which a study would write over, but no {lacks}; "
+            "choose another --out"
+        )
+
+
+def would_overwrite(out: Path) -> str:
+    """The name of a file in this folder that a run would write over; empty without one."""
+    return next((name for name in _WRITTEN if os.path.lexists(out / name)), "")

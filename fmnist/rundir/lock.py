@@ -38,7 +38,10 @@ def holding(folder: Path) -> Iterator[None]:
         held = lock.acquire()
     except filelock.Timeout as error:
         holder = path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
-        raise UserError(f"--out {folder}: process {holder} is working on it") from error
+        raise UserError(
+            f"--out {folder}: process {holder} is working on it; wait until it ends, or choose "
+            "another --out"
+        ) from error
     except OSError as error:
         done = "locked" if folder.is_dir() else "made"  # some file systems have no locks
         raise UserError(

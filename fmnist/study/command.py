@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 
-from fmnist.utils import command_line, passwords, patience, runtime
+from fmnist.utils import command_line, interpreter, passwords, patience, runtime
 from fmnist.utils.errors import UserError
 
 PROG = "fmnist.study"
@@ -51,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, train nothing")
     args = parser.parse_args(argv)
+    interpreter.need_torch("study")
     runtime.prepare()
     if runtime.address_space_is_limited():
         _load_libraries()
@@ -58,18 +58,23 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.config import loading
     from fmnist.reports.markdown import print_outcome
     from fmnist.reports.terminal import make_progress
+    from fmnist.rundir import places
     from fmnist.study.run import run_study
     from fmnist.utils.device import find_device
 
     config = loading.load_study(args.study, overrides=args.set, epochs=args.epochs)
-    out = args.out or Path("runs") / config.name
+    config, out, note = places.Place(config, args.out, "") if args.out else places.place(config)
+    remarks = [text for text in (note, loading.without_grid(config)) if text]
     if args.dry_run:
         from fmnist.study.plan import plan
 
-        print(plan(config, out, args.max_lanes, find_device(args.device)))
+        planned = plan(config, out, args.max_lanes, find_device(args.device))
+        print(*remarks, planned, sep="\n")
         return 0
     command_line.outlive_output("the study")
     with make_progress(args.quiet) as progress:
+        for remark in remarks:
+            progress.message(remark)
         results = run_study(
             config,
             out,

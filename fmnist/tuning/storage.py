@@ -77,7 +77,8 @@ def open_study(config: StudyConfig, storage: str, *, begun: Path | None = None) 
         study.set_user_attr(CONFIG, config.to_dict())
     elif changes := differences(StudyConfig.from_dict(stored), config):
         raise StudyMismatchError(
-            f"study {config.name!r} is already there and differs: {'; '.join(changes)}"
+            f"study {config.name!r} is already there and differs: {'; '.join(changes)}; "
+            "give this one another name (--set name=...) and --out"
         )
     if directions != [config.direction]:
         raise UserError(f"{DAMAGED} (its direction is {', '.join(directions)})")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from fmnist.utils import memory, passwords, runtime
+from fmnist.utils import interpreter, memory, passwords, runtime
 from fmnist.utils.errors import UserError, system_error
 from fmnist.utils.signals import SIGNALS, Terminated
 
@@ -64,6 +64,16 @@ class Parser(argparse.ArgumentParser):
         super().error(passwords.hide_arguments(message, sys.argv))
 
 
+def called(prog: str) -> str:
+    """Return how a command was called, for its help: ``fmnist study`` or ``python -m ...``.
+
+    Args:
+        prog: the module that ``python -m`` runs.
+    """
+    name = sys.argv[0]
+    return name if name.endswith(f"fmnist {prog.removeprefix('fmnist.')}") else f"python -m {prog}"
+
+
 def study_parser(prog: str, description: str) -> Parser:
     """Make the parser of a command that runs a study file.
 
@@ -74,7 +84,7 @@ def study_parser(prog: str, description: str) -> Parser:
     Returns:
         A parser with the options that all such commands have.
     """
-    parser = Parser(prog=f"python -m {prog}", description=description)
+    parser = Parser(prog=called(prog), description=description)
     parser.add_argument(
         "study", nargs="?", metavar="STUDY.toml", help="the study file (default: the baseline)"
     )
@@ -92,7 +102,7 @@ def study_parser(prog: str, description: str) -> Parser:
         "--out",
         type=path,
         metavar="DIR",
-        help="where results go (default: runs/ and the study's name)",
+        help="where results go (default: runs/NAME, with a number if that is of another study)",
     )
     parser.add_argument("--data", type=path, metavar="DIR", help="a folder with the four IDX files")
     parser.add_argument(
@@ -142,10 +152,11 @@ def run(
     try:
         status = main(sys.argv[1:])
     except BaseException as error:
-        status, text = _status_and_text(error, stopped)
+        name = main.__module__.split(".")[-2:][0]  # as in fmnist.study.command
+        status, text = _status_and_text(error, stopped, name)
     unwritten = output.finish()
     if unwritten is not None and not text:
-        status, text = _status_and_text(unwritten, stopped)
+        status, text = _status_and_text(unwritten, stopped, "")
     print_error(text)
     if output.lost and status == 0:
         status = 2
@@ -277,8 +288,8 @@ def _occupy_closed_streams() -> None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
-    """Return the exit status for an error, and the text for stderr."""
+def _status_and_text(error: BaseException, stopped: str, name: str) -> tuple[int, str]:
+    """Return the exit status for an error of a command of this name, and the text for stderr."""
     match error:
         case UserError():
             return 2, f"error: {error}\n"
@@ -287,6 +298,8 @@ def _status_and_text(error: BaseException, stopped: str) -> tuple[int, str]:
         case KeyboardInterrupt() | Terminated():
             status = INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED
             return status, f"\n{stopped}\n"
+        case ModuleNotFoundError() if interpreter.is_missing(error.name):
+            return 2, f"error: {interpreter.lacks(str(error.name).partition('.')[0], name)}\n"
         case BrokenPipeError():  # the reader has gone, as in "| head"
             return 128 + signal.SIGPIPE, ""
         case OSError() if reason := system_error(error):

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
+from fmnist.utils import interpreter
+
 _URL = re.compile(r"[\w+.-]{0,40}://.*", re.DOTALL)
 _LOGIN = re.compile(r"://[^:/]*:")
 _FIELD = re.compile(r"[?&]([^=&?]{1,200})=([^&]*)")
@@ -46,6 +48,8 @@ def hide(text: str, *urls: str) -> str:
 def reason_of(error: Exception, url: str) -> str:
     """Return the message of an error of a storage on one line, without SQL and passwords."""
     cause = error.__cause__ or error  # Optuna's error does not have the reason
+    if isinstance(cause, ModuleNotFoundError) and cause.name:  # the driver of the database
+        return interpreter.to_install(cause.name)
     reason = re.split(r" \[SQL| \(Background on", " ".join(str(cause).split()))[0]
     return hide(reason, url)[:300]
 

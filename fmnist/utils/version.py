@@ -1,4 +1,4 @@
-"""The version of the installed package."""
+"""The version of this package."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from importlib import metadata
 
 
 def version() -> str:
-    """The version of fmnist; ``"unknown"`` when its sources are used without an installation."""
+    """Return the version of the installed package; ``"0+unknown"`` if it is not installed."""
     try:
         return metadata.version("fmnist")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    except metadata.PackageNotFoundError:  # a checkout whose folder is on the path
+        return "0+unknown"

@@ -7,18 +7,21 @@ input ends, and so with the process that started it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from fmnist.utils.passwords import reason_of
 
 if TYPE_CHECKING:
+    from optuna.artifacts import FileSystemArtifactStore
     from optuna.storages import BaseStorage
 
 HOST = "127.0.0.1"
@@ -31,22 +34,30 @@ class ServerError(Exception):
 def main() -> int:
     """Serve until standard input ends; 0, or 2 and a line on stderr when no server can start."""
     orders = json.loads(sys.stdin.readline())
-    start: Callable[..., str] = start_tensorboard if "logdir" in orders else start_dashboard
-    try:
-        address = start(**orders)
-    except ServerError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(address, flush=True)
-    sys.stdin.read()
-    return 0
+    start: Callable[..., str] = start_tensorboard if "folders" in orders else start_dashboard
+    with contextlib.ExitStack() as stack:
+        if "folders" in orders:
+            orders["links"] = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="fmnist-view-")
+            )
+        try:
+            address = start(**orders)
+        except ServerError as error:
+            print(error, file=sys.stderr)
+            return 2
+        print(address, flush=True)
+        sys.stdin.read()
+        return 0
 
 
-def start_tensorboard(logdir: str, port: int) -> str:
+def start_tensorboard(folders: Mapping[str, str], links: str, port: int) -> str:
     """Serve event files in a thread.
 
+    Several runs are linked into one folder, as the projector does not work with ``--logdir_spec``.
+
     Args:
-        logdir: the folder of the runs.
+        folders: the folders of TensorBoard's files, by the names of the runs.
+        links: an empty folder.
         port: the port; 0 for a free one.
 
     Returns:
@@ -57,6 +68,11 @@ def start_tensorboard(logdir: str, port: int) -> str:
     """
     from tensorboard import program
 
+    logdir, *more = folders.values()
+    if more:
+        logdir = links
+        for name, folder in folders.items():
+            Path(links, name).symlink_to(folder)
     server = program.TensorBoard()
     server.configure(["tensorboard", "--logdir", logdir, "--host", HOST, "--port", str(port)])
     try:
@@ -65,12 +81,12 @@ def start_tensorboard(logdir: str, port: int) -> str:
         raise ServerError(" ".join(str(error).split())) from error
 
 
-def start_dashboard(storage: str, artifacts: str, port: int) -> str:
+def start_dashboard(storage: str, artifacts: Sequence[str], port: int) -> str:
     """Serve the studies of an Optuna storage in a thread.
 
     Args:
         storage: the URL of the storage.
-        artifacts: the folder of the artifacts.
+        artifacts: the folders of the artifacts; uploads go into the first one.
         port: the port; 0 for a free one.
 
     Returns:
@@ -82,7 +98,8 @@ def start_dashboard(storage: str, artifacts: str, port: int) -> str:
     from optuna.artifacts import FileSystemArtifactStore
     from optuna_dashboard import wsgi
 
-    app = wsgi(open_storage(storage), artifact_store=FileSystemArtifactStore(artifacts))
+    store = _Stores([FileSystemArtifactStore(folder) for folder in artifacts])
+    app = wsgi(open_storage(storage), artifact_store=store)
     try:
         server = make_server(HOST, port, app, server_class=_Server, handler_class=_Handler)
     except (OSError, OverflowError) as error:  # OverflowError: it is above 65535
@@ -119,6 +136,30 @@ def open_storage(url: str) -> BaseStorage:
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         raise ServerError(f"the storage cannot be used: {reason_of(error, url)}") from error
     return storage
+
+
+class _Stores:
+    """Several stores of artifacts as one, in Optuna's protocol of a store."""
+
+    def __init__(self, stores: Sequence[FileSystemArtifactStore]) -> None:
+        self._stores = stores
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        return self._holding(artifact_id).open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        self._stores[0].write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        self._holding(artifact_id).remove(artifact_id)
+
+    def _holding(self, artifact_id: str) -> FileSystemArtifactStore:
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        for store in self._stores[:-1]:
+            with contextlib.suppress(ArtifactNotFound), store.open_reader(artifact_id):
+                return store
+        return self._stores[-1]
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -30,6 +30,7 @@ from fmnist.predict import command as predict
 from fmnist.reports import publish
 from fmnist.rundir import models
 from fmnist.study.run import run_study
+from fmnist.utils import interpreter
 from fmnist.utils.errors import UserError
 
 TINY = replace(
@@ -158,8 +159,8 @@ def test_folder_without_a_run_is_refused(run, shirt, tmp_path, capsys, monkeypat
     assert "holds no finished run" in failing(capsys, "--run", tmp_path, "--ensemble", shirt)
     monkeypatch.chdir(tmp_path)
     text = failing(capsys, shirt)
-    assert "runs/baseline: holds no finished run" in text
-    assert "python -m fmnist.study" in text
+    assert text.startswith("there is no run in the folder runs; ")
+    assert text.endswith(f"{interpreter.python()} -m fmnist.study")
     assert "nothing to predict" in failing(capsys, "--run", run)
 
 
@@ -377,14 +378,39 @@ def test_what_is_neither_a_picture_nor_a_run_is_named(order, run, shirt, tmp_pat
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "baseline").symlink_to(run)
     with contextlib.chdir(tmp_path):
-        for wrong, said in (("runs/bselin", "No such file"), ("runs", "is a folder without")):
-            assert predict.main([str(shirt), wrong][::order]) == 2
-            out, err = capsys.readouterr()
-            assert err.startswith(f"error: {wrong}: ")
-            assert said in err
-            assert len(err.splitlines()) == 1
-            assert out.startswith("runs/baseline: trial ")
-            assert "shirt.png" in out
+        assert predict.main([str(shirt), "runs"][::order]) == 2
+        out, err = capsys.readouterr()
+        assert err == "error: runs: is a folder without pictures\n"
+        assert out.startswith("runs/baseline: trial ")
+        assert "shirt.png" in out
+        for wrong, said in (
+            ("runs/bselin", "did you mean --run runs/baseline?"),
+            ("baselin", "did you mean --run runs/baseline?"),
+            ("baseline.2", "did you mean --run runs/baseline?"),
+            ("nosuchrun", "name a run by --run RUN"),
+        ):
+            text = failing(capsys, *[str(shirt), wrong][::order])
+            assert text == f"{wrong}: there is no such picture or folder; {said}"
+
+
+def test_a_mistyped_run_is_told_those_that_are_there(run, shirt, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "baseline").symlink_to(run)
+    with contextlib.chdir(tmp_path):
+        for wrong, said in (("baselin", "did you mean"), ("nosuchrun", "there are")):
+            text = failing(capsys, "--run", wrong, shirt)
+            assert text.startswith(f"{wrong}: holds no finished run")
+            assert f"; {said} runs/baseline" in text
+
+
+def test_the_run_that_ended_last_is_used_where_none_is_named(run, shirt, tmp_path, capsys):
+    for second, name in enumerate(("baseline", "b", "a")):
+        shutil.copytree(run, tmp_path / "runs" / name)
+        os.utime(tmp_path / "runs" / name / "best" / "config.json", (second, second))
+    (tmp_path / "runs" / "going" / "checkpoints").mkdir(parents=True)
+    with contextlib.chdir(tmp_path):
+        assert predict.main([str(shirt)]) == 0
+    assert capsys.readouterr().out.startswith("runs/a: trial ")
 
 
 def test_a_folder_of_pictures_is_predicted(run, real, tmp_path, capsys):

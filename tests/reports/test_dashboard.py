@@ -96,7 +96,7 @@ def draw(out, config, results):
 
 @contextlib.contextmanager
 def served(out):
-    orders = {"storage": f"sqlite:///{out / 'study.db'}", "artifacts": str(out / "artifacts")}
+    orders = {"storage": f"sqlite:///{out / 'study.db'}", "artifacts": [str(out / "artifacts")]}
     with subprocess.Popen(
         [sys.executable, "-m", "fmnist.view.servers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as server:
@@ -335,7 +335,9 @@ def test_without_the_extra_a_study_runs_and_says_so_once(tmp_path, monkeypatch, 
         study = run(tmp_path, config)
         dashboard.publish(tmp_path, findings(config, grid.results(study, config), FACTS), study)
     (record,) = [record for record in caplog.records if record.name.startswith("fmnist")]
-    assert "pip install 'fmnist[dashboard]'" in record.getMessage()
+    line = record.getMessage()
+    assert line.endswith("-m pip install optuna-dashboard")
+    assert line.count("optuna-dashboard") == 2
     assert [trial.user_attrs["device"] for trial in study.trials] == ["cpu", "cpu"]
     attrs = study._storage.get_study_system_attrs(study._study_id)
     assert not any(key.startswith("dashboard:") for key in attrs)

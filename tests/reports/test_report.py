@@ -17,12 +17,13 @@ from rich.console import Console
 
 from fmnist.config.results import EpochMetrics, TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.reports import markdown, words
+from fmnist.reports import commands, markdown, words
 from fmnist.reports.comparison import compare
 from fmnist.reports.findings import Outputs
 from fmnist.reports.terminal import LiveProgress, PlainProgress, make_progress, spark
 from fmnist.reports.words import TEST_WAS_SEEN, duration
 from fmnist.tuning import events
+from fmnist.utils import interpreter
 from fmnist.utils.passwords import starred
 
 STUDY = StudyConfig(name="views", epochs=3)
@@ -56,7 +57,9 @@ def test_report_says_everything(tmp_path):
     assert r"failed: the loss was \| NaN" in text
     assert "![curves](figures/curves.png)" in text
     assert "![my own](figures/a%20b.png)\n\n*my own*" in text
-    assert f"tensorboard --logdir {tmp_path}/tensorboard" in text
+    assert f"{commands.WHERE}\n\n```sh\npython -m fmnist.view .\n" in text
+    assert "\ntensorboard --logdir tensorboard\n```" in text
+    assert str(tmp_path) not in text, "the path of a machine"
     assert "optuna-dashboard" not in text  # there is no study.db here
     assert TEST_WAS_SEEN not in text
     assert [path.name for path in tmp_path.glob("report*")] == ["report.md"]
@@ -126,7 +129,8 @@ def test_confusion_sentences_are_computed():
 
 def test_passwords_are_not_shown(tmp_path):
     url = "mysql://me:se/cr@et@host/db"
-    assert markdown.view_commands(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
+    assert commands.of_report(tmp_path, url) == ["optuna-dashboard 'mysql://me:***@host/db'"]
+    assert "cr@et" not in "".join(commands.here(tmp_path, url))
     assert starred("sqlite:///a:b@c/study.db") == "sqlite:///a:b@c/study.db"
     assert "cr@et" not in written(tmp_path, facts={"Command": f"x --storage {url}"})
 
@@ -134,6 +138,16 @@ def test_passwords_are_not_shown(tmp_path):
 def table(study, fail=()):
     results = results_of(study, fail)
     return markdown.results_table(study, results, compare(study, results, 5000))
+
+
+def test_commands_of_a_report_find_a_storage_that_was_named_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "runs" / "one"
+    out.mkdir(parents=True)
+    assert commands.of_report(out, "sqlite:///all.db") == [
+        "optuna-dashboard sqlite:///../../all.db"
+    ]
+    assert commands.of_report(out, "sqlite:////all.db") == ["optuna-dashboard sqlite:////all.db"]
 
 
 def terminal(thing, **options):
@@ -159,9 +173,9 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
     markdown.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
     lines = console.file.getvalue().splitlines()
     assert lines[-3:] == [
-        f"python -m fmnist.view {tmp_path}",
-        f"tensorboard --logdir {tmp_path}/tensorboard",
-        f"optuna-dashboard sqlite:///{tmp_path}/study.db",
+        f"{interpreter.python()} -m fmnist.view {tmp_path}",
+        f"{interpreter.program('tensorboard')} --logdir {tmp_path}/tensorboard",
+        f"{interpreter.program('optuna-dashboard')} sqlite:///{tmp_path}/study.db",
     ]
     assert lines[-5].startswith("The winner is trial 5")
     assert lines[-4].startswith("5 of the other 5 configurations cannot be told apart from it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -18,10 +19,15 @@ from pathlib import Path
 import pytest
 from fake_results import results_of
 from in_process import call
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
 from fmnist.config.study import StudyConfig
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.tuning import grid, storage
+from fmnist.utils import interpreter
+from fmnist.view import command as view
+from fmnist.view import servers
 
 STUDY = StudyConfig(name="seen", epochs=2, grid={"seed": (0, 1)})
 
@@ -171,12 +177,13 @@ def refused(*args, cwd="."):
 
 
 def test_folder_without_a_run_is_refused_without_changes(tmp_path):
-    assert "runs/baseline: there is no run" in refused(cwd=tmp_path)
+    assert "there is no run in the folder runs" in refused(cwd=tmp_path)
     assert "there is no run" in refused(tmp_path)
     assert "nowhere: there is no run" in refused("nowhere", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "tensorboard").mkdir()
-    assert "--storage" in refused(tmp_path)
+    (tmp_path / "runs" / "baseline" / "tensorboard").mkdir(parents=True)
+    said = refused("runs/baselin", cwd=tmp_path)
+    assert said.endswith("(it has no folder tensorboard); did you mean runs/baseline?\n")
 
 
 def test_unusable_storages_and_ports_are_refused(run, tmp_path):
@@ -239,17 +246,75 @@ def test_storage_elsewhere_is_shown_without_its_url_in_command_lines(run, tmp_pa
         viewer.terminate()
 
 
-def test_missing_optuna_dashboard_names_the_extra_to_install(run):
-    script = (
-        "import sys; sys.modules['optuna_dashboard'] = None; sys.argv[0] = 'view'\n"
-        "from fmnist.utils import command_line; from fmnist.view import command\n"
-        "command_line.run(command.main)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(run)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: optuna-dashboard is not installed: pip install 'fmnist[dashboard]'\n"
-    )
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from fmnist.utils import command_line
+from fmnist.view import command
+command_line.run(command.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "other"),
+    [
+        ("optuna_dashboard", "optuna-dashboard", "TensorBoard"),
+        ("tensorboard", "tensorboard", "optuna-dashboard"),
+    ],
+)
+def test_what_is_installed_is_shown_and_what_is_not_is_said(run, library, name, other):
+    with subprocess.Popen(
+        [sys.executable, "-c", WITHOUT, library, str(run)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as viewer:  # fmt: skip
+        said = [viewer.stdout.readline() for _ in range(3)]
+        viewer.send_signal(signal.SIGINT)
+        _, missing = viewer.communicate(timeout=20)
+    assert said[0] == f"starting {other} for {run}\n"
+    assert re.fullmatch(rf"{other} +http://127\.0\.0\.1:\d+/\n", said[1])
+    assert said[2] == "Ctrl-C ends it.\n"
+    (line,) = missing.splitlines()
+    assert line.startswith(f"{name} is not installed for ")
+    if library == "optuna_dashboard":
+        assert line.endswith("; to install it: " + interpreter.install(name))
+
+
+def test_several_runs_have_their_names_in_tensorboard_and_a_dashboard_each(run, tmp_path):
+    """One has no study.db, as those of the reference; two have the same name."""
+    runs = [run, tmp_path / "other" / run.name, tmp_path / "bare"]
+    for copy in runs[1:]:
+        shutil.copytree(run, copy)
+    (runs[2] / "study.db").unlink()
+    with viewing(*runs, run) as (viewer, addresses):
+        board, *dashboards = addresses
+        assert len(dashboards) == 2
+        until, found = time.monotonic() + 60, set()
+        names = {"a run", "a run (2)", "bare"}
+        while found != names and time.monotonic() < until:  # it reads them one after the other
+            found = {name.partition("/")[0] for name in json.loads(get(f"{board}data/runs"))}
+        assert found == names
+        for address in dashboards:
+            assert len(json.loads(get(f"{address}api/studies"))["study_summaries"]) == 1
+        viewer.send_signal(signal.SIGINT)
+        _, said = viewer.communicate(timeout=20)
+    (line,) = said.splitlines()
+    assert line.startswith(f"{runs[2]}: has no study.db, so optuna-dashboard does not show it")
+
+
+def test_one_storage_of_several_runs_has_one_dashboard_with_the_files_of_all(run, tmp_path):
+    folders = [shutil.copytree(run, tmp_path / name) for name in ("one", "two")]
+    orders = view._dashboards(view.distinct(folders), "sqlite:///all.db", 8080)
+    artifacts = [str(folder / "artifacts") for folder in folders]
+    storage = {"storage": "sqlite:///all.db", "artifacts": artifacts, "port": 8080}
+    assert orders == {"optuna-dashboard": storage}
+    for folder in folders:
+        (folder / "artifacts" / folder.name).write_text(folder.name)
+    stores = servers._Stores([FileSystemArtifactStore(folder) for folder in artifacts])
+    for name in ("one", "two"):
+        with stores.open_reader(name) as reader:
+            assert reader.read() == name.encode()
+    stores.write("three", io.BytesIO(b"3"))
+    assert (folders[0] / "artifacts" / "three").read_bytes() == b"3"
+    stores.remove("two")
+    with pytest.raises(ArtifactNotFound):
+        stores.open_reader("two")

@@ -23,6 +23,7 @@ from fmnist.reports.dashboard import notes, stored
 from fmnist.reports.findings import Findings
 from fmnist.rundir import files, models
 from fmnist.tuning import events
+from fmnist.utils import interpreter
 
 ATTRIBUTES = {"Device": "device", "Commit": "commit", "Versions": "versions"}
 """Name in the provenance -> user attribute of a trial."""
@@ -84,8 +85,8 @@ class DashboardMirror:
         self._ended = list(done)
         if not installed():
             _log.info(
-                "optuna-dashboard is not installed, so the study gets no notes: "
-                "pip install 'fmnist[dashboard]'"
+                "optuna-dashboard is not installed, so the study gets no notes; to install it: %s",
+                interpreter.install("optuna-dashboard"),
             )
         elif len(done) < config.size:
             stored.write_study(study, notes.running(config, provenance))

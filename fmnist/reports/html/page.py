@@ -14,11 +14,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fmnist.reports import failures, words
+from fmnist.reports import commands, failures, words
 from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
-from fmnist.reports.markdown import caption, view_commands
+from fmnist.reports.markdown import caption
 from fmnist.rundir.files import write_text
 from fmnist.utils.passwords import starred_text
 
@@ -83,7 +83,8 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         seeds=tables.seeds_table(findings),
         time=tables.time_table(findings, phases or {}),
         facts={name: starred_text(text) for name, text in findings.provenance.items() if text},
-        commands=[words.one_line(line) for line in view_commands(out, findings.storage)],
+        commands=[words.one_line(line) for line in commands.of_report(out, findings.storage)],
+        where=commands.WHERE,
         style=Markup(style),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
