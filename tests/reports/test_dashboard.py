@@ -184,7 +184,7 @@ def test_every_trial_has_a_note_and_that_of_the_winner_has_its_files(site):
         assert "[The note of the study](/dashboard/studies/1/note)" in note
         assert ("The winner of the study" in note) == (result is best)
         if result.number == 2:
-            assert "**Failed**: the loss was \\| NaN. It was trained for 1 epoch before." in note
+            assert "**Failed**: the loss was \\| NaN. It had completed 1 epoch." in note
         else:
             assert f"Complete after 10 epochs: validation accuracy {result.last[3]:.4f}, " in note
         assert f"It took {duration(result.seconds)}, " in note

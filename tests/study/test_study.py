@@ -214,7 +214,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
     done = call("study", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
     assert "group 3 of 3" in done.stdout
-    assert "learning_rate=0.001,batch_size=1000" in done.stdout
+    assert "trial 5: learning_rate=0.001,batch_size=1000" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

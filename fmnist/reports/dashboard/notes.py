@@ -87,7 +87,7 @@ def trial(
             known.append(f"test accuracy {decimals(result.test_accuracy)}")
         outcome = f"Complete after {epochs}: {escape(', '.join(known))}."
     else:
-        outcome = f"**Failed**: {escape(result.reason)}. It was trained for {epochs} before."
+        outcome = f"**Failed**: {escape(result.reason)}. It had completed {epochs}."
     links = winner or {}
     files = ", ".join(f"[{kind}]({links[kind]})" for kind in links if kind != "curves")
     time = words.duration(result.seconds)
