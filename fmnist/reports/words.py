@@ -174,13 +174,13 @@ def protocol_sentences(study: StudyConfig) -> str:
     epochs = counted(study.epochs, "epoch")
     if study.validation_is_test:
         return (
-            f"Every configuration was trained for {epochs} on all training images. Nothing was "
+            f"Every trial trains for {epochs} on all training images, unless it fails. Nothing was "
             "held out: what stands where validation would is the test set, looked at every "
             "epoch, and it chose the winner. This is a protocol to compare with others, not an "
             "estimate of how well the winner does on new images."
         )
     return (
-        f"Every configuration was trained for {epochs}. {study.holdout:,} images, the same for "
+        f"Every trial trains for {epochs}, unless it fails. {study.holdout:,} images, the same for "
         f"every trial, were held out from training: the {metric_name(study)} on them after the "
         "last epoch picks the winner. The test set was evaluated once a trial, at its end; it is "
         "reported and was never used to choose."
