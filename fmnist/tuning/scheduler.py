@@ -111,7 +111,6 @@ def run(
     groups += [
         GroupProgress(group) for group in chunks(new, lambda trial: trial.config.static, most)
     ]
-    groups.sort(key=lambda group: group.trials[0].number)
     with checkpointer.note.removed_at_end() if checkpointer else contextlib.nullcontext():
         yield from _train_groups(
             study, config, deque(groups), splits, limit, max_lanes is None, checkpointer, stop

@@ -68,6 +68,7 @@ STEPS = [
     (os, "unlink"),
     (snapshots.Generations, "save"),
     (progress.Checkpointer, "forget"),
+    (grid, "begin"),
     (grid, "report"),
     (grid, "tell"),
     (optuna.Study, "add_trial"),
