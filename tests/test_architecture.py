@@ -125,7 +125,7 @@ def test_version_is_that_of_the_installed_package():
     # -S leaves site-packages out, so that these are sources that nobody installed.
     alone = [sys.executable, "-I", "-S", "-c", code, str(ROOT.parent)]
     run = subprocess.run(alone, capture_output=True, text=True, check=True)
-    assert run.stdout == "unknown\n"
+    assert run.stdout == "0+unknown\n"
 
 
 @pytest.mark.parametrize("name", ["", ".study", ".view", ".predict", ".reference"])

@@ -11,7 +11,7 @@ from fmnist.config.study import StudyConfig
 from fmnist.inference.trained import Line
 
 ROWS = 10
-"""Trials in the table, at most."""
+"""Trials in the table, at most, and the winner."""
 
 _TEMPLATE = """\
 <div>
@@ -45,7 +45,7 @@ def html(study: StudyConfig, lines: Sequence[Line], winner: int | None, sentence
         winner: the number of the winner, whose row is bold; None without one.
         sentence: what is said of the run as a whole.
     """
-    shown = lines[:ROWS]
+    shown = [*lines[:ROWS], *(line for line in lines[ROWS:] if line.cells["number"] == winner)]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE).render(
         study=study,

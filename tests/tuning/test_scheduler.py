@@ -120,7 +120,7 @@ def test_study_in_the_random_order_of_an_earlier_version_continues(storage, crea
     study = open_study(CONFIG, storage)
     finish(study)
     assert [trial.params for trial in study.trials[:asked]] == before
-    results = grid.results(study, CONFIG)
+    results = grid.results(open_study(CONFIG, storage), CONFIG)
     assert [dict(r.point) for r in results] == [*map(dict, CONFIG.points())]
     assert sorted(r.number for r in results) == [*range(8)]
     assert len(study.trials) == 8
@@ -157,7 +157,7 @@ def test_trial_that_another_program_ended_is_trained_anew_by_the_same_command(st
     with pytest.raises(UserError, match="another program has ended trial 1 "):
         disturbed(storage, lambda study: study.optimize(lambda trial: 0.99, 1))
     finish(open_study(CONFIG, storage))
-    results = grid.results(study, CONFIG)
+    results = grid.results(open_study(CONFIG, storage), CONFIG)
     assert [dict(r.point) for r in results] == [*map(dict, CONFIG.points())]
     assert [r.number for r in results] == [0, 8, 9, 3, 4, 5, 6, 7]
 
@@ -166,7 +166,8 @@ def test_running_trial_that_another_program_ended_is_an_error_of_one_line(storag
     with pytest.raises(UserError, match="another program has ended trial 0 "):
         disturbed(storage, lambda study: study.tell(0, 0.5))
     finish(open_study(CONFIG, storage))
-    assert [r.number for r in grid.results(study, CONFIG)] == [8, 1, 2, 3, 4, 5, 6, 7]
+    results = grid.results(open_study(CONFIG, storage), CONFIG)
+    assert [r.number for r in results] == [8, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_the_same_study_again_gives_the_same_numbers(storage, tmp_path):
