@@ -1,9 +1,9 @@
 """Finds the object in a photograph: where it is, and how it differs from its ground.
 
 The ground is a smooth surface, such as paper or a wall in uneven light. It is fitted to the border
-of the picture. What differs from it is the object, but for soft changes that begin at the border,
-such as a shadow. Everything is decided on a small, smoothed copy, so that noise and the blocks of
-a JPEG do not matter.
+of the picture. What differs from it and has a sharp outline is the object; what differs softly is a
+shadow. Everything is decided on a small, smoothed copy, so that noise and the blocks of a JPEG do
+not matter.
 """
 
 from __future__ import annotations
@@ -23,13 +23,25 @@ WORKING = 4 * SMALL
 CONTRAST, NOISES = 10.0, 4.0
 """The least difference of an object from the ground: grey values, and deviations of the noise."""
 
-SOFT, SOFT_NOISES = 9.0, 3.0
-"""The largest step from a pixel to the next one in a shadow, in the same units."""
+SHARP, SHARP_NOISES = 5.0, 1.5
+"""The least difference from a further smoothed copy along a sharp outline, in the same units.
+
+It has the object's sign on the object's side of an edge, and is zero at the edge itself; a soft
+change, as at the rim of a shadow, has hardly any.
+
+Source: Marr and Hildreth, Theory of edge detection (1980).
+"""
+
+SMOOTHED = 2.0
+"""The deviation of that smoothing, in pixels."""
+
+GAP = 5
+"""Gaps in the outline of up to twice as many pixels are closed."""
 
 LEAST_AREA = 0.004
 """The smallest object, as a share of the picture."""
 
-OTHERS = 1.0
+OTHERS = 0.5
 """With other parts of this share of the largest one in all, a picture has no single object."""
 
 QUIET = 0.75
@@ -68,19 +80,32 @@ def find(picture: Image.Image) -> Found | None:
     width, height = (max(1, round(side * factor)) for side in picture.size)
     resized = picture.resize((width, height), Image.Resampling.BOX)
     small = _blurred(np.asarray(resized, dtype=np.float64), 0.8)
-    mask, noise = _object(small)
+    mask, shadow, noise = _object(small)
     if mask is None:
         return None
     near = _grown(mask)
-    light = _filled(small, ~near)
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    lit, beside = _filled(small, ~near & ~shadow), _filled(small, ~near)
+    near = mask | (near & (np.abs(lit - beside) < CONTRAST))  # a shadow around is left away
+    rows, columns = (np.flatnonzero(near.any(axis)) for axis in (1, 0))
     y, x = picture.height / height, picture.width / width
     place = (
         slice(int(rows[0] * y), int(np.ceil((rows[-1] + 1) * y))),
         slice(int(columns[0] * x), int(np.ceil((columns[-1] + 1) * x))),
     )
-    ground, share = (_enlarged(a, picture.size)[place] for a in (light, near.astype(np.float64)))
+    maps = (
+        lit,
+        beside,
+        _filled(small, mask),
+        mask.astype(np.float64),
+        near.astype(np.float64),
+    )
+    lit, beside, object_, inside, share = (_enlarged(a, picture.size)[place] for a in maps)
     pixels = np.asarray(picture, dtype=np.float64)[place]
+    # A shadow falls on the ground and not on the object; a pixel of its edge shows both.
+    contrast = beside - object_
+    mixed = (beside - pixels) * np.sign(contrast) / np.maximum(np.abs(contrast), CONTRAST)
+    covered = np.maximum(mixed.clip(0, 1), inside)
+    ground = covered * lit + (1 - covered) * beside
     is_dark = bool(((ground - pixels) * share).sum() > 0)
     # An object takes away a share of the light; one in light on a dark ground adds to it.
     part = (ground - pixels) / np.maximum(ground, 1.0)
@@ -91,23 +116,27 @@ def find(picture: Image.Image) -> Found | None:
     return Found(_cut(values, share > 0.5, noise > QUIET), is_dark)
 
 
-def _object(small: Grey) -> tuple[Mask | None, float]:
-    """Return the pixels of the single object, None if there is not one, and the noise."""
+def _object(small: Grey) -> tuple[Mask | None, Mask, float]:
+    """Return the single object, None if there is not one; the shadows; and the noise."""
     border = np.zeros(small.shape, dtype=bool)
     edge = max(1, round(0.04 * min(small.shape)))
     border[:edge] = border[-edge:] = border[:, :edge] = border[:, -edge:] = True
     ground, noise = _surface(small, border)
     differs = np.abs(small - ground) > max(CONTRAST, NOISES * noise)
-    soft = _largest_step(small) < max(SOFT, SOFT_NOISES * noise)
-    inside = differs & ~_reached(soft | ~differs, border)
+    towards = np.sign(ground - small) * (_blurred(small, SMOOTHED) - small)
+    sharp = differs & (towards > max(SHARP, SHARP_NOISES * noise))
+    outside = _reached(~_grown(sharp, GAP), border)
+    for _ in range(GAP + 1):
+        outside |= _grown(outside) & ~sharp
+    inside, shadow = differs & ~outside, differs & outside
     labels = _labels(inside)
     names, sizes = np.unique(labels[inside], return_counts=True)
     if not len(sizes) or sizes.max() < LEAST_AREA * small.size:
-        return None, noise
+        return None, shadow, noise
     if sizes.sum() > (1 + OTHERS) * sizes.max():
-        return None, noise
+        return None, shadow, noise
     largest = labels == names[sizes.argmax()]
-    return ~_reached(~largest, border & ~largest), noise  # with its holes
+    return ~_reached(~largest, border & ~largest), shadow, noise  # with its holes
 
 
 def _surface(values: Grey, known: Mask) -> tuple[Grey, float]:
@@ -129,13 +158,6 @@ def _surface(values: Grey, known: Mask) -> tuple[Grey, float]:
         noise = max(1.4826 * float(np.median(errors)), 0.7)
         weights = 1 / (1 + (errors / (3 * noise)) ** 2)
     return terms @ fitted, noise
-
-
-def _largest_step(values: Grey) -> Grey:
-    """Return the largest difference of each pixel from the four around it."""
-    padded = np.pad(values, 1, mode="edge")
-    beside = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return np.max([np.abs(values - other) for other in beside], axis=0)
 
 
 def _cut(values: Grey, inside: Mask, noisy: bool) -> Grey:
@@ -183,14 +205,16 @@ def _enlarged(values: Grey, size: tuple[int, int]) -> Grey:
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR), dtype=np.float64)
 
 
-def _grown(mask: Mask) -> Mask:
-    """Add the pixels above, below, left and right."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown
+def _grown(mask: Mask, times: int = 1) -> Mask:
+    """Add the pixels above, below, left and right, so many times."""
+    for _ in range(times):
+        grown = mask.copy()
+        grown[1:] |= mask[:-1]
+        grown[:-1] |= mask[1:]
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        mask = grown
+    return mask
 
 
 def _reached(passable: Mask, start: Mask) -> Mask:

@@ -235,7 +235,7 @@ def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut]:
     if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
         found = objects.find(grey)
     if found is not None:
-        object_ = _centred(Image.fromarray(found.values.astype(np.float32)), 0)
+        object_ = _scaled(found.values)
         return 255 - object_ if found.is_dark else object_, found.is_dark, "object"
     small = grey.resize(
         (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
@@ -246,6 +246,19 @@ def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut]:
         return np.array(grey), is_light, "as it is"
     ground = int(np.median(border[(border > _LIGHT) == is_light]))
     return _centred(grey, ground), is_light, "whole"
+
+
+def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
+    """Scale an object by its longer edge, with its middle in that of a square of zeros."""
+    height, width = values.shape
+    side = max(height, width)
+    y, x = (side - height) / 2, (side - width) / 2
+    top, left = int(np.ceil(y)), int(np.ceil(x))
+    padded = np.pad(values, ((top, top), (left, left))).astype(np.float32)
+    box = (left - x, top - y, left - x + side, top - y + side)
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    scaled = Image.fromarray(padded).resize(size, Image.Resampling.LANCZOS, box)
+    return np.asarray(scaled).clip(0, 255).round().astype(np.uint8)
 
 
 def _centred(picture: Image.Image, ground: int) -> UInt8[np.ndarray, "28 28"]:

@@ -86,6 +86,24 @@ def shadow(garment, rng):
     return picture(247 * (1 - 0.35 * thrown) * (1 - garment))
 
 
+def any_shadow(garment, rng):
+    """A shadow of any strength, softness and direction, on coloured paper, with noise."""
+    garment, towards = at(opacity(garment), rng), tuple(rng.integers(-12, 13, 2))
+    thrown = blurred(np.roll(garment > 0.06, towards, (0, 1)), rng.uniform(5, 12))
+    thrown *= 1 - blurred(garment > 0.06, 1)
+    light = (1 - rng.uniform(0.15, 0.45) * thrown) * (1 - garment)
+    photo = 255 * rng.uniform(0.6, 1, 3) * light[..., None]
+    return picture(photo + rng.normal(0, 3, photo.shape))
+
+
+def any_gradient(garment, rng):
+    angle = rng.uniform(0, 2 * np.pi)
+    along = X * np.cos(angle) + Y * np.sin(angle)
+    dark, light = sorted(rng.uniform(110, 250, 2))
+    ground = np.interp(along, (along.min(), along.max()), (dark, light))
+    return picture(ground * (1 - at(opacity(garment), rng)))
+
+
 def tint(garment, rng):
     colour = rng.uniform(0.55, 1, 3)
     photo = 255 * colour / colour.max() * (1 - at(opacity(garment), rng))[..., None]
@@ -95,9 +113,11 @@ def tint(garment, rng):
 SCENES = {
     "white": white, "black": black, "poor JPEG": jpeg, "noise 6": noise(6), "noise 12": noise(12),
     "gradient": gradient, "wall": wall, "shadow": shadow, "tint": tint,
+    "any shadow": any_shadow, "any gradient": any_gradient,
 }  # fmt: skip
 
-LOSS = {"shadow": 0.06}  # the dark edge where the shadow meets the garment counts as garment
+LOSS = {"shadow": 0.035, "any shadow": 0.04}
+"""At most so much accuracy is lost, 0.03 where nothing is said: the bar for shadows is not met."""
 
 
 @pytest.fixture(scope="module")
