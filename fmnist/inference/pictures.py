@@ -249,12 +249,21 @@ def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut]:
 
 
 def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
-    """Scale an object by its longer edge, with its middle in that of a square of zeros."""
-    height, width = values.shape
-    side = max(height, width)
-    y, x = (side - height) / 2, (side - width) / 2
+    """Scale an object by its longer edge, with its middle in that of a square of zeros.
+
+    One that has a whole number of pixels then is placed as in :func:`_centred`.
+    """
+    side = max(values.shape)
+
+    def margin(length: int) -> float:
+        scaled = IMAGE_SIZE * length / side
+        if abs(scaled - round(scaled)) < 0.04:
+            return (IMAGE_SIZE - round(scaled) + 1) // 2 * side / IMAGE_SIZE
+        return (side - length) / 2
+
+    y, x = map(margin, values.shape)
     top, left = int(np.ceil(y)), int(np.ceil(x))
-    padded = np.pad(values, ((top, top), (left, left))).astype(np.float32)
+    padded = np.pad(values, ((top, top + 1), (left, left + 1))).astype(np.float32)
     box = (left - x, top - y, left - x + side, top - y + side)
     size = (IMAGE_SIZE, IMAGE_SIZE)
     scaled = Image.fromarray(padded).resize(size, Image.Resampling.LANCZOS, box)
