@@ -96,9 +96,10 @@ def timeless(text: str, out: Path) -> str:
 
 
 def page(text: str, out: Path) -> str:
-    """The HTML report without its section about time."""
+    """The HTML report without its section about time and its copy of results.csv."""
     text, count = re.subn(r'<section id="time">.*?</section>', "", text, flags=re.DOTALL)
     assert count == 1
+    text = re.sub(r'href="data:text/csv[^"]*"', "", text)
     return re.sub(r'data-v="[^"]*">TIME', "TIME", timeless(text.replace("<", "\n<"), out))
 
 

@@ -59,7 +59,7 @@ def content(value):
     if isinstance(value, list) and all(isinstance(result, TrialResult) for result in value):
         return repr([replace(result, seconds=0.0) for result in value])  # no figure shows them
     if isinstance(value, Comparison):
-        return value.images, [content(standing.trials) for standing in value.standings]
+        return value.images, *(content([*standing.trials]) for standing in value.standings)
     return repr(value)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from fmnist.inference import objects
 from fmnist.utils.errors import UserError
 
 IMAGE_SIZE = 28
@@ -44,7 +45,6 @@ MAX_SCANS = 45
 
 _LIGHT = 127  # a pixel above this is light
 _LIGHT_SHARE = 0.6  # in no image of the data set are so many pixels of the border light
-_TOLERANCE = 13  # grey values from the background, 5 %, as the authors of the data set
 _EIGHT_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 
 Invert = Literal["yes", "no", "auto"]
@@ -54,11 +54,22 @@ class PictureError(UserError):
     """The file is no picture, is too large, or is too damaged to be read."""
 
 
+Cut = Literal["as it is", "object", "whole"]
+
+
 class Picture(NamedTuple):
-    """The network's input for a picture, and whether the picture was inverted."""
+    """The network's input for a picture.
+
+    Attributes:
+        pixels: grey values; a light object on dark, if there is one.
+        inverted: whether light and dark were exchanged.
+        cut: what the pixels show: a picture of 28x28 pixels as it is, the object of a larger one,
+            or the whole of one in which no single object was found.
+    """
 
     pixels: UInt8[np.ndarray, "28 28"]
     inverted: bool
+    cut: Cut
 
 
 def read(path: Path, invert: Invert = "auto") -> Picture:
@@ -70,23 +81,23 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
 
     Args:
         path: a file in one of :data:`FORMATS`; its name does not matter.
-        invert: whether to negate the pixels; ``"auto"`` does so when the border is light.
+        invert: whether to negate the pixels; ``"auto"`` does so for an object that is darker than
+            its ground, or when the border is light.
 
     Returns:
-        The pixels, uint8 ``[28, 28]``, and whether they were negated.
+        The pixels, uint8 ``[28, 28]``, and what was done to get them.
 
     Raises:
         PictureError: The file cannot be read as a picture; the text begins with the path.
     """
     try:
-        fitted, is_light = _fit(_decode(_read_bytes(path)))
+        pixels, is_light, cut = _fit(_decode(_read_bytes(path)))
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error.__cause__
     except MemoryError as error:
         raise PictureError(f"{path}: is too large: it needs too much memory") from error
     inverted = is_light if invert == "auto" else invert == "yes"
-    pixels = np.array(fitted, dtype=np.uint8)
-    return Picture(255 - pixels if inverted else pixels, inverted)
+    return Picture(255 - pixels if inverted else pixels, inverted, cut)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -214,32 +225,61 @@ def _turn_upright(grey: Image.Image, image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(grey)
 
 
-def _fit(grey: Image.Image) -> tuple[Image.Image, bool]:
-    """Scale the object to 28x28 pixels by its longer edge.
-
-    A picture of 28x28 pixels is returned unchanged.
+def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut]:
+    """Scale the object, or the whole picture, to 28x28 pixels by its longer edge.
 
     Returns:
-        The picture, and whether its background is light.
+        The pixels, whether their background is light, and what they show.
     """
+    found = None
+    if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
+        found = objects.find(grey)
+    if found is not None:
+        object_ = _scaled(found.values)
+        return 255 - object_ if found.is_dark else object_, found.is_dark, "object"
     small = grey.resize(
         (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
     )
     border = _border(small)
     is_light = bool((border > _LIGHT).mean() > _LIGHT_SHARE)
     if grey.size == (IMAGE_SIZE, IMAGE_SIZE):
-        return grey, is_light
+        return np.array(grey), is_light, "as it is"
     ground = int(np.median(border[(border > _LIGHT) == is_light]))
-    is_ground = [abs(value - ground) <= _TOLERANCE for value in range(256)]
-    if all(is_ground[value] for value in np.asarray(small)[[0, 0, -1, -1], [0, -1, 0, -1]]):
-        grey = grey.crop(grey.point([0 if flag else 255 for flag in is_ground]).getbbox())
-    scale = IMAGE_SIZE / max(grey.size)
-    width, height = (max(1, round(length * scale)) for length in grey.size)
-    object_ = grey.resize((width, height), Image.Resampling.LANCZOS)
-    fitted = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), ground)
-    # Centred; an odd margin has its larger half left and on top, as in the data set.
-    fitted.paste(object_, ((IMAGE_SIZE - width + 1) // 2, (IMAGE_SIZE - height + 1) // 2))
-    return fitted, is_light
+    return _centred(grey, ground), is_light, "whole"
+
+
+def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
+    """Scale an object by its longer edge, with its middle in that of a square of zeros.
+
+    One that has a whole number of pixels then is placed as in :func:`_centred`.
+    """
+    side = max(values.shape)
+
+    def margin(length: int) -> float:
+        scaled = IMAGE_SIZE * length / side
+        if abs(scaled - round(scaled)) < 0.04:
+            return (IMAGE_SIZE - round(scaled) + 1) // 2 * side / IMAGE_SIZE
+        return (side - length) / 2
+
+    y, x = map(margin, values.shape)
+    top, left = int(np.ceil(y)), int(np.ceil(x))
+    padded = np.pad(values, ((top, top + 1), (left, left + 1))).astype(np.float32)
+    box = (left - x, top - y, left - x + side, top - y + side)
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    scaled = Image.fromarray(padded).resize(size, Image.Resampling.LANCZOS, box)
+    return np.asarray(scaled).clip(0, 255).round().astype(np.uint8)
+
+
+def _centred(picture: Image.Image, ground: int) -> UInt8[np.ndarray, "28 28"]:
+    """Scale a picture by its longer edge, and put it in the middle of a square."""
+    scale = IMAGE_SIZE / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    scaled = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    square = np.full((IMAGE_SIZE, IMAGE_SIZE), ground, dtype=np.uint8)
+    # An odd margin has its larger half left and on top, as in the data set.
+    y, x = (IMAGE_SIZE - height + 1) // 2, (IMAGE_SIZE - width + 1) // 2
+    square[y : y + height, x : x + width] = scaled.clip(0, 255).round()
+    return square
 
 
 def _border(grey: Image.Image) -> UInt8[np.ndarray, " pixels"]:

@@ -74,8 +74,8 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         found = json.loads(answer)
         if isinstance(found, str):
             raise PictureError(found)
-        pixels, inverted = found
-        return Picture(np.array(pixels, dtype=np.uint8), inverted)
+        pixels, inverted, cut = found
+        return Picture(np.array(pixels, dtype=np.uint8), inverted, cut)
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -112,11 +112,11 @@ def main(seconds: float, memory: int) -> None:
         path, invert = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            pixels, inverted = pictures.read(Path(path), invert)
+            pixels, *about = pictures.read(Path(path), invert)
         except PictureError as error:
             answer: object = str(error)
         else:
-            answer = [pixels.tolist(), inverted]
+            answer = [pixels.tolist(), *about]
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 

@@ -32,9 +32,10 @@ NAME_WIDTH = 40
 _ABOUT = """\
 An IMAGE is a PNG, JPEG, GIF, BMP or WebP file, or a folder: then its files with the ending of such
 a format are predicted, without those of folders in it. A picture has at most 64 megapixels, a JPEG
-256, a WebP 32. It is turned upright, cut to its object where the ground is even, made grey and
-scaled to 28x28, a light object on dark as in the data set: a picture with a light border is
-inverted, and the output says so.
+256, a WebP 32. It is turned upright, made grey, cut to the object that stands out from its ground,
+and scaled to 28x28, a light object on dark as in the data set: one that is darker than its ground
+is inverted. The output says so, and where no single object was found: then the whole picture is
+scaled, and the prediction means little.
 
 The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
 why. The other files are predicted all the same.
@@ -177,11 +178,11 @@ def _pictures(paths: Sequence[Path], invert: Invert, failures: Failures) -> Iter
         for path in _files(paths, failures):
             assert reader is not None
             try:
-                pixels, inverted = reader.read(path, invert)
+                pixels, inverted, cut = reader.read(path, invert)
             except UserError as error:
                 failures.add("image", str(path), _line(str(error)))
             else:
-                about = {"image": str(path), "inverted": inverted}
+                about = {"image": str(path), "inverted": inverted, "cut": cut}
                 yield Item(_line(str(path)), about, torch.from_numpy(pixels))
 
 
@@ -235,6 +236,8 @@ def _table(
         best = _likeliest(row)
         cells = [f"{classes[label]:<{widest}} {row[label]:>6.1%}" for label in best]
         remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
+        if item.about.get("cut") == "whole":
+            remark = "; ".join(["no single object found", *filter(None, [remark])])
         if "label" in item.about:
             label = item.about["label"]
             remark = "right" if best[0] == label else f"wrong: {classes[label]}"

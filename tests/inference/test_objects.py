@@ -1,0 +1,224 @@
+"""The object of a photograph is found: on canvas, paper and walls, in noise, light and shadow."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from fmnist import load
+from fmnist.inference import objects, pictures, trained
+
+STUDY = Path(__file__).parents[2] / "studies" / "baseline"
+COUNT = 200
+HEIGHT, WIDTH, SIDE = 210, 280, 112
+"""The size of a photograph, and of the garment in it: 40 % of its width."""
+
+Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
+WHITE = np.full((HEIGHT, WIDTH), 255.0)
+
+
+def blurred(values, radius):
+    picture = Image.fromarray((255 * values).astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), dtype=float) / 255
+
+
+def opacity(garment):
+    """A garment of the test set as that of an object: 1 takes away all light."""
+    return np.asarray(Image.fromarray(garment).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255
+
+
+def at(values, rng):
+    """The values somewhere in a picture of zeros."""
+    y, x = rng.integers(15, HEIGHT - SIDE - 15), rng.integers(15, WIDTH - SIDE - 15)
+    whole = np.zeros((HEIGHT, WIDTH))
+    whole[y : y + SIDE, x : x + SIDE] = values
+    return whole
+
+
+def picture(values):
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def white(garment, rng):
+    return picture(WHITE * (1 - at(opacity(garment), rng)))
+
+
+def black(garment, rng):
+    return picture(255 * at(opacity(garment), rng))
+
+
+def jpeg(garment, rng):
+    file = io.BytesIO()
+    white(garment, rng).save(file, "JPEG", quality=15)
+    return Image.open(file)
+
+
+def noise(sigma):
+    def scene(garment, rng):
+        photo = 245 * (1 - at(opacity(garment), rng))
+        return picture(photo + rng.normal(0, sigma, photo.shape))
+
+    return scene
+
+
+def gradient(garment, rng):
+    along = (X * np.cos(0.5) + Y * np.sin(0.5)) / (WIDTH * np.cos(0.5) + HEIGHT * np.sin(0.5))
+    return picture((140 + 110 * along) * (1 - at(opacity(garment), rng)))
+
+
+def wall(garment, rng):
+    """A beige wall with vignette, in colour, with the noise of a camera."""
+    from_middle = (2 * X / WIDTH - 1) ** 2 + (2 * Y / HEIGHT - 1) ** 2
+    light = np.array([225.0, 205.0, 175.0]) * (1 - 0.18 * from_middle)[..., None]
+    photo = light * (1 - at(opacity(garment), rng))[..., None]
+    return picture(photo + rng.normal(0, 5, photo.shape))
+
+
+def shadow(garment, rng):
+    """A soft shadow below and to the right, and not on the garment."""
+    garment = at(opacity(garment), rng)
+    thrown = blurred(np.roll(garment > 0.06, (6, 8), (0, 1)), 7) * (1 - blurred(garment > 0.06, 1))
+    return picture(247 * (1 - 0.35 * thrown) * (1 - garment))
+
+
+def any_shadow(garment, rng):
+    """A shadow of any strength, softness and direction, on coloured paper, with noise."""
+    garment, towards = at(opacity(garment), rng), tuple(rng.integers(-12, 13, 2))
+    thrown = blurred(np.roll(garment > 0.06, towards, (0, 1)), rng.uniform(5, 12))
+    thrown *= 1 - blurred(garment > 0.06, 1)
+    light = (1 - rng.uniform(0.15, 0.45) * thrown) * (1 - garment)
+    photo = 255 * rng.uniform(0.6, 1, 3) * light[..., None]
+    return picture(photo + rng.normal(0, 3, photo.shape))
+
+
+def any_gradient(garment, rng):
+    angle = rng.uniform(0, 2 * np.pi)
+    along = X * np.cos(angle) + Y * np.sin(angle)
+    dark, light = sorted(rng.uniform(110, 250, 2))
+    ground = np.interp(along, (along.min(), along.max()), (dark, light))
+    return picture(ground * (1 - at(opacity(garment), rng)))
+
+
+def tint(garment, rng):
+    colour = rng.uniform(0.55, 1, 3)
+    photo = 255 * colour / colour.max() * (1 - at(opacity(garment), rng))[..., None]
+    return picture(photo)
+
+
+SCENES = {
+    "white": white, "black": black, "poor JPEG": jpeg, "noise 6": noise(6), "noise 12": noise(12),
+    "gradient": gradient, "wall": wall, "shadow": shadow, "tint": tint,
+    "any shadow": any_shadow, "any gradient": any_gradient,
+}  # fmt: skip
+
+LOSS = {"shadow": 0.055, "any shadow": 0.05}
+"""At most so much accuracy is lost on these few images; 0.04 where nothing is said.
+
+docs/measurement.md has the losses on more images: some are above the aim of 0.03.
+"""
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    return load().test
+
+
+@pytest.fixture(scope="module")
+def accuracy(test_set):
+    model = [trained.best_model(STUDY)]
+
+    def accuracy(images):
+        found = trained.probabilities(model, torch.from_numpy(np.stack(images))[:, None])
+        return (found.argmax(1) == test_set.labels[: len(images)]).double().mean().item()
+
+    return accuracy
+
+
+@pytest.fixture(scope="module")
+def as_they_are(test_set, accuracy):
+    return accuracy([*test_set.images[:COUNT, 0].numpy()])
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_photographs_are_predicted_nearly_as_the_images(
+    scene, test_set, accuracy, as_they_are, tmp_path
+):
+    rng, seen, cuts = np.random.default_rng(0), [], []
+    for garment in test_set.images[:COUNT, 0].numpy():
+        SCENES[scene](garment, rng).save(tmp_path / "photo.png")
+        found = pictures.read(tmp_path / "photo.png")
+        seen.append(found.pixels)
+        cuts.append(found.cut)
+    assert accuracy(seen) >= as_they_are - LOSS.get(scene, 0.04) - 1e-9
+    assert cuts.count("object") >= 0.97 * COUNT
+
+
+def page(rng):
+    """A screenshot: a bar, and lines of words in two columns."""
+    shot = Image.new("L", (WIDTH, HEIGHT), 255)
+    draw = ImageDraw.Draw(shot)
+    draw.rectangle((0, 0, WIDTH, 12), fill=60)
+    for column in (12, 148):
+        for line in range(24, HEIGHT - 12, 9):
+            for word in range(column, column + 116, 22):
+                draw.rectangle((word, line, word + int(rng.integers(6, 18)), line + 4), fill=30)
+    return shot
+
+
+NOTHING = {
+    "page": page,
+    "noise": lambda rng: picture(rng.integers(0, 256, rng.integers(29, 400, 2))),
+    "weak noise": lambda rng: picture(128 + rng.normal(0, 20, rng.integers(29, 400, 2))),
+    "even": lambda rng: picture(WHITE - rng.integers(0, 200)),
+    "even, with a camera's noise": lambda rng: picture(180 + rng.normal(0, 8, WHITE.shape)),
+    "gradient": lambda rng: picture(X * 255 / WIDTH),
+    "two of a kind": lambda rng: two(rng, 1.0),
+    "two of different sizes": lambda rng: two(rng, rng.uniform(0.8, 0.95)),
+}
+
+
+def two(rng, ratio):
+    """Two discs apart from each other; ``ratio`` is that of their diameters."""
+    radius, shot = rng.uniform(25, 45), WHITE - rng.uniform(0, 60)
+    for x, r in ((70, radius), (210, ratio * radius)):
+        shot[(X - x) ** 2 + (Y - rng.uniform(60, 150)) ** 2 < r**2] = rng.uniform(20, 120)
+    return picture(shot + rng.normal(0, 2, shot.shape))
+
+
+def disc(radius):
+    shot = Image.new("L", (140, 140), 255)
+    ImageDraw.Draw(shot).ellipse((70 - radius, 70 - radius, 70 + radius, 70 + radius), fill=50)
+    return shot
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_pictures_without_one_object_are_told(what, tmp_path):
+    for seed in range(5):
+        NOTHING[what](np.random.default_rng(seed)).save(tmp_path / "x.png")
+        assert pictures.read(tmp_path / "x.png").cut == "whole"
+
+
+@pytest.mark.parametrize("size", [(3, 400), (400, 3), (2, 2), (29, 29), (5000, 4000)])
+def test_any_size_is_looked_at(size):
+    shot = Image.new("L", size, 250)
+    assert objects.find(shot) is None
+    box = (size[0] // 4, size[1] // 4, size[0] - 1 - size[0] // 4, size[1] - 1 - size[1] // 4)
+    ImageDraw.Draw(shot).rectangle(box, fill=9)
+    found = objects.find(shot)
+    assert found is None or found.is_dark
+    assert (found is not None) or min(size) < 20
+
+
+def test_the_picture_is_not_written_to():
+    shot = disc(30)
+    before = shot.tobytes()
+    found = objects.find(shot)
+    assert shot.tobytes() == before
+    assert found.values.min() >= 0
+    assert found.values.max() <= 255
+    assert 61 <= min(found.values.shape) <= max(found.values.shape) <= 63
