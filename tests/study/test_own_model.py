@@ -94,7 +94,7 @@ def test_tensorboard_has_the_axes_and_the_graph(run):
     board = EventAccumulator(str(run / "tensorboard" / "_winner"))
     board.Reload()
     assert "layer_norm" in str(board.Graph())
-    assert len(list((run / "tensorboard").glob("width=*"))) == 4
+    assert len(list((run / "tensorboard").glob("* width=*"))) == 4
 
 
 def test_predict_uses_the_model(folder, run, tmp_path):

@@ -41,6 +41,8 @@ def job(tmp_path):
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{line}\n")
         (programs / name).chmod(0o755)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(programs)
     (tmp_path / "decay.toml").write_text(STUDY)
     (tmp_path / "job.sh").write_text(SCRIPT)
     env = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
