@@ -137,9 +137,13 @@ def winner_sentence(
 
 
 def noise_sentence(study: StudyConfig, comparison: Comparison) -> str:
-    """Say which configurations cannot be told apart from the winner; empty for one alone."""
-    others = len(comparison.standings) - 1
-    if others < 1 or not comparison.seeds:
+    """Say which configurations cannot be told apart from the winner; empty without another one.
+
+    Those of which a trial failed are not counted.
+    """
+    rivals = [s for s in comparison.standings[1:] if len(s.complete) == len(s.trials)]
+    others, tied = len(rivals), sum(standing.tied for standing in rivals)
+    if not others:
         return ""
     metric, seeds = metric_name(study), comparison.seeds
     if not comparison.known:
@@ -147,7 +151,6 @@ def noise_sentence(study: StudyConfig, comparison: Comparison) -> str:
             "Each configuration was trained with one seed, which says nothing about the noise of a "
             "loss: make seed an axis of the grid to see which differences are more than noise."
         )
-    tied = sum(standing.tied for standing in comparison.standings)
     if seeds > 1:
         basis = (
             f"compared seed by seed over {seeds} seeds, on the same {comparison.images:,} images"
@@ -162,9 +165,14 @@ def noise_sentence(study: StudyConfig, comparison: Comparison) -> str:
     if not tied:
         which = "the other configuration" if others == 1 else f"each of the other {others:,}"
         return f"It is better than {which} with 95% confidence, {basis}.{advice}"
-    many = f"{tied:,} of the other {others:,} configurations" if others > 1 else "The other one"
+    if others == 1:
+        many = "The other configuration cannot"
+    elif tied == others:
+        many = f"None of the other {others:,} configurations can"
+    else:
+        many = f"{tied:,} of the other {others:,} configurations cannot"
     return (
-        f"{many} cannot be told apart from it ({basis}; marked as tied): with 95% confidence the "
+        f"{many} be told apart from it ({basis}; marked as tied): with 95% confidence the "
         f"configuration that is truly best in {metric} is among these and the winner.{advice}"
     )
 

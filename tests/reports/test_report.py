@@ -178,7 +178,7 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
         f"{interpreter.program('optuna-dashboard')} sqlite:///{tmp_path}/study.db",
     ]
     assert lines[-5].startswith("The winner is trial 5")
-    assert lines[-4].startswith("5 of the other 5 configurations cannot be told apart from it")
+    assert lines[-4].startswith("None of the other 5 configurations can be told apart from it")
 
 
 def play(progress, lanes=3):
