@@ -10,6 +10,10 @@ HERE = Path(__file__).parent
 # What tests share is found from any folder, under importlib import mode.
 sys.path[:0] = [*map(str, (HERE, HERE / "stress", HERE.parent / "benchmarks"))]
 
+# `make test` hands its own variables on, which a make that a test starts would take for its own.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "VENV", "ARGS", "PYTHON", "WORKERS"):
+    os.environ.pop(name, None)
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers are as many as cores: one thread each, here and in the processes that tests start,
     # and no spinning. Tests of what threads do to numbers set their own.
