@@ -8,7 +8,7 @@ from pathlib import Path
 from fake_results import results_of
 
 from fmnist.config.study import StudyConfig
-from fmnist.reports import figures
+from fmnist.reports import figures, heatmap
 from fmnist.reports.comparison import compare
 
 STUDY = StudyConfig(name="views", epochs=2, grid={"learning_rate": (0.01, 0.001)})
@@ -20,7 +20,7 @@ def draw(folder):
     results = results_of(STUDY)
     drawn = [
         figures.curves(results, STUDY, folder / "curves.png"),
-        figures.heatmap(compare(STUDY, results, 5000), STUDY, folder / "heatmap.png"),
+        heatmap.draw(compare(STUDY, results, 5000), STUDY, folder / "heatmap.png"),
     ]
     return [path.read_bytes() for path in drawn]
 

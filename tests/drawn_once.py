@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from fmnist.config.results import TrialResult
-from fmnist.reports import figures
+from fmnist.reports import figures, heatmap
 from fmnist.reports.comparison import Comparison
 from fmnist.rundir import files
 
 FIGURES = [
     (figures, "samples"),
     (figures, "curves"),
-    (figures, "heatmap"),
+    (heatmap, "draw"),
     (figures, "confusion"),
     (figures, "confused_pairs"),
     (figures, "mistakes"),

@@ -33,7 +33,7 @@ UNSTEADY = 3.0
 
 Simulated studies of 2 to 60 configurations and 2 to 10 seeds called the best one worse in 3 to 8 %
 of the cases; with 60 configurations and two seeds in 12 %; where a third of the configurations
-varied ten times as much, in 4 to 20 %.
+varied ten times as much, in 4 to 25 %.
 """
 
 SCALE = 8.0

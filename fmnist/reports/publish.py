@@ -15,7 +15,7 @@ from fmnist.config.results import TrialResult, history_csv, results_csv
 from fmnist.functional import batching, cnn
 from fmnist.functional.types import ModelConfig, Params, Split, State
 from fmnist.reference import as_module
-from fmnist.reports import figures, markdown
+from fmnist.reports import figures, heatmap, markdown
 from fmnist.reports.dashboard import mirror as dashboard
 from fmnist.reports.findings import Findings, Outputs
 from fmnist.reports.html import page as html
@@ -89,7 +89,7 @@ def publish(
     shown = {
         "samples": figures.samples(*findings.dataset.train, classes, folder / "samples.png"),
         "curves": figures.curves(findings.results, config, folder / "curves.png"),
-        "heatmap": figures.heatmap(findings.comparison, config, folder / "heatmap.png"),
+        "heatmap": heatmap.draw(findings.comparison, config, folder / "heatmap.png"),
     }
     if (best := findings.winner) is not None:
         model = findings.config.trial(best.point).model

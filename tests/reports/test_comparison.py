@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fmnist.config.results import EpochMetrics, TrialResult, by_configuration, ranked, winner
 from fmnist.config.study import StudyConfig
-from fmnist.reports import colours, figures, markdown, scores, words
+from fmnist.reports import colours, heatmap, markdown, scores, words
 from fmnist.reports.comparison import compare, quantile, wilson
 from fmnist.reports.confusion import recognition
 from fmnist.reports.dashboard.notes import TimePlot
@@ -215,7 +215,7 @@ def test_the_map_shows_the_winner_whatever_the_other_axes(tmp_path):
     top = max(cells, key=lambda cell: cell["score"])
     assert (top["won"], top["share"]) == (True, 100)
     assert heat["others"] == ["beta1"]
-    assert figures.heatmap(found.comparison, study, tmp_path / "heat.png").stat().st_size > 5000
+    assert heatmap.draw(found.comparison, study, tmp_path / "heat.png").stat().st_size > 5000
 
 
 def test_a_trial_has_one_colour_in_every_picture():

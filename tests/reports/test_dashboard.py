@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from fmnist.config.results import TrialResult, winner
 from fmnist.config.study import StudyConfig
-from fmnist.reports import figures
+from fmnist.reports import figures, heatmap
 from fmnist.reports.comparison import compare
 from fmnist.reports.dashboard import mirror as dashboard
 from fmnist.reports.dashboard import notes, stored
@@ -86,7 +86,7 @@ def started(trial):
 def draw(out, config, results):
     folder = out / "figures"
     figures.curves(results, config, folder / "curves.png")
-    figures.heatmap(compare(config, results, 5000), config, folder / "heatmap.png")
+    heatmap.draw(compare(config, results, 5000), config, folder / "heatmap.png")
     matrix = np.random.default_rng(0).integers(0, 30, (10, 10)) + 870 * np.eye(10, dtype=int)
     figures.confusion(matrix, CLASS_NAMES, folder / "confusion.png", "Test set", config)
     (out / "best").mkdir(exist_ok=True)

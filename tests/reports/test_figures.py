@@ -15,7 +15,7 @@ from PIL import Image
 
 from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.reports import figures
+from fmnist.reports import figures, heatmap
 from fmnist.reports.canvas import sheet
 from fmnist.reports.comparison import compare
 from fmnist.reports.confusion import confusion_matrix, most_confused
@@ -76,7 +76,7 @@ def test_curves_and_heatmap_of_every_grid(grid, tmp_path):
     rc = dict(mpl.rcParams)
     results = results_of(study, fail=range(1, study.size, 5))
     check_png(figures.curves(results, study, tmp_path / "curves.png"), 1210, 550)
-    path = figures.heatmap(compare(study, results, 5000), study, tmp_path / "heatmap.png")
+    path = heatmap.draw(compare(study, results, 5000), study, tmp_path / "heatmap.png")
     with Image.open(path) as picture:
         check_png(path, *picture.size)
         assert 700 <= picture.width <= 1430
@@ -89,7 +89,7 @@ def test_figures_without_a_winner(fail, tmp_path):
     results = results_of(study, fail)[: len(fail)]
     check_png(figures.curves(results, study, tmp_path / "curves.png"), 1210, 550)
     comparison = compare(study, results, 5000)
-    check_png(figures.heatmap(comparison, study, tmp_path / "heatmap.png"), 704, 352)
+    check_png(heatmap.draw(comparison, study, tmp_path / "heatmap.png"), 704, 352)
 
 
 def test_pictures_of_images(pictures, tmp_path):
@@ -119,14 +119,15 @@ def test_names_are_drawn_as_they_are(pictures, tmp_path):
 
 def test_holdout_0_is_marked_on_every_figure(pictures, tmp_path, monkeypatch):
     notes = []
-    monkeypatch.setattr(figures, "sheet", lambda *a: notes.append(a[3:]) or sheet(*a))
+    for module in (figures, heatmap):
+        monkeypatch.setattr(module, "sheet", lambda *a: notes.append(a[3:]) or sheet(*a))
     for holdout, mark in ((5000, ""), (0, TEST_WAS_SEEN)):
         study = StudyConfig(epochs=2, holdout=holdout)
         results = results_of(study)
         notes.clear()
         few = [images[:60] for images in pictures]
         figures.curves(results, study, tmp_path / "a.png")
-        figures.heatmap(compare(study, results, 5000), study, tmp_path / "b.png")
+        heatmap.draw(compare(study, results, 5000), study, tmp_path / "b.png")
         figures.confusion(np.eye(10, dtype=int), CLASS_NAMES, tmp_path / "c.png", "Test", study)
         figures.confused_pairs(*few, CLASS_NAMES, tmp_path / "d.png", study)
         assert notes == [(mark,)] * 4

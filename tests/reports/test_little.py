@@ -17,7 +17,7 @@ from PIL import Image
 from fmnist.config.results import EpochMetrics
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
-from fmnist.reports import figures
+from fmnist.reports import figures, heatmap
 from fmnist.reports.comparison import compare
 from fmnist.reports.confusion import confusion_matrix
 from fmnist.reports.dashboard.notes import TimePlot
@@ -82,7 +82,7 @@ def test_the_figures_of_little_are_not_empty(case, tmp_path):
         for kind, box in PANELS.items():
             assert ink(picture, box) > 40, kind
     comparison = compare(study, results, 5000)
-    with Image.open(figures.heatmap(comparison, study, tmp_path / "heatmap.png")) as picture:
+    with Image.open(heatmap.draw(comparison, study, tmp_path / "heatmap.png")) as picture:
         assert ink(picture, (0, 40, *picture.size)) > 200
 
 
