@@ -119,10 +119,10 @@ def find(picture: Image.Image) -> Found | None:
         part = (pixels - ground) / np.maximum(255.0 - ground, 1.0)
     values = 255 * part.clip(0, 1) * (2 * share).clip(0, 1)
     # Without noise, the edge of the object is that of its faintest pixel.
-    rows, columns = _clear(values, share > 0.5, noise > QUIET)
-    y, x = place[0].start + rows.start, place[1].start + columns.start
-    values = values[rows, columns]
-    edges = (x, y, x + values.shape[1], y + values.shape[0])
+    clear = _clear(values, share > 0.5, noise > QUIET)
+    y0, x0 = (whole.start + part.start for whole, part in zip(place, clear, strict=True))
+    values = values[clear]
+    edges = (x0, y0, x0 + values.shape[1], y0 + values.shape[0])
     left, top, right, bottom = (
         min(1.0, edge * times / side) for edge, side in zip(edges, original * 2, strict=True)
     )

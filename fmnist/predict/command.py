@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from torch import Tensor
 
-    from fmnist.inference.pictures import Box, Invert, Thumbnail
+    from fmnist.inference.objects import Box
+    from fmnist.inference.pictures import Invert
+    from fmnist.inference.thumbnails import Thumbnail
     from fmnist.reports.seen import Seen
 
 PROG = "fmnist.predict"
@@ -141,6 +143,8 @@ def main(argv: Sequence[str]) -> int:
         first = zip(items[: seen.MOST], probabilities, strict=False)
         cells = [_seen(item, row, classes) for item, row in first]
         seen.write_seen(args.show, title, cells, len(items))
+        if len(items) > len(cells) and not args.json:
+            print(_line(f"{args.show}: {seen.left_out(len(cells), len(items))}"))
     return 2 if failures else 0
 
 

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from fmnist.rundir.files import write_bytes
-from fmnist.utils.errors import UserError
+from fmnist.utils.errors import UserError, printable
 
 MOST = 48
 """Pictures on a sheet, at most."""
@@ -25,19 +25,19 @@ _FEW, _LARGE, _SMALL = 4, 10 * _PIXELS, 6 * _PIXELS  # the side of a picture if 
 _MARGIN, _GAP, _LINE = 24, 10, 20
 _INK, _MUTED, _SLOT, _ACCENT = "#26323d", "#6b7780", "#e8ecef", "#c8452d"
 _MARK = "fmnist.predict --show"
-_LEGEND = "Right: the 28x28 pixels that the network saw. Left: the picture; what is in a frame was cut out."
+_LEGEND = "Left: the picture, with a frame around what was cut out. Right: what the network saw."
 
 
 class Seen(NamedTuple):
     """A picture and what became of it.
 
     Attributes:
-        name: a line; a long one is cut at its beginning.
+        name: any text; a long one is cut at its beginning.
         picture: the original, not larger than a thumbnail: grey or RGB.
         box: what was cut out: left, top, right, bottom as shares of width and height.
         pixels: what the network saw.
-        answer: a line.
-        remark: a line, or empty.
+        answer: any text.
+        remark: any text; may be empty.
         is_doubtful: whether the remark is a warning.
     """
 
@@ -72,12 +72,17 @@ def check(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
+def left_out(shown: int, count: int) -> str:
+    """Say that so many of so many pictures are on a sheet."""
+    return f"the first {shown} of {count:,} pictures; {count - shown:,} are left out"
+
+
 def write_seen(path: Path, title: str, seen: Sequence[Seen], count: int) -> None:
     """Write a sheet with a cell for each picture.
 
     Args:
         path: the PNG file, written atomically.
-        title: a line; cut where it is longer than the sheet is wide.
+        title: any text; cut where it is longer than the sheet is wide.
         seen: from one picture to :data:`MOST`.
         count: how many pictures there are in all; the sheet says how many are left out.
 
@@ -90,8 +95,7 @@ def write_seen(path: Path, title: str, seen: Sequence[Seen], count: int) -> None
     wide, high = cells[0].width + _MARGIN, cells[0].height + _MARGIN
     lines = [(title, _font(15, bold=True), _INK), (_LEGEND, _font(12), _MUTED)]
     if count > len(seen):
-        left = f"The first {len(seen)} of {count:,} pictures; {count - len(seen):,} are left out."
-        lines.append((left, _font(12), _ACCENT))
+        lines.append((left_out(len(seen), count), _font(12), _ACCENT))
     head = _MARGIN + len(lines) * (_LINE + 2) + _MARGIN // 2
     size = (_MARGIN + columns * wide, head + math.ceil(len(cells) / columns) * high)
     sheet = Image.new("RGB", size, "white")
@@ -175,8 +179,8 @@ def _write(
     right: int,
     is_path: bool = False,
 ) -> None:
-    """Write a line, cut to end at ``right``; of a path, the end stays."""
-    room = right - place[0]
+    """Write a text on one line, cut to end at ``right``; of a path, the end stays."""
+    room, text = right - place[0], printable(text)
     if font.getlength(text) > room:
         letters = range(min(len(text), 300), 0, -1)
         shorter = (f"…{text[-n:]}" if is_path else f"{text[:n].rstrip()}…" for n in letters)
