@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-SIDE = 360
+SIDE = 280
 """Pixels of the longer side, at most."""
 
 Thumbnail = UInt8[np.ndarray, "height width 3"]

@@ -38,7 +38,8 @@ a format are predicted, without those of folders in it. A picture has at most 64
 256, a WebP 32. It is turned upright, made grey, cut to the object that stands out from its ground,
 and scaled to 28x28, a light object on dark as in the data set: one that is darker than its ground
 is inverted. The output says so, and where no single object was found: then the whole picture is
-scaled, and the prediction means little.
+scaled, and the prediction means little. --show draws what was cut out and what it became; it
+replaces no file but one that it has made.
 
 The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
 why. The other files are predicted all the same.
@@ -98,11 +99,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
     _refuse_runs(paths)
     run = Path(args.run) if args.run else found.latest(found.FINISHED)
+    runtime.prepare()
     if args.show:
         from fmnist.reports import seen
 
         seen.check(args.show)
-    runtime.prepare()
 
     import torch
 
@@ -277,7 +278,7 @@ def _remark(item: Item, best: int, classes: Sequence[str]) -> str:
 
 
 def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
-    """The cell of a picture on the sheet of ``--show``."""
+    """Describe an item for the sheet of ``--show``."""
     from fmnist.reports.seen import Seen
 
     assert item.original is not None
@@ -340,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         "--show",
         type=command_line.path,
         metavar="FILE.png",
-        help="draw what the network saw of each picture beside the original",
+        help="draw what the network saw beside each picture; of many, the first 48",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
