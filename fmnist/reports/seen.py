@@ -153,8 +153,9 @@ def _original(seen: Seen, side: int) -> Image.Image:
         )  # fmt: skip
         draw = ImageDraw.Draw(square)
         for colour, grown in (("white", 2), (_ACCENT, 1)):  # it is seen on any ground
-            outer = [edge + sign * grown for edge, sign in zip(frame, (-1, -1, 1, 1), strict=True)]
-            draw.rectangle([round(edge) for edge in outer], outline=colour, width=2)
+            outer = (edge + sign * grown for edge, sign in zip(frame, (-1, -1, 1, 1), strict=True))
+            inside = [min(max(round(edge), 0), side - 1) for edge in outer]
+            draw.rectangle(inside, outline=colour, width=2)
     return square
 
 

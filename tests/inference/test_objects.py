@@ -227,7 +227,7 @@ def test_the_picture_is_not_written_to():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(60, 1500), st.integers(60, 1500), st.data())
+@given(st.integers(150, 1200), st.integers(150, 1200), st.data())
 def test_the_box_is_around_the_object(width, height, data):
     """Of a picture of any size, also one of which a smaller copy is looked at."""
     edges = []

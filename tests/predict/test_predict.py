@@ -430,10 +430,6 @@ def photo(path, left=200):
     return saved(shot, path)
 
 
-def large(pixels, side):
-    return np.asarray(pixels).repeat(side // 28, 0).repeat(side // 28, 1)
-
-
 def test_show_draws_the_pictures_and_what_the_network_saw(run, real, shirt, tmp_path, capsys):
     sheet = tmp_path / "new" / "sheet.PNG"
     found = pictures.read(photo(tmp_path / "café\n.png"))
@@ -446,9 +442,10 @@ def test_show_draws_the_pictures_and_what_the_network_saw(run, real, shirt, tmp_
         colours = np.asarray(picture.convert("RGB")).astype(int)
     grey = colours.min(axis=2)
     for pixels in (found.pixels, image(real, 5)):
-        expected = large(pixels, 280)
-        starts = np.argwhere(grey[:-279, :-279] == expected[0, 0])
-        assert any((grey[y : y + 280, x : x + 280] == expected).all() for y, x in starts)
+        expected = np.asarray(pixels).repeat(10, 0).repeat(10, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(grey, expected.shape)
+        near = (windows[:, :, ::40, ::40] == expected[::40, ::40]).all((2, 3))
+        assert any((windows[y, x] == expected).all() for y, x in np.argwhere(near))
     assert (np.abs(colours - (60, 20, 90)).max(axis=2) < 8).sum() > 70 * 90 * 0.8
     assert [*sheet.parent.iterdir()] == [sheet]
     before = sheet.read_bytes()
@@ -508,6 +505,6 @@ def test_without_show_nothing_is_drawn(run, shirt):
     code = (
         "import sys; from fmnist.predict.command import main; "
         f"main(['--run', {str(run)!r}, {str(shirt)!r}]); "
-        "assert 'fmnist.reports' not in sys.modules"
+        "assert 'fmnist.reports.seen' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -42,9 +42,9 @@ def drawn(path):
 def places(sheet, pixels, side):
     """How often the pixels, enlarged without smoothing to this side, are in the sheet."""
     large = pixels.repeat(side // 28, 0).repeat(side // 28, 1)
-    grey = sheet.min(axis=2)
-    corner = np.argwhere(grey[: 1 - side, : 1 - side] == large[0, 0])
-    return sum((grey[y : y + side, x : x + side] == large).all() for y, x in corner)
+    windows = np.lib.stride_tricks.sliding_window_view(sheet.min(axis=2), large.shape)
+    near = (windows[:, :, ::60, ::60] == large[::60, ::60]).all((2, 3))
+    return sum((windows[y, x] == large).all() for y, x in np.argwhere(near))
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 280), (4, 280), (5, 168), (48, 168)])
@@ -124,7 +124,6 @@ def test_a_picture_of_the_user_is_not_replaced(tmp_path):
 def test_folders_pipes_and_odd_paths_are_refused(tmp_path):
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "loop.png").symlink_to("loop.png")
     for name in ("folder.png", "pipe.png"):
         with pytest.raises(UserError, match="is a folder or a device"):
             seen.check(tmp_path / name)
