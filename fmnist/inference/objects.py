@@ -53,6 +53,9 @@ FAINT = 0.06
 Grey = Float[np.ndarray, "height width"]
 Mask = Bool[np.ndarray, "height width"]
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, as shares of its width and height."""
+
 
 class Found(NamedTuple):
     """An object, cut out.
@@ -60,10 +63,12 @@ class Found(NamedTuple):
     Attributes:
         values: how much it differs from its ground, 0 to 255, float ``[height, width]``.
         is_dark: whether it is darker than the ground.
+        box: where it is.
     """
 
     values: Grey
     is_dark: bool
+    box: Box
 
 
 def find(picture: Image.Image) -> Found | None:
@@ -75,7 +80,8 @@ def find(picture: Image.Image) -> Found | None:
     Returns:
         The object; None if none stands out from its ground, or several do.
     """
-    picture = picture.reduce(max(1, -(-max(picture.size) // WORKING)))
+    original, times = picture.size, max(1, -(-max(picture.size) // WORKING))
+    picture = picture.reduce(times)
     factor = min(1.0, SMALL / max(picture.size))
     width, height = (max(1, round(side * factor)) for side in picture.size)
     resized = picture.resize((width, height), Image.Resampling.BOX)
@@ -113,7 +119,14 @@ def find(picture: Image.Image) -> Found | None:
         part = (pixels - ground) / np.maximum(255.0 - ground, 1.0)
     values = 255 * part.clip(0, 1) * (2 * share).clip(0, 1)
     # Without noise, the edge of the object is that of its faintest pixel.
-    return Found(_cut(values, share > 0.5, noise > QUIET), is_dark)
+    clear = _clear(values, share > 0.5, noise > QUIET)
+    y0, x0 = (whole.start + part.start for whole, part in zip(place, clear, strict=True))
+    values = values[clear]
+    edges = (x0, y0, x0 + values.shape[1], y0 + values.shape[0])
+    left, top, right, bottom = (
+        min(1.0, edge * times / side) for edge, side in zip(edges, original * 2, strict=True)
+    )
+    return Found(values, is_dark, (left, top, right, bottom))
 
 
 def _object(small: Grey) -> tuple[Mask | None, Mask, float]:
@@ -160,16 +173,16 @@ def _surface(values: Grey, known: Mask) -> tuple[Grey, float]:
     return terms @ fitted, noise
 
 
-def _cut(values: Grey, inside: Mask, noisy: bool) -> Grey:
-    """Cut away rows and columns in which the object is too faint to be seen."""
+def _clear(values: Grey, inside: Mask, noisy: bool) -> tuple[slice, slice]:
+    """Return the rows and columns without those in which the object is too faint to be seen."""
     if not inside.any():
-        return values
+        return slice(0, None), slice(0, None)
     smooth = _blurred(values, max(values.shape) / 112) if noisy else values
     clear = smooth > max(13.0, FAINT * float(np.percentile(values[inside], 90)))
     rows, columns = (np.flatnonzero(clear.any(axis)) for axis in (1, 0))
     if not len(rows):
-        return values
-    return values[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return slice(0, None), slice(0, None)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _blurred(values: Grey, sigma: float) -> Grey:

@@ -20,7 +20,9 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from fmnist.inference import objects
+from fmnist.inference import objects, thumbnails
+from fmnist.inference.objects import Box
+from fmnist.inference.thumbnails import Thumbnail
 from fmnist.utils.errors import UserError
 
 IMAGE_SIZE = 28
@@ -65,14 +67,18 @@ class Picture(NamedTuple):
         inverted: whether light and dark were exchanged.
         cut: what the pixels show: a picture of 28x28 pixels as it is, the object of a larger one,
             or the whole of one in which no single object was found.
+        box: where in the picture the object is.
+        thumbnail: the picture in colour, upright and small, if it was asked for.
     """
 
     pixels: UInt8[np.ndarray, "28 28"]
     inverted: bool
     cut: Cut
+    box: Box | None = None
+    thumbnail: Thumbnail | None = None
 
 
-def read(path: Path, invert: Invert = "auto") -> Picture:
+def read(path: Path, invert: Invert = "auto", *, thumbnail: bool = False) -> Picture:
     """Read a picture of any size, mode and transparency; of several frames, the first.
 
     A decoder may take long or crash. :mod:`fmnist.inference.reader` calls this in another process.
@@ -83,6 +89,7 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
         path: a file in one of :data:`FORMATS`; its name does not matter.
         invert: whether to negate the pixels; ``"auto"`` does so for an object that is darker than
             its ground, or when the border is light.
+        thumbnail: whether to return the picture, too.
 
     Returns:
         The pixels, uint8 ``[28, 28]``, and what was done to get them.
@@ -91,13 +98,14 @@ def read(path: Path, invert: Invert = "auto") -> Picture:
         PictureError: The file cannot be read as a picture; the text begins with the path.
     """
     try:
-        pixels, is_light, cut = _fit(_decode(_read_bytes(path)))
+        grey, small = _decode(_read_bytes(path), thumbnail)
+        pixels, is_light, cut, box = _fit(grey)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error.__cause__
     except MemoryError as error:
         raise PictureError(f"{path}: is too large: it needs too much memory") from error
     inverted = is_light if invert == "auto" else invert == "yes"
-    return Picture(255 - pixels if inverted else pixels, inverted, cut)
+    return Picture(255 - pixels if inverted else pixels, inverted, cut, box, small)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -117,8 +125,8 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _decode(content: bytes) -> Image.Image:
-    """Decode the picture: upright, grey (mode L), without transparency."""
+def _decode(content: bytes, thumbnail: bool) -> tuple[Image.Image, Thumbnail | None]:
+    """Decode the picture: upright, grey (mode L), without transparency; and its thumbnail."""
     fault = "is damaged or cut short"
     try:
         with warnings.catch_warnings():
@@ -130,7 +138,10 @@ def _decode(content: bytes) -> Image.Image:
                     fault = "is damaged, cut short or too large in its encoding"
                     image.draft(None, (image.width // 2, image.height // 2))
                 image.load()
-                return _turn_upright(_flatten(*_grey_and_alpha(image)), image)
+                # Before the grey picture: both need much memory for a short while.
+                small = _turn_upright(thumbnails.small(image), image) if thumbnail else None
+                grey = _turn_upright(_flatten(*_grey_and_alpha(image)), image)
+                return grey, None if small is None else np.asarray(small)
     except (PictureError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -216,36 +227,37 @@ def _flatten(grey: Image.Image, alpha: Image.Image | None) -> Image.Image:
     return Image.composite(grey, Image.new("L", grey.size, ground), alpha)
 
 
-def _turn_upright(grey: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn and mirror the picture by the orientation in its EXIF data, if that can be read."""
-    grey.info = {}  # exif_transpose writes it again, and may fail if it is damaged
+def _turn_upright(decoded: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn and mirror a picture by the orientation in the file's EXIF data, if it can be read."""
+    decoded.info = {}  # exif_transpose writes it again, and may fail if it is damaged
     with contextlib.suppress(Exception):  # damaged metadata is ignored
         orientation = ExifTags.Base.Orientation
-        grey.getexif()[orientation] = image.getexif().get(orientation)
-    return ImageOps.exif_transpose(grey)
+        decoded.getexif()[orientation] = image.getexif().get(orientation)
+    return ImageOps.exif_transpose(decoded)
 
 
-def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut]:
+def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut, Box | None]:
     """Scale the object, or the whole picture, to 28x28 pixels by its longer edge.
 
     Returns:
-        The pixels, whether their background is light, and what they show.
+        The pixels, whether their background is light, what they show, and where the object is.
     """
     found = None
     if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
         found = objects.find(grey)
     if found is not None:
         object_ = _scaled(found.values)
-        return 255 - object_ if found.is_dark else object_, found.is_dark, "object"
+        pixels = 255 - object_ if found.is_dark else object_
+        return pixels, found.is_dark, "object", found.box
     small = grey.resize(
         (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
     )
     border = _border(small)
     is_light = bool((border > _LIGHT).mean() > _LIGHT_SHARE)
     if grey.size == (IMAGE_SIZE, IMAGE_SIZE):
-        return np.array(grey), is_light, "as it is"
+        return np.array(grey), is_light, "as it is", None
     ground = int(np.median(border[(border > _LIGHT) == is_light]))
-    return _centred(grey, ground), is_light, "whole"
+    return _centred(grey, ground), is_light, "whole", None
 
 
 def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "28 28"]:

@@ -6,6 +6,7 @@ standard output, a line of JSON for each. It ends when its standard input ends.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import resource
@@ -19,6 +20,7 @@ from PIL import Image
 
 from fmnist.inference import pictures
 from fmnist.inference.pictures import Invert, Picture, PictureError
+from fmnist.inference.thumbnails import Thumbnail
 
 SECONDS = 10
 """Processor time for a picture. The largest that are read take two seconds on a server."""
@@ -42,12 +44,13 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         self._limits = [str(seconds), str(memory)]
         self._start()
 
-    def read(self, path: Path, invert: Invert = "auto") -> Picture:
+    def read(self, path: Path, invert: Invert = "auto", *, thumbnail: bool = False) -> Picture:
         """Read a picture as :func:`fmnist.inference.pictures.read` does.
 
         Args:
             path: the file.
             invert: whether to negate the pixels.
+            thumbnail: whether to return the picture, too.
 
         Raises:
             PictureError: The file cannot be read as a picture, or not within the limits; the text
@@ -59,7 +62,7 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([str(path), invert]) + "\n")
+            self._process.stdin.write(json.dumps([str(path), invert, thumbnail]) + "\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -74,8 +77,14 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         found = json.loads(answer)
         if isinstance(found, str):
             raise PictureError(found)
-        pixels, inverted, cut = found
-        return Picture(np.array(pixels, dtype=np.uint8), inverted, cut)
+        pixels, inverted, cut, box, small = found
+        return Picture(
+            np.array(pixels, dtype=np.uint8),
+            inverted,
+            cut,
+            tuple(box) if box else None,
+            _unpacked(*small) if small else None,
+        )
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -94,6 +103,15 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         self._end()
 
 
+def _packed(pixels: Thumbnail) -> tuple[int, str]:
+    """Return the width and the bytes of a thumbnail for a line of JSON."""
+    return pixels.shape[1], base64.b64encode(pixels.tobytes()).decode("ascii")
+
+
+def _unpacked(width: int, content: str) -> Thumbnail:
+    return np.frombuffer(base64.b64decode(content), dtype=np.uint8).reshape(-1, width, 3)
+
+
 def main(seconds: float, memory: int) -> None:
     """Answer orders until standard input ends.
 
@@ -109,14 +127,14 @@ def main(seconds: float, memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (min(known), hard))
     Image.MAX_IMAGE_PIXELS = None  # the limits of pictures.py take the place of Pillow's
     for line in sys.stdin:
-        path, invert = json.loads(line)
+        path, invert, thumbnail = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            pixels, *about = pictures.read(Path(path), invert)
+            pixels, *about, small = pictures.read(Path(path), invert, thumbnail=thumbnail)
         except PictureError as error:
             answer: object = str(error)
         else:
-            answer = [pixels.tolist(), *about]
+            answer = [pixels.tolist(), *about, None if small is None else _packed(small)]
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 

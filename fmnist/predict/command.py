@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from torch import Tensor
 
+    from fmnist.inference.objects import Box
     from fmnist.inference.pictures import Invert
+    from fmnist.inference.thumbnails import Thumbnail
+    from fmnist.reports.seen import Seen
 
 PROG = "fmnist.predict"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
@@ -35,7 +38,8 @@ a format are predicted, without those of folders in it. A picture has at most 64
 256, a WebP 32. It is turned upright, made grey, cut to the object that stands out from its ground,
 and scaled to 28x28, a light object on dark as in the data set: one that is darker than its ground
 is inverted. The output says so, and where no single object was found: then the whole picture is
-scaled, and the prediction means little.
+scaled, and the prediction means little. --show draws what was cut out and what it became; it
+replaces no file but one that it has made.
 
 The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
 why. The other files are predicted all the same.
@@ -49,11 +53,15 @@ class Item(NamedTuple):
         name: its name in the table.
         about: its entries in the JSON document; for a test image, also its label.
         pixels: grey values 0-255, a light object on dark.
+        original: the picture before, if it is to be shown.
+        box: what was cut out of it.
     """
 
     name: str
     about: dict[str, Any]
     pixels: UInt8[Tensor, "28 28"]
+    original: Thumbnail | None = None
+    box: Box | None = None
 
 
 class Failures(list[dict[str, str]]):
@@ -92,6 +100,10 @@ def main(argv: Sequence[str]) -> int:
     _refuse_runs(paths)
     run = Path(args.run) if args.run else found.latest(found.FINISHED)
     runtime.prepare()
+    if args.show:
+        from fmnist.reports import seen
+
+        seen.check(args.show)
 
     import torch
 
@@ -105,13 +117,17 @@ def main(argv: Sequence[str]) -> int:
         failures.add("test", ",".join(numbers), _line(reason))
         numbers = []
     items = [
-        *_pictures(paths, args.invert, failures),
+        *_pictures(paths, args.invert, failures, seen.MOST if args.show else 0),
         *_test_images(numbers, args.data, failures),
     ]
     pixels = [item.pixels for item in items]
     probabilities = (
         trained.probabilities(trials, torch.stack(pixels)[:, None]).tolist() if items else []
     )
+    name = f"trial {trials[0].number}, {trials[0].label}"
+    which = ", ".join(str(trial.number) for trial in trials)
+    source = f"mean of {len(trials)} trials ({which})" if args.ensemble else name
+    title = _line(f"{run}: {source}")
     if args.json:
         document = {
             "run": str(run),
@@ -123,10 +139,13 @@ def main(argv: Sequence[str]) -> int:
         }
         print(json.dumps(document, indent=2, allow_nan=False))
     elif items:
-        name = f"trial {trials[0].number}, {trials[0].label}"
-        which = ", ".join(str(trial.number) for trial in trials)
-        source = f"mean of {len(trials)} trials ({which})" if args.ensemble else name
-        print("\n".join([_line(f"{run}: {source}"), *_table(items, probabilities, classes)]))
+        print("\n".join([title, *_table(items, probabilities, classes)]))
+    if items and args.show:
+        first = zip(items[: seen.MOST], probabilities, strict=False)
+        cells = [_seen(item, row, classes) for item, row in first]
+        seen.write_seen(args.show, title, cells, len(items))
+        if len(items) > len(cells) and not args.json:
+            print(_line(f"{args.show}: {seen.left_out(len(cells), len(items))}"))
     return 2 if failures else 0
 
 
@@ -168,8 +187,13 @@ def _files(paths: Iterable[Path], failures: Failures) -> Iterator[Path]:
             failures.add("image", str(path), _line(f"{path}: is a folder without pictures"))
 
 
-def _pictures(paths: Sequence[Path], invert: Invert, failures: Failures) -> Iterable[Item]:
-    """Read the pictures; one that cannot be read is added to the failures."""
+def _pictures(
+    paths: Sequence[Path], invert: Invert, failures: Failures, shown: int
+) -> Iterable[Item]:
+    """Read the pictures, and of the first ones also the originals, so many as are shown.
+
+    One that cannot be read is added to the failures.
+    """
     import torch
 
     from fmnist.inference.reader import Reader
@@ -178,12 +202,14 @@ def _pictures(paths: Sequence[Path], invert: Invert, failures: Failures) -> Iter
         for path in _files(paths, failures):
             assert reader is not None
             try:
-                pixels, inverted, cut = reader.read(path, invert)
+                picture = reader.read(path, invert, thumbnail=shown > 0)
             except UserError as error:
                 failures.add("image", str(path), _line(str(error)))
             else:
-                about = {"image": str(path), "inverted": inverted, "cut": cut}
-                yield Item(_line(str(path)), about, torch.from_numpy(pixels))
+                about = {"image": str(path), "inverted": picture.inverted, "cut": picture.cut}
+                pixels, name = torch.from_numpy(picture.pixels), _line(str(path))
+                yield Item(name, about, pixels, picture.thumbnail, picture.box)
+                shown -= 1
 
 
 def _test_images(words: Sequence[str], folder: Path | None, failures: Failures) -> Iterable[Item]:
@@ -201,7 +227,8 @@ def _test_images(words: Sequence[str], folder: Path | None, failures: Failures) 
         number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else -1
         if 0 <= number < len(test.labels):
             about = {"test": number, "label": int(test.labels[number])}
-            yield Item(f"test image {number}", about, test.images[number, 0])
+            pixels = test.images[number, 0]
+            yield Item(f"test image {number}", about, pixels, pixels.numpy())
         else:
             reason = f"must be a whole number from 0 to {len(test.labels) - 1}"
             failures.add("test", word, f"--test {_line(repr(word))}: {reason}")
@@ -235,14 +262,37 @@ def _table(
     for item, row in zip(items, probabilities, strict=True):
         best = _likeliest(row)
         cells = [f"{classes[label]:<{widest}} {row[label]:>6.1%}" for label in best]
-        remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
-        if item.about.get("cut") == "whole":
-            remark = "; ".join(["no single object found", *filter(None, [remark])])
-        if "label" in item.about:
-            label = item.about["label"]
-            remark = "right" if best[0] == label else f"wrong: {classes[label]}"
+        remark = _remark(item, best[0], classes)
         lines.append("   ".join([f"{item.name:<{width}}", *cells, remark]).rstrip())
     return lines
+
+
+def _remark(item: Item, best: int, classes: Sequence[str]) -> str:
+    if "label" in item.about:
+        label = item.about["label"]
+        return "right" if best == label else f"wrong: {classes[label]}"
+    remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
+    if item.about.get("cut") == "whole":
+        remark = "; ".join(["no single object found", *filter(None, [remark])])
+    return remark
+
+
+def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
+    """Describe an item for the sheet of ``--show``."""
+    from fmnist.reports.seen import Seen
+
+    assert item.original is not None
+    best = _likeliest(row)[0]
+    remark = _remark(item, best, classes)
+    return Seen(
+        name=item.name,
+        picture=item.original,
+        box=item.box,
+        pixels=item.pixels.numpy(),
+        answer=f"{classes[best]}  {row[best]:.1%}",
+        remark=remark,
+        is_doubtful=item.about.get("cut") == "whole" or remark.startswith("wrong"),
+    )
 
 
 def _line(text: str) -> str:
@@ -286,6 +336,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("yes", "no", "auto"),
         default="auto",
         help="make light dark and dark light (default: auto, when the border is light)",
+    )
+    parser.add_argument(
+        "--show",
+        type=command_line.path,
+        metavar="FILE.png",
+        help="draw what the network saw beside each picture; of many, the first 48",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(

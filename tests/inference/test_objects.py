@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from fmnist import load
@@ -222,3 +224,36 @@ def test_the_picture_is_not_written_to():
     assert found.values.min() >= 0
     assert found.values.max() <= 255
     assert 61 <= min(found.values.shape) <= max(found.values.shape) <= 63
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(150, 1200), st.integers(150, 1200), st.data())
+def test_the_box_is_around_the_object(width, height, data):
+    """Of a picture of any size, also one of which a smaller copy is looked at."""
+    edges = []
+    for side in (width, height):
+        length = data.draw(st.integers(side // 4, side // 2))
+        first = data.draw(st.integers(side // 10, side - length - side // 10))
+        edges.append((first, first + length))
+    (left, right), (top, bottom) = edges
+    shot = Image.new("L", (width, height), 240)
+    ImageDraw.Draw(shot).rectangle((left, top, right - 1, bottom - 1), fill=30)
+    found = objects.find(shot)
+    true = np.array([left / width, top / height, right / width, bottom / height])
+    step = -(-max(width, height) // objects.WORKING)
+    few = 1.5 * step / np.array([width, height, width, height])
+    assert (np.abs(np.array(found.box) - true) <= few).all()
+
+
+@pytest.mark.parametrize("scene", ["white", "black", "wall", "shadow"])
+def test_the_box_is_around_the_garment(scene, test_set):
+    for number, garment in enumerate(test_set.images[:20, 0].numpy()):
+        rows, columns = (
+            np.flatnonzero((at(opacity(garment), np.random.default_rng(number)) > 0.06).any(axis))
+            for axis in (1, 0)
+        )
+        shot = SCENES[scene](garment, np.random.default_rng(number)).convert("L")
+        left, top, right, bottom = objects.find(shot).box
+        found = np.array([left * WIDTH, top * HEIGHT, right * WIDTH, bottom * HEIGHT])
+        true = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        assert np.abs(found - true).max() <= 8

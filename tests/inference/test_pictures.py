@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from fmnist import load
-from fmnist.inference import pictures
+from fmnist.inference import pictures, thumbnails
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +118,19 @@ def pictures_of_any_kind(draw):
 def test_any_picture_becomes_28x28_and_inverting_twice_gives_it_back(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any"
     path.write_bytes(content)
-    kept, inverted, auto = (pictures.read(path, how) for how in ("no", "yes", "auto"))
+    kept, inverted, auto = (
+        pictures.read(path, how, thumbnail=how == "yes") for how in ("no", "yes", "auto")
+    )
     for found in (kept, inverted, auto):
         assert found.pixels.dtype == np.uint8
         assert found.pixels.shape == (28, 28)
     assert (kept.inverted, inverted.inverted) == (False, True)
     assert (inverted.pixels == 255 - kept.pixels).all()
     assert (auto.pixels == (inverted if auto.inverted else kept).pixels).all()
+    assert kept.thumbnail is None
+    assert inverted.thumbnail.dtype == np.uint8
+    with Image.open(path) as picture:
+        assert inverted.thumbnail.shape == (*picture.size[::-1], 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (28, 1), (27, 28), (3, 4000)])
@@ -215,8 +221,10 @@ def test_a_photo_is_turned_upright(orientation, suffix, whole, tmp_path):
     exif[0x0112] = orientation
     options = {"quality": 100} if suffix == "jpg" else {"lossless": True}
     path = saved(held, tmp_path / f"x.{suffix}", exif=exif, **(options if suffix != "png" else {}))
-    found = pictures.read(path).pixels.astype(int)
-    assert np.abs(found - image(whole, 7)).max() <= (3 if suffix == "jpg" else 0)
+    found = pictures.read(path, thumbnail=True)
+    most = 3 if suffix == "jpg" else 0
+    assert np.abs(found.pixels.astype(int) - image(whole, 7)).max() <= most
+    assert np.abs(found.thumbnail.astype(int) - image(whole, 7)[..., None]).max() <= most
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -342,3 +350,27 @@ def test_damaged_files_are_read_or_refused(tmp_path, capfd):
     assert min(read, len(refused)) > 100
     assert all(len(text.splitlines()) == 1 for text in refused)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("size", [(5000, 3000), (3, 4000), (4000, 1), (281, 280)])
+def test_a_thumbnail_is_bounded(size, tmp_path):
+    path = saved(Image.new("RGB", size, (200, 30, 60)), tmp_path / "x.png")
+    small = pictures.read(path, thumbnail=True).thumbnail
+    assert max(small.shape) == thumbnails.SIDE
+    assert small.shape[0] == max(1, round(thumbnails.SIDE * size[1] / max(size)))
+    assert (small == (200, 30, 60)).all()
+
+
+def test_a_thumbnail_is_white_where_the_picture_is_transparent(tmp_path):
+    picture = Image.new("RGBA", (800, 400), (9, 200, 7, 0))
+    picture.paste((0, 0, 255, 255), (0, 0, 400, 400))
+    small = pictures.read(saved(picture, tmp_path / "x.png"), thumbnail=True).thumbnail
+    assert (small[:, :130] == (0, 0, 255)).all()
+    assert (small[:, 150:] == 255).all()
+
+
+def test_the_thumbnail_of_a_picture_of_16_bits(tmp_path):
+    deep = np.repeat(np.linspace(0, 65535, 1500).astype(np.uint16)[:, None], 900, 1)
+    small = pictures.read(saved(deep, tmp_path / "x.png"), thumbnail=True).thumbnail
+    assert max(small.shape) == thumbnails.SIDE
+    assert np.abs(small[:, 0, 0] - np.linspace(0, 255, len(small))).max() < 3

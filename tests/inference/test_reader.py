@@ -14,7 +14,7 @@ from bad_input import as_mpo
 from bad_input import pictures as valid_pictures
 from PIL import Image
 
-from fmnist.inference import pictures
+from fmnist.inference import pictures, thumbnails
 from fmnist.inference.reader import Reader
 
 
@@ -29,10 +29,22 @@ def test_the_pixels_are_those_that_this_process_reads(number, reader, tmp_path):
     path = tmp_path / os.fsdecode(b"a\xff b\n.png")
     path.write_bytes(valid_pictures()[number])
     for invert in ("yes", "no", "auto"):
-        found, expected = reader.read(path, invert), pictures.read(path, invert)
+        found, expected = (of.read(path, invert, thumbnail=True) for of in (reader, pictures))
         assert found.pixels.dtype == np.uint8
         assert (found.pixels == expected.pixels).all()
-        assert found.inverted == expected.inverted
+        assert (found.thumbnail == expected.thumbnail).all()
+        assert found[1:4] == expected[1:4]
+
+
+def test_an_object_is_where_this_process_finds_it(reader, tmp_path):
+    shot = Image.new("RGB", (700, 500), (250, 240, 230))
+    shot.paste((90, 20, 30), (100, 200, 400, 400))
+    shot.save(tmp_path / "x.png")
+    found, expected = (of.read(tmp_path / "x.png", thumbnail=True) for of in (reader, pictures))
+    assert found[1:4] == expected[1:4]
+    assert found.box == pytest.approx((1 / 7, 2 / 5, 4 / 7, 4 / 5), abs=0.01)
+    assert (found.thumbnail == expected.thumbnail).all()
+    assert reader.read(tmp_path / "x.png").thumbnail is None
 
 
 def test_what_cannot_be_read_has_the_same_line(reader, tmp_path):
@@ -115,9 +127,10 @@ def test_photographs_of_a_telephone_are_read(size, form, reader, tmp_path, monke
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
         with Image.open(tmp_path / "x.jpg") as picture:
             assert picture.format == "MPO"
-    pixels = reader.read(tmp_path / "x.jpg", "no").pixels
-    assert pixels[14, :13].min() > 200
-    assert pixels[14, 15:].max() < 40
+    found = reader.read(tmp_path / "x.jpg", "no", thumbnail=True)
+    for pixels, middle in ((found.pixels, 14), (found.thumbnail[..., 0], thumbnails.SIDE // 2)):
+        assert pixels[14, : middle - 1].min() > 200
+        assert pixels[14, middle + 1 :].max() < 40
 
 
 def test_too_large_a_photograph_is_refused(reader, tmp_path):

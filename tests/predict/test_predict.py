@@ -25,9 +25,9 @@ from slice_study import CONFIG, dataset
 from fmnist.data.fashion_mnist import CLASS_NAMES, Dataset
 from fmnist.functional import cnn
 from fmnist.functional.types import ModelConfig, Split
-from fmnist.inference import trained
+from fmnist.inference import pictures, trained
 from fmnist.predict import command as predict
-from fmnist.reports import publish
+from fmnist.reports import publish, seen
 from fmnist.rundir import models
 from fmnist.study.run import run_study
 from fmnist.utils import interpreter
@@ -421,3 +421,90 @@ def test_a_folder_of_pictures_is_predicted(run, real, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["predictions"]
     names = ["a.jpeg", "b.PNG", "c.webp", "e.txt"]
     assert [item["image"] for item in found] == [str(folder / name) for name in names]
+
+
+def photo(path, left=200):
+    """A dark object on coloured paper."""
+    shot = Image.new("RGB", (600, 400), (230, 200, 240))
+    shot.paste((60, 20, 90), (left, 100, left + 150, 300))
+    return saved(shot, path)
+
+
+def test_show_draws_the_pictures_and_what_the_network_saw(run, real, shirt, tmp_path, capsys):
+    sheet = tmp_path / "new" / "sheet.PNG"
+    found = pictures.read(photo(tmp_path / "café\n.png"))
+    args = ["--run", str(run), str(tmp_path / "café\n.png"), "--test", "5", "--show", str(sheet)]
+    assert predict.main(args) == 0
+    told = capsys.readouterr().out
+    assert predict.main(args[:-2]) == 0
+    assert capsys.readouterr().out == told
+    with Image.open(sheet) as picture:
+        colours = np.asarray(picture.convert("RGB")).astype(int)
+    grey = colours.min(axis=2)
+    for pixels in (found.pixels, image(real, 5)):
+        expected = np.asarray(pixels).repeat(10, 0).repeat(10, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(grey, expected.shape)
+        near = (windows[:, :, ::40, ::40] == expected[::40, ::40]).all((2, 3))
+        assert any((windows[y, x] == expected).all() for y, x in np.argwhere(near))
+    assert (np.abs(colours - (60, 20, 90)).max(axis=2) < 8).sum() > 70 * 90 * 0.8
+    assert [*sheet.parent.iterdir()] == [sheet]
+    before = sheet.read_bytes()
+    assert predict.main([*args, "--invert", "no", "--json"]) == 0
+    assert sheet.read_bytes() != before
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sheet", r"must end in \.png"),
+        ("sheet.jpg", r"must end in \.png"),
+        ("folder.png", "is a folder"),
+        ("shirt.png", "was not made by --show"),
+    ],
+)
+def test_show_refuses_what_it_would_spoil(name, said, run, shirt, tmp_path, capsys):
+    (tmp_path / "folder.png").mkdir()
+    before = shirt.read_bytes()
+    text = failing(capsys, "--run", run, shirt, "--show", tmp_path / name)
+    assert text.startswith("--show ")
+    assert re.search(said, text)
+    assert shirt.read_bytes() == before
+
+
+def test_show_to_where_no_file_can_be_is_one_line_after_the_predictions(run, shirt, tmp_path):
+    for place in ("no/such/sheet.png", "shirt.png/sheet.png", f"{'x' * 300}.png", "\0.png"):
+        done = call("predict", "--run", run, shirt, "--show", tmp_path / place)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: --show {tmp_path}/")
+        assert ": cannot be written (" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_show_is_bounded_and_bad_pictures_are_not_in_it(run, real, shirt, tmp_path, capsys):
+    sheet, folder = tmp_path / "sheet.png", tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(seen.MOST + 5):
+        saved(image(real, number), folder / f"{number:03}.png")
+    (folder / "bad.png").write_text("no picture")
+    args = ["--run", str(run), str(folder), "--test", "3", "--show", str(sheet)]
+    assert predict.main(args) == 2
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert out.splitlines()[-1] == (
+        f"{sheet}: the first {seen.MOST} of {seen.MOST + 6} pictures; 6 are left out"
+    )
+    with Image.open(sheet) as picture:
+        assert max(picture.size) < 3200
+    sheet.unlink()
+    assert predict.main(["--run", str(run), str(folder / "bad.png"), "--show", str(sheet)]) == 2
+    assert not sheet.exists()
+
+
+def test_without_show_nothing_is_drawn(run, shirt):
+    code = (
+        "import sys; from fmnist.predict.command import main; "
+        f"main(['--run', {str(run)!r}, {str(shirt)!r}]); "
+        "assert 'fmnist.reports.seen' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

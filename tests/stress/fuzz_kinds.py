@@ -25,7 +25,7 @@ from bad_input import Input, damaged
 from fmnist.config import loading
 from fmnist.config import study as studies
 from fmnist.data import fashion_mnist
-from fmnist.inference import pictures, reader, trained
+from fmnist.inference import pictures, reader, thumbnails, trained
 from fmnist.predict import command as predict
 from fmnist.rundir import files, lock, models
 from fmnist.rundir.snapshots import Generations
@@ -138,8 +138,10 @@ def shape_of(content: bytes) -> tuple[int, ...]:
 def picture(content: bytes, place: Place, chance: random.Random) -> None:
     """Read a picture."""
     path = place.write(place.scratch / "picture", content)
-    found = pictures.read(path, chance.choice(["yes", "no", "auto"]))
+    found = pictures.read(path, chance.choice(["yes", "no", "auto"]), thumbnail=True)
     assert found.pixels.shape == (28, 28)
+    assert found.thumbnail is not None
+    assert max(found.thumbnail.shape) <= thumbnails.SIDE
 
 
 def parameters(content: bytes, place: Place, chance: random.Random) -> None:
