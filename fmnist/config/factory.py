@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from torch import Tensor
 
 from fmnist.config import kinds, source
 from fmnist.config.kinds import Kind
@@ -26,7 +27,7 @@ from fmnist.config.results import RESULT_COLUMNS
 from fmnist.config.settings import FACTORY, SETTINGS, ConfigError, Setting, clipped
 from fmnist.functional import cnn
 from fmnist.functional.cnn import CLASS_COUNT, IMAGE_SIZE
-from fmnist.functional.types import Model, ModelConfig, hashable
+from fmnist.functional.types import Model, ModelConfig, Params, State, hashable
 
 SOURCE = "source"
 
@@ -197,6 +198,43 @@ def build_model(config: AnyModelConfig, convolution: str = "auto") -> Model:
     if isinstance(config, ModelConfig):
         return cnn.build(config, convolution)
     return _call_factory(load(config.factory).function, config)
+
+
+def features_and_logits(
+    config: AnyModelConfig,
+    params: Params,
+    state: State,
+    images: Tensor,
+    convolution: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Compute what a trained model sees in images, and what it says.
+
+    Args:
+        config: the settings of the model.
+        params: its parameters.
+        state: its running statistics.
+        images: floats from 0 to 1, ``[examples, 1, 28, 28]``.
+        convolution: as in :func:`build_model`.
+
+    Returns:
+        The inputs of the last layer, ``[examples, width]``, and the logits ``[examples, 10]``. The
+        features of a model from a factory are its logits: its last layer is not known.
+    """
+    if not isinstance(config, ModelConfig):
+        logits, _ = build_model(config).apply(params, state, images, train=False)
+        return logits, logits
+    compute = cnn.compute_dtype(config)
+    features, _ = cnn.penultimate(
+        params, state, images, train=False, compute=compute, convolution=convolution
+    )
+    return features, cnn.head(params, state, features, compute)
+
+
+def feature_width(config: AnyModelConfig) -> int:
+    """Return the width of the features of :func:`features_and_logits`."""
+    if not isinstance(config, ModelConfig):
+        return CLASS_COUNT
+    return config.hidden[-1] if config.hidden else cnn.feature_count(config)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -10,9 +10,15 @@ from pathlib import Path
 import optuna
 import torch
 
-from fmnist.config.factory import AnyModelConfig, FactoryConfig, build_model
+from fmnist.config.factory import (
+    AnyModelConfig,
+    FactoryConfig,
+    build_model,
+    features_and_logits,
+)
 from fmnist.config.results import TrialResult, history_csv, results_csv
-from fmnist.functional import batching, cnn
+from fmnist.data.fashion_mnist import holdout_split
+from fmnist.functional import batching, outliers
 from fmnist.functional.types import ModelConfig, Params, Split, State
 from fmnist.reference import as_module
 from fmnist.reports import figures, markdown
@@ -39,20 +45,13 @@ def outputs(
         config: the network's settings.
 
     Returns:
-        Probabilities ``[examples, 10]`` and features ``[examples, width]``, on the CPU. The
-        features of a model from a factory are its logits: its last layer is not known.
+        Probabilities ``[examples, 10]`` and features ``[examples, width]``, on the CPU.
     """
     probabilities, features = [], []
     with torch.no_grad():
         for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
             images = batching.gather(split, indices.to(split.images.device)).images
-            if isinstance(config, ModelConfig):
-                compute = cnn.compute_dtype(config)
-                seen, _ = cnn.penultimate(params, state, images, train=False, compute=compute)
-                logits = cnn.head(params, state, seen, compute)
-            else:
-                logits, _ = build_model(config).apply(params, state, images, train=False)
-                seen = logits
+            seen, logits = features_and_logits(config, params, state, images)
             # A network that all but diverged may have logits that are not finite.
             probabilities.append(logits.softmax(dim=1).nan_to_num().cpu())
             features.append(seen.cpu())
@@ -142,4 +141,24 @@ def _write_best(
         about[f"mean_{config.metric}"] = standing.score
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
-    return [path, described]
+    training, validation = holdout_split(findings.dataset.train, config.holdout)
+    # Without images that are held out, the training images have to do.
+    used, other = _some(training), _some(validation if config.holdout else training)
+    known = outliers.familiar(
+        outputs(params, state, used, model).features,
+        used.labels.cpu(),
+        outputs(params, state, other, model).features,
+    )
+    features = models.features_path(out)
+    if not all(bool(tensor.isfinite().all()) for tensor in known):
+        features.unlink(missing_ok=True)  # a network that all but diverged
+        return [path, described]
+    models.save_features(features, known)
+    return [path, described, features]
+
+
+def _some(split: Split) -> Split:
+    """Return at most :data:`fmnist.rundir.models.MAX_CALIBRATION` examples, from everywhere."""
+    count = min(len(split.labels), models.MAX_CALIBRATION)
+    chosen = torch.arange(count, device=split.labels.device) * len(split.labels) // count
+    return Split(split.images[chosen], split.labels[chosen])
