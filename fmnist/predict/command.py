@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
             probabilities = outliers.less_confident(raw, shares).tolist()
             for item, row, share in zip(items, raw.tolist(), shares.tolist(), strict=True):
                 unlike = share < outliers.UNUSUAL
-                item.about.update(share_as_far=share, unlike=unlike, raw_probabilities=row)
+                item.about.update(share_as_far=share, unlike_training=unlike, raw_probabilities=row)
     if args.json:
         document = {
             "run": str(run),
@@ -249,7 +249,7 @@ def _table(
         remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
         if item.about.get("cut") == "whole":
             remark = "; ".join(["no single object found", *filter(None, [remark])])
-        if item.about.get("unlike"):
+        if item.about.get("unlike_training"):
             remark = "; ".join(["looks like nothing it was trained on", *filter(None, [remark])])
         if "label" in item.about:
             label = item.about["label"]

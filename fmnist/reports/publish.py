@@ -141,20 +141,35 @@ def _write_best(
         about[f"mean_{config.metric}"] = standing.score
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
-    training, validation = holdout_split(findings.dataset.train, config.holdout)
-    # Without images that are held out, the training images have to do.
-    used, other = _some(training), _some(validation if config.holdout else training)
-    known = outliers.familiar(
-        outputs(params, state, used, model).features,
-        used.labels.cpu(),
-        outputs(params, state, other, model).features,
-    )
+    known = what_it_knows(params, state, findings.dataset.train, config.holdout, model)
     features = models.features_path(out)
     if not all(bool(tensor.isfinite().all()) for tensor in known):
         features.unlink(missing_ok=True)  # a network that all but diverged
         return [path, described]
     models.save_features(features, known)
     return [path, described, features]
+
+
+def what_it_knows(
+    params: Params, state: State, train: Split, holdout: int, config: AnyModelConfig
+) -> outliers.Familiar:
+    """Describe the features of the images that a network was trained on, on 10,000 of them.
+
+    Args:
+        params: the network's parameters.
+        state: its running statistics.
+        train: the training set.
+        holdout: how many images of it were held out; they say which distances are usual. With 0,
+            the training images have to do, which are nearer than new ones.
+        config: the network's settings.
+    """
+    training, validation = holdout_split(train, holdout)
+    used, calibration = _some(training), _some(validation if holdout else training)
+    return outliers.familiar(
+        outputs(params, state, used, config).features,
+        used.labels.cpu(),
+        outputs(params, state, calibration, config).features,
+    )
 
 
 def _some(split: Split) -> Split:
