@@ -122,7 +122,9 @@ def main(argv: Sequence[str]) -> int:
             probabilities = outliers.less_confident(raw, shares).tolist()
             for item, row, share in zip(items, raw.tolist(), shares.tolist(), strict=True):
                 unlike = share < outliers.UNUSUAL
-                item.about.update(share_as_far=share, unlike_training=unlike, raw_probabilities=row)
+                item.about.update(
+                    share_as_far=share, unlike_training=unlike, raw_probabilities=row
+                )
     if args.json:
         document = {
             "run": str(run),
