@@ -127,7 +127,7 @@ def load_features(path: Path, config: AnyModelConfig = ModelConfig()) -> Familia
         raise damaged
     known = Familiar(**tensors)
     classes, images = known.means.shape[:1].numel(), known.distances.numel()
-    expected = Familiar((classes, width), (width, width), (images,))
+    expected = ((classes, width), (width, width), (images,))
     fits = [
         tensor.dtype == torch.float32 and tensor.shape == shape and bool(tensor.isfinite().all())
         for tensor, shape in zip(known, expected, strict=True)
