@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from torch import Tensor
 
 from fmnist.config import kinds, source
 from fmnist.config.kinds import Kind
 from fmnist.config.results import RESULT_COLUMNS
 from fmnist.config.settings import FACTORY, SETTINGS, ConfigError, Setting, clipped
-from fmnist.functional import cnn
+from fmnist.functional import cnn, features, outliers
 from fmnist.functional.cnn import CLASS_COUNT, IMAGE_SIZE
-from fmnist.functional.types import Model, ModelConfig, hashable
+from fmnist.functional.types import Model, ModelConfig, Params, State, hashable
 
 SOURCE = "source"
 
@@ -197,6 +198,49 @@ def build_model(config: AnyModelConfig, convolution: str = "auto") -> Model:
     if isinstance(config, ModelConfig):
         return cnn.build(config, convolution)
     return _call_factory(load(config.factory).function, config)
+
+
+def looks_and_logits(
+    config: AnyModelConfig,
+    params: Params,
+    state: State,
+    images: Tensor,
+    convolution: str = "auto",
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Compute what a trained model sees in images, and what it says.
+
+    Args:
+        config: the settings of the model.
+        params: its parameters.
+        state: its running statistics.
+        images: floats from 0 to 1, ``[examples, 1, 28, 28]``.
+        convolution: as in :func:`build_model`.
+
+    Returns:
+        The looks for :mod:`fmnist.functional.outliers`: the outlines, the features after the
+        convolutions, and the inputs of the last layer, if that is another; each ``[examples,
+        width]``. And the logits ``[examples, 10]``. Of a model from a factory only the outlines
+        and the logits are known.
+    """
+    outlines = outliers.outlines(images)
+    if not isinstance(config, ModelConfig):
+        logits, _ = build_model(config).apply(params, state, images, train=False)
+        return (outlines, logits), logits
+    compute = cnn.compute_dtype(config)
+    seen, _ = features.features(
+        params, state, images, train=False, compute=compute, convolution=convolution
+    )
+    last = cnn.hidden(params, state, seen, compute)
+    looks = (outlines, seen, last) if config.hidden else (outlines, last)
+    return looks, cnn.head(params, state, last, compute)
+
+
+def look_widths(config: AnyModelConfig) -> tuple[int, ...]:
+    """Return the widths of the looks of :func:`looks_and_logits`."""
+    outlines = 2 * ((IMAGE_SIZE - 1) // 2) ** 2
+    if not isinstance(config, ModelConfig):
+        return outlines, CLASS_COUNT
+    return outlines, cnn.feature_count(config), *config.hidden[-1:]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -219,49 +219,42 @@ def apply(
         ValueError: ``train`` and ``dropout > 0``, and ``noise`` does not have one tensor for each
             hidden layer; or ``train``, and there are no images.
     """
-    x, new_state = penultimate(
-        params,
-        state,
-        images,
-        train=train,
-        dropout=dropout,
-        noise=noise,
-        compute=compute,
-        convolution=convolution,
-    )
-    return head(params, state, x, compute), new_state
-
-
-def penultimate(
-    params: Params,
-    state: State,
-    images: Float[Tensor, "batch 1 28 28"],
-    *,
-    train: bool,
-    dropout: float = 0.0,
-    noise: tuple[Float[Tensor, "batch width"], ...] = (),
-    compute: torch.dtype | None = None,
-    convolution: str = "auto",
-) -> tuple[Float[Tensor, "batch width"], State]:
-    """Compute the input of the last linear layer of :func:`apply`.
-
-    Arguments and errors are those of :func:`apply`.
-
-    Returns:
-        ``(activations, state)``.
-    """
-    hidden = _linear_count(params, state) - 1
-    drop = train and dropout > 0
-    if drop and len(noise) != hidden:
-        raise ValueError(f"dropout wants noise for {hidden} hidden layers, got {len(noise)}")
     x, new_state = features.features(
         params, state, images, train=train, compute=compute, convolution=convolution
     )
-    for i in range(1, hidden + 1):
+    x = hidden(params, state, x, compute, dropout if train else 0.0, noise)
+    return head(params, state, x, compute), new_state
+
+
+def hidden(
+    params: Params,
+    state: State,
+    x: Float[Tensor, "batch features"],
+    compute: torch.dtype | None = None,
+    dropout: float = 0.0,
+    noise: tuple[Float[Tensor, "batch width"], ...] = (),
+) -> Float[Tensor, "batch width"]:
+    """Compute the input of the last linear layer from the features.
+
+    Args:
+        params: as in :func:`apply`.
+        state: as in :func:`apply`; only its number of batch norms is used.
+        x: the output of :func:`fmnist.functional.features.features`.
+        compute: as in :func:`apply`.
+        dropout: as in :func:`apply`.
+        noise: as in :func:`apply`.
+
+    Raises:
+        ValueError: ``dropout > 0``, and ``noise`` does not have one tensor for each hidden layer.
+    """
+    count = _linear_count(params, state) - 1
+    if dropout > 0 and len(noise) != count:
+        raise ValueError(f"dropout wants noise for {count} hidden layers, got {len(noise)}")
+    for i in range(1, count + 1):
         x = torch.relu(layers.linear(params[f"linear{i}"], x, compute))
-        if drop:
+        if dropout > 0:
             x = layers.dropout(x, noise[i - 1], dropout)
-    return x, new_state
+    return x
 
 
 def head(
@@ -275,7 +268,7 @@ def head(
     Args:
         params: as in :func:`apply`.
         state: as in :func:`apply`; only its number of batch norms is used.
-        x: the output of :func:`penultimate`.
+        x: the output of :func:`hidden`.
         compute: as in :func:`apply`.
     """
     return layers.linear(params[f"linear{_linear_count(params, state)}"], x, compute)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fmnist.config import loading
 from fmnist.config import study as configs
-from fmnist.config.factory import AnyModelConfig, build_model
+from fmnist.config.factory import AnyModelConfig, build_model, looks_and_logits
 from fmnist.config.results import EpochMetrics, Point, configuration, label
 from fmnist.config.settings import clipped, shown
 from fmnist.config.study import StudyConfig
+from fmnist.functional import outliers
 from fmnist.functional.cnn import CLASS_COUNT
 from fmnist.rundir import found, models
 from fmnist.utils.errors import UserError
@@ -219,6 +220,37 @@ def probabilities(
         if not of_models[-1].isfinite().all():
             raise UserError(f"{trial.path}: is damaged: it gives no probabilities, but NaN")
     return torch.stack(of_models).mean(dim=0)
+
+
+def shares(
+    run: Path, images: UInt8[Tensor, "examples 1 28 28"] | Float[Tensor, "examples 1 28 28"]
+) -> Float[Tensor, " examples"] | None:
+    """Return how usual images are for the winner: see :func:`fmnist.functional.outliers.shares`.
+
+    Args:
+        run: the folder of the run.
+        images: as in :func:`probabilities`.
+
+    Returns:
+        float64 ``[examples]``; None for a run of an earlier version, which does not tell.
+
+    Raises:
+        UserError: A file of the winner is damaged.
+    """
+    model = best_model(run)
+    known = models.load_features(models.features_path(run), model.model)
+    if known is None:
+        return None
+    params, state = models.load_model(model.path, model.model)
+    with torch.no_grad():
+        shares = [
+            outliers.shares(
+                known,
+                looks_and_logits(model.model, params, state, _scaled(part), "grouped")[0],
+            )
+            for part in images.split(BATCH)
+        ]
+    return torch.cat(shares)
 
 
 def _scaled(images: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fmnist.inference.objects import Box
     from fmnist.inference.pictures import Invert
     from fmnist.inference.thumbnails import Thumbnail
+    from fmnist.inference.trained import TrainedModel
     from fmnist.reports.seen import Seen
 
 PROG = "fmnist.predict"
@@ -32,6 +33,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
 LIKELIEST = 3
 NAME_WIDTH = 40
 
+WHOLE = 0.5
+"""The weight of what the network says of a picture in which no single object was found.
+
+Garments that fill the picture are recognised like others; on patterned ground, hardly ever.
+"""
+
 _ABOUT = """\
 An IMAGE is a PNG, JPEG, GIF, BMP or WebP file, or a folder: then its files with the ending of such
 a format are predicted, without those of folders in it. A picture has at most 64 megapixels, a JPEG
@@ -40,6 +47,9 @@ and scaled to 28x28, a light object on dark as in the data set: one that is dark
 is inverted. The output says so, and where no single object was found: then the whole picture is
 scaled, and the prediction means little. --show draws what was cut out and what it became; it
 replaces no file but one that it has made.
+
+What looks less like what the network was trained on than all but 1 % of the validation images do
+is told, too. In both cases the probabilities are drawn towards equal ones.
 
 The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
 why. The other files are predicted all the same.
@@ -105,8 +115,6 @@ def main(argv: Sequence[str]) -> int:
 
         seen.check(args.show)
 
-    import torch
-
     from fmnist.data.fashion_mnist import CLASS_NAMES
     from fmnist.inference import trained
 
@@ -120,10 +128,7 @@ def main(argv: Sequence[str]) -> int:
         *_pictures(paths, args.invert, failures, seen.MOST if args.show else 0),
         *_test_images(numbers, args.data, failures),
     ]
-    pixels = [item.pixels for item in items]
-    probabilities = (
-        trained.probabilities(trials, torch.stack(pixels)[:, None]).tolist() if items else []
-    )
+    probabilities = _stated(run, trials, items)
     name = f"trial {trials[0].number}, {trials[0].label}"
     which = ", ".join(str(trial.number) for trial in trials)
     source = f"mean of {len(trials)} trials ({which})" if args.ensemble else name
@@ -267,14 +272,40 @@ def _table(
     return lines
 
 
+def _stated(run: Path, trials: Sequence[TrainedModel], items: Sequence[Item]) -> list[list[float]]:
+    """Compute the probabilities, less confident ones for what is to be doubted."""
+    import torch
+
+    from fmnist.functional import outliers
+    from fmnist.inference import trained
+
+    if not items:
+        return []
+    images = torch.stack([item.pixels for item in items])[:, None]
+    said, shares = trained.probabilities(trials, images), trained.shares(run, images)
+    weights = torch.tensor([WHOLE if item.about.get("cut") == "whole" else 1.0 for item in items])
+    if shares is not None:
+        weights = weights * outliers.weights(shares)
+        for item, share in zip(items, shares.tolist(), strict=True):
+            item.about.update(share_as_far=share, unlike_training=share < outliers.UNUSUAL)
+    for item, row in zip(items, said.tolist(), strict=True):
+        item.about["raw_probabilities"] = row
+    return outliers.less_confident(said, weights).tolist()
+
+
 def _remark(item: Item, best: int, classes: Sequence[str]) -> str:
-    if "label" in item.about:
-        label = item.about["label"]
-        return "right" if best == label else f"wrong: {classes[label]}"
-    remark = "inverted: it was dark on light" if item.about.get("inverted") else ""
-    if item.about.get("cut") == "whole":
-        remark = "; ".join(["no single object found", *filter(None, [remark])])
-    return remark
+    """Say whether the prediction is right, what was done, and what to doubt."""
+    about, said = item.about, []
+    if "label" in about:
+        right = best == about["label"]
+        said.append("right" if right else f"wrong: {classes[about['label']]}")
+    if about.get("unlike_training"):
+        said.append("looks like nothing it was trained on")
+    if about.get("cut") == "whole":
+        said.append("no single object found")
+    if about.get("inverted"):
+        said.append("inverted: it was dark on light")
+    return "; ".join(said)
 
 
 def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
@@ -291,7 +322,9 @@ def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
         pixels=item.pixels.numpy(),
         answer=f"{classes[best]}  {row[best]:.1%}",
         remark=remark,
-        is_doubtful=item.about.get("cut") == "whole" or remark.startswith("wrong"),
+        is_doubtful=item.about.get("cut") == "whole"
+        or bool(item.about.get("unlike_training"))
+        or remark.startswith("wrong"),
     )
 
 

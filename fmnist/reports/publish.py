@@ -9,10 +9,17 @@ from pathlib import Path
 
 import optuna
 import torch
+from torch import Tensor
 
-from fmnist.config.factory import AnyModelConfig, FactoryConfig, build_model
+from fmnist.config.factory import (
+    AnyModelConfig,
+    FactoryConfig,
+    build_model,
+    looks_and_logits,
+)
 from fmnist.config.results import TrialResult, history_csv, results_csv
-from fmnist.functional import batching, cnn
+from fmnist.data.fashion_mnist import holdout_split
+from fmnist.functional import batching, outliers
 from fmnist.functional.types import ModelConfig, Params, Split, State
 from fmnist.reference import as_module
 from fmnist.reports import figures, heatmap, markdown
@@ -30,7 +37,7 @@ EVAL_BATCH = 1000
 def outputs(
     params: Params, state: State, split: Split, config: AnyModelConfig = ModelConfig()
 ) -> Outputs:
-    """Compute class probabilities and last-layer inputs of every example, in batches.
+    """Compute class probabilities and last-layer inputs of every example.
 
     Args:
         params: the network's parameters.
@@ -42,21 +49,23 @@ def outputs(
         Probabilities ``[examples, 10]`` and features ``[examples, width]``, on the CPU. The
         features of a model from a factory are its logits: its last layer is not known.
     """
-    probabilities, features = [], []
+    looks, logits = _looked_at(params, state, split, config)
+    # A network that all but diverged may have logits that are not finite.
+    return Outputs(logits.softmax(dim=1).nan_to_num(), looks[-1])
+
+
+def _looked_at(
+    params: Params, state: State, split: Split, config: AnyModelConfig
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Compute the looks and the logits of every example, in batches, to the CPU."""
+    looks, logits = [], []
     with torch.no_grad():
         for indices in torch.arange(len(split.labels)).split(EVAL_BATCH):
             images = batching.gather(split, indices.to(split.images.device)).images
-            if isinstance(config, ModelConfig):
-                compute = cnn.compute_dtype(config)
-                seen, _ = cnn.penultimate(params, state, images, train=False, compute=compute)
-                logits = cnn.head(params, state, seen, compute)
-            else:
-                logits, _ = build_model(config).apply(params, state, images, train=False)
-                seen = logits
-            # A network that all but diverged may have logits that are not finite.
-            probabilities.append(logits.softmax(dim=1).nan_to_num().cpu())
-            features.append(seen.cpu())
-    return Outputs(torch.cat(probabilities), torch.cat(features))
+            seen, said = looks_and_logits(config, params, state, images)
+            looks.append([look.cpu() for look in seen])
+            logits.append(said.cpu())
+    return tuple(torch.cat(parts) for parts in zip(*looks, strict=True)), torch.cat(logits)
 
 
 def publish(
@@ -142,4 +151,38 @@ def _write_best(
         about[f"mean_{config.metric}"] = standing.score
     described = path.with_name("config.json")
     files.write_text(described, json.dumps(about, indent=2) + "\n")
-    return [path, described]
+    known = what_it_knows(params, state, findings.dataset.train, config.holdout, model)
+    features = models.features_path(out)
+    if not bool(known.distances.isfinite().all()):
+        features.unlink(missing_ok=True)  # a network that all but diverged
+        return [path, described]
+    models.save_features(features, known)
+    return [path, described, features]
+
+
+def what_it_knows(
+    params: Params, state: State, train: Split, holdout: int, config: AnyModelConfig
+) -> outliers.Familiar:
+    """Describe what a network knows, by at most 10,000 of the images that it was trained on.
+
+    Args:
+        params: the network's parameters.
+        state: its running statistics.
+        train: the training set.
+        holdout: how many images of it were held out; they say which distances are usual. With 0,
+            the training images have to do, which are nearer than new ones.
+        config: the network's settings.
+    """
+    training, validation = holdout_split(train, holdout)
+    used, calibration = _some(training), _some(validation if holdout else training)
+    looks, _ = _looked_at(params, state, used, config)
+    return outliers.familiar(
+        looks, used.labels.cpu(), _looked_at(params, state, calibration, config)[0]
+    )
+
+
+def _some(split: Split) -> Split:
+    """Return at most :data:`fmnist.rundir.models.MAX_CALIBRATION` examples, from everywhere."""
+    count = min(len(split.labels), models.MAX_CALIBRATION)
+    chosen = torch.arange(count, device=split.labels.device) * len(split.labels) // count
+    return Split(split.images[chosen], split.labels[chosen])

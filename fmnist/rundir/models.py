@@ -11,14 +11,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fmnist.config.factory import AnyModelConfig, build_model
+from fmnist.config.factory import AnyModelConfig, build_model, look_widths
 from fmnist.config.settings import clipped
+from fmnist.functional.cnn import CLASS_COUNT
+from fmnist.functional.outliers import PROTOTYPES, Familiar
 from fmnist.functional.types import ModelConfig, Params, State
 from fmnist.rundir.files import write_bytes
 from fmnist.utils.errors import UserError
 
 MAX_HEADER = 1_000_000
 """Bytes of a file's header, at most. Parsing a header of a million names takes half a minute."""
+
+MAX_CALIBRATION = 10_000
+"""Images whose distances :func:`save_features` keeps, at most."""
 
 
 class CheckpointError(UserError):
@@ -33,6 +38,11 @@ def model_path(out: Path, number: int) -> Path:
 def best_path(out: Path) -> Path:
     """The file of the winner's parameters and running statistics, a copy, in the run's folder."""
     return out / "best" / "params.safetensors"
+
+
+def features_path(out: Path) -> Path:
+    """The file of what the winner knows, in the run's folder."""
+    return out / "best" / "features.safetensors"
 
 
 def save_model(path: Path, params: Params, state: State) -> str:
@@ -70,16 +80,7 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
         CheckpointError: The file is missing or damaged, is no safetensors file, or holds other
             tensors than such a model has.
     """
-    try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MAX_HEADER:
-            raise CheckpointError(f"{path}: cannot be read as parameters (its header is too long)")
-        tensors = safetensors.torch.load_file(path)
-    # ValueError: a NUL in the path.
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: cannot be read as parameters ({reason})") from error
+    tensors = _read(path, "parameters")
     names, leaves, treespec = named_leaves(_like(config), skip=1)
     expected = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
@@ -94,6 +95,72 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
         )
     params, state = optree.tree_unflatten(treespec, [tensors[name] for name in names])
     return params, state
+
+
+def save_features(path: Path, known: Familiar) -> None:
+    """Write what a model knows; its prototypes in half precision."""
+    tensors = {f"prototypes{i}": look.half() for i, look in enumerate(known.prototypes)}
+    content = safetensors.torch.save({**tensors, "distances": known.distances.contiguous()})
+    write_bytes(path, content)
+
+
+def load_features(path: Path, config: AnyModelConfig = ModelConfig()) -> Familiar | None:
+    """Read a file that :func:`save_features` wrote.
+
+    Args:
+        path: the file.
+        config: the settings of its model.
+
+    Returns:
+        What the model knows; None if there is no such file, as in runs of earlier versions.
+
+    Raises:
+        CheckpointError: The file is damaged, or is not of such a model.
+    """
+    if not path.exists():
+        return None
+    widths, prototypes = look_widths(config), PROTOTYPES * CLASS_COUNT
+    values = sum(widths) * prototypes + len(widths) * MAX_CALIBRATION
+    if path.stat().st_size > 4 * values + MAX_HEADER:
+        raise CheckpointError(f"{path}: is too large for the features of its model")
+    tensors = _read(path, "features")
+    names = [f"prototypes{i}" for i in range(len(widths))]
+    distances = tensors.pop("distances", torch.zeros(()))
+    count = distances.shape[-1:].numel()
+    fits = tensors.keys() == set(names) and all(
+        tensors[name].dtype == torch.float16
+        and tensors[name].shape[1:] == (width,)
+        and 0 < len(tensors[name]) <= prototypes
+        and bool(tensors[name].isfinite().all())
+        for name, width in zip(names, widths, strict=True)
+    )
+    if (
+        not fits
+        or distances.dtype != torch.float32
+        or distances.shape != (len(widths), count)
+        or not 0 < count <= MAX_CALIBRATION
+        or not bool(distances.isfinite().all() & (distances.diff() >= 0).all())
+    ):
+        raise CheckpointError(f"{path}: is damaged")
+    return Familiar(tuple(tensors[name].float() for name in names), distances)
+
+
+def _read(path: Path, what: str) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER:
+            raise CheckpointError(f"{path}: cannot be read as {what} (its header is too long)")
+        return safetensors.torch.load_file(path)
+    # ValueError: a NUL in the path.
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read as {what} ({reason})") from error
 
 
 def _like(config: AnyModelConfig) -> tuple[Params, State]:

@@ -38,6 +38,7 @@ CONFIG = StudyConfig(
     grid={"seed": (0, 1, 2)},
 )
 
+BEST = [f"best/{name}" for name in ("params.safetensors", "config.json", "features.safetensors")]
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 
@@ -118,7 +119,7 @@ def test_undamaged_study_is_unchanged(run, small):
 
 @pytest.mark.parametrize(
     "lost",
-    ["results.csv", "history.csv", "report.html", "figures", "best", "best/config.json"],
+    ["results.csv", "history.csv", "report.html", "figures", "best", *BEST[1:]],
 )
 @pytest.mark.parametrize("how", ["gone", "torn"])
 def test_damaged_files_are_written_again(run, whole, small, lost, how):
@@ -136,7 +137,7 @@ def test_damaged_files_are_written_again(run, whole, small, lost, how):
     assert "missing or damaged, and made anew" in said
     assert lost in said
     assert len(results) == 3
-    for name in ("results.csv", "history.csv", "best/params.safetensors", "best/config.json"):
+    for name in ("results.csv", "history.csv", *BEST):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
     assert manifest.damaged_files(run) == []
 
