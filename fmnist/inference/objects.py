@@ -35,7 +35,7 @@ Source: Marr and Hildreth, Theory of edge detection (1980).
 SMOOTHED = 2.0
 """The deviation of that smoothing, in pixels."""
 
-GAP = 5
+GAP = 8
 """Gaps in the outline of up to twice as many pixels are closed."""
 
 LEAST_AREA = 0.004
@@ -43,6 +43,9 @@ LEAST_AREA = 0.004
 
 OTHERS = 0.5
 """With other parts of this share of the largest one in all, a picture has no single object."""
+
+SHADE = 20.0
+"""The least darkness, in grey values, of a shadow that is told from the edge of an object."""
 
 QUIET = 0.75
 """The noise of an even ground, at most."""
@@ -91,7 +94,7 @@ def find(picture: Image.Image) -> Found | None:
         return None
     near = _grown(mask)
     lit, beside = _filled(small, ~near & ~shadow), _filled(small, ~near)
-    near = mask | (near & (np.abs(lit - beside) < CONTRAST))  # a shadow around is left away
+    near = mask | (near & (np.abs(lit - beside) < SHADE))  # a shadow around is left away
     rows, columns = (np.flatnonzero(near.any(axis)) for axis in (1, 0))
     y, x = picture.height / height, picture.width / width
     place = (
@@ -102,15 +105,15 @@ def find(picture: Image.Image) -> Found | None:
         lit,
         beside,
         _filled(small, mask),
-        mask.astype(np.float64),
         near.astype(np.float64),
     )
-    lit, beside, object_, inside, share = (_enlarged(a, picture.size)[place] for a in maps)
+    lit, beside, object_, share = (_enlarged(a, picture.size)[place] for a in maps)
     pixels = np.asarray(picture, dtype=np.float64)[place]
-    # A shadow falls on the ground and not on the object; a pixel of its edge shows both.
+    # A shadow falls on the ground and not on the object; pixels of the edge show both, and those of
+    # a gap, such as that between two legs, the ground.
     contrast = beside - object_
     mixed = (beside - pixels) * np.sign(contrast) / np.maximum(np.abs(contrast), CONTRAST)
-    covered = np.maximum(mixed.clip(0, 1), inside)
+    covered = mixed.clip(0, 1)
     ground = covered * lit + (1 - covered) * beside
     is_dark = bool(((ground - pixels) * share).sum() > 0)
     # An object takes away a share of the light; one in light on a dark ground adds to it.
