@@ -100,7 +100,22 @@ def distances(
     return 1 - torch.stack(nearest)
 
 
-def shares(known: Familiar, looks: Sequence[Look]) -> Float[Tensor, " examples"]:
+def remoteness(
+    known: Familiar, distances: Float[Tensor, "looks examples"]
+) -> Float[Tensor, " examples"]:
+    """Return the sum over the looks of distances in units of the known images' median.
+
+    Args:
+        known: what the network knows.
+        distances: those of :func:`distances`.
+    """
+    median = known.distances.median(dim=1, keepdim=True).values.clamp(min=1e-6)
+    return (distances / median).sum(dim=0)
+
+
+def shares(
+    known: Familiar, distances: Float[Tensor, "looks examples"]
+) -> Float[Tensor, " examples"]:
     """Return the share of known images that are at least as far away.
 
     In each look, an image is counted among the known ones: with n of them, the least share is
@@ -113,13 +128,13 @@ def shares(known: Familiar, looks: Sequence[Look]) -> Float[Tensor, " examples"]
 
     Args:
         known: what the network knows.
-        looks: the looks of the images.
+        distances: those of :func:`distances`.
 
     Returns:
         float64, above 0 to 1.
     """
     count = known.distances.shape[1]
-    nearer = torch.searchsorted(known.distances, distances(known.prototypes, looks))
+    nearer = torch.searchsorted(known.distances, distances.contiguous())
     each = (count - nearer + 1).double() / (count + 1)
     return (len(each) * each.amin(dim=0)).clamp(max=1)
 

@@ -32,7 +32,7 @@ change, as at the rim of a shadow, has hardly any.
 Source: Marr and Hildreth, Theory of edge detection (1980).
 """
 
-SMOOTHED = 2.0
+SMOOTHED = 1.6
 """The deviation of that smoothing, in pixels."""
 
 GAP = 8
@@ -50,7 +50,10 @@ SHADE = 20.0
 QUIET = 0.75
 """The noise of an even ground, at most."""
 
-FAINT = 0.06
+ROUGH = 10.0
+"""The noise of a ground that is no smooth surface, at least."""
+
+FAINT = 0.1
 """The edge of the object: this share of its contrast."""
 
 Grey = Float[np.ndarray, "height width"]
@@ -145,6 +148,8 @@ def _object(small: Grey) -> tuple[Mask | None, Mask, float]:
     for _ in range(GAP + 1):
         outside |= _grown(outside) & ~sharp
     inside, shadow = differs & ~outside, differs & outside
+    if noise > ROUGH:
+        return None, shadow, noise
     labels = _labels(inside)
     names, sizes = np.unique(labels[inside], return_counts=True)
     if not len(sizes) or sizes.max() < LEAST_AREA * small.size:

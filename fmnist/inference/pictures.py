@@ -20,12 +20,12 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from fmnist.inference import objects, thumbnails
+from fmnist.inference import objects, thumbnails, views
 from fmnist.inference.objects import Box
 from fmnist.inference.thumbnails import Thumbnail
+from fmnist.inference.views import IMAGE_SIZE
 from fmnist.utils.errors import UserError
 
-IMAGE_SIZE = 28
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
 """Pillow reads many more formats, but each parser is a risk with files of unknown origin."""
 
@@ -63,7 +63,9 @@ class Picture(NamedTuple):
     """The network's input for a picture.
 
     Attributes:
-        pixels: grey values; a light object on dark, if there is one.
+        views: grey values; a light object on dark, if there is one. An object that was cut out is
+            turned by each of :data:`fmnist.inference.views.ANGLES`, and then moved by half a pixel
+            to the right and to the left; the first is as it is.
         inverted: whether light and dark were exchanged.
         cut: what the pixels show: a picture of 28x28 pixels as it is, the object of a larger one,
             or the whole of one in which no single object was found.
@@ -71,11 +73,16 @@ class Picture(NamedTuple):
         thumbnail: the picture in colour, upright and small, if it was asked for.
     """
 
-    pixels: UInt8[np.ndarray, "28 28"]
+    views: UInt8[np.ndarray, "angles moves 28 28"]
     inverted: bool
     cut: Cut
     box: Box | None = None
     thumbnail: Thumbnail | None = None
+
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "28 28"]:
+        """The first view."""
+        return self.views[0, 0]
 
 
 def read(path: Path, invert: Invert = "auto", *, thumbnail: bool = False) -> Picture:
@@ -92,20 +99,20 @@ def read(path: Path, invert: Invert = "auto", *, thumbnail: bool = False) -> Pic
         thumbnail: whether to return the picture, too.
 
     Returns:
-        The pixels, uint8 ``[28, 28]``, and what was done to get them.
+        The pixels and what was done to get them.
 
     Raises:
         PictureError: The file cannot be read as a picture; the text begins with the path.
     """
     try:
         grey, small = _decode(_read_bytes(path), thumbnail)
-        pixels, is_light, cut, box = _fit(grey)
+        seen, is_light, cut, box = _fit(grey)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error.__cause__
     except MemoryError as error:
         raise PictureError(f"{path}: is too large: it needs too much memory") from error
     inverted = is_light if invert == "auto" else invert == "yes"
-    return Picture(255 - pixels if inverted else pixels, inverted, cut, box, small)
+    return Picture(255 - seen if inverted else seen, inverted, cut, box, small)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -236,62 +243,29 @@ def _turn_upright(decoded: Image.Image, image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(decoded)
 
 
-def _fit(grey: Image.Image) -> tuple[UInt8[np.ndarray, "28 28"], bool, Cut, Box | None]:
+def _fit(
+    grey: Image.Image,
+) -> tuple[UInt8[np.ndarray, "angles moves 28 28"], bool, Cut, Box | None]:
     """Scale the object, or the whole picture, to 28x28 pixels by its longer edge.
 
     Returns:
-        The pixels, whether their background is light, what they show, and where the object is.
+        The views, whether their background is light, what they show, and where the object is.
     """
     found = None
     if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
         found = objects.find(grey)
     if found is not None:
-        object_ = _scaled(found.values)
-        pixels = 255 - object_ if found.is_dark else object_
-        return pixels, found.is_dark, "object", found.box
+        seen = views.of_object(found.values)
+        return 255 - seen if found.is_dark else seen, found.is_dark, "object", found.box
     small = grey.resize(
         (min(grey.width, IMAGE_SIZE), min(grey.height, IMAGE_SIZE)), Image.Resampling.BOX
     )
     border = _border(small)
     is_light = bool((border > _LIGHT).mean() > _LIGHT_SHARE)
     if grey.size == (IMAGE_SIZE, IMAGE_SIZE):
-        return np.array(grey), is_light, "as it is", None
+        return np.array(grey)[None, None], is_light, "as it is", None
     ground = int(np.median(border[(border > _LIGHT) == is_light]))
-    return _centred(grey, ground), is_light, "whole", None
-
-
-def _scaled(values: np.ndarray) -> UInt8[np.ndarray, "28 28"]:
-    """Scale an object by its longer edge, with its middle in that of a square of zeros.
-
-    One that has a whole number of pixels then is placed as in :func:`_centred`.
-    """
-    side = max(values.shape)
-
-    def margin(length: int) -> float:
-        scaled = IMAGE_SIZE * length / side
-        if abs(scaled - round(scaled)) < 0.04:
-            return (IMAGE_SIZE - round(scaled) + 1) // 2 * side / IMAGE_SIZE
-        return (side - length) / 2
-
-    y, x = map(margin, values.shape)
-    top, left = int(np.ceil(y)), int(np.ceil(x))
-    padded = np.pad(values, ((top, top + 1), (left, left + 1))).astype(np.float32)
-    box = (left - x, top - y, left - x + side, top - y + side)
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    scaled = Image.fromarray(padded).resize(size, Image.Resampling.LANCZOS, box)
-    return np.asarray(scaled).clip(0, 255).round().astype(np.uint8)
-
-
-def _centred(picture: Image.Image, ground: int) -> UInt8[np.ndarray, "28 28"]:
-    """Scale a picture by its longer edge, and put it in the middle of a square."""
-    scale = IMAGE_SIZE / max(picture.size)
-    width, height = (max(1, round(length * scale)) for length in picture.size)
-    scaled = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
-    square = np.full((IMAGE_SIZE, IMAGE_SIZE), ground, dtype=np.uint8)
-    # An odd margin has its larger half left and on top, as in the data set.
-    y, x = (IMAGE_SIZE - height + 1) // 2, (IMAGE_SIZE - width + 1) // 2
-    square[y : y + height, x : x + width] = scaled.clip(0, 255).round()
-    return square
+    return views.of_whole(grey, ground)[None, None], is_light, "whole", None
 
 
 def _border(grey: Image.Image) -> UInt8[np.ndarray, " pixels"]:

@@ -77,9 +77,9 @@ class Reader(contextlib.AbstractContextManager["Reader"]):
         found = json.loads(answer)
         if isinstance(found, str):
             raise PictureError(found)
-        pixels, inverted, cut, box, small = found
+        views, inverted, cut, box, small = found
         return Picture(
-            np.array(pixels, dtype=np.uint8),
+            np.array(views, dtype=np.uint8),
             inverted,
             cut,
             tuple(box) if box else None,
@@ -130,11 +130,11 @@ def main(seconds: float, memory: int) -> None:
         path, invert, thumbnail = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            pixels, *about, small = pictures.read(Path(path), invert, thumbnail=thumbnail)
+            views, *about, small = pictures.read(Path(path), invert, thumbnail=thumbnail)
         except PictureError as error:
             answer: object = str(error)
         else:
-            answer = [pixels.tolist(), *about, None if small is None else _packed(small)]
+            answer = [views.tolist(), *about, None if small is None else _packed(small)]
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 

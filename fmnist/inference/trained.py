@@ -222,17 +222,43 @@ def probabilities(
     return torch.stack(of_models).mean(dim=0)
 
 
-def shares(
+class Familiarity(NamedTuple):
+    """How near images are to what a winner was trained on.
+
+    Attributes:
+        known: what the winner knows.
+        distances: of the images, as :func:`fmnist.functional.outliers.distances` returns them.
+    """
+
+    known: outliers.Familiar
+    distances: Float[Tensor, "looks examples"]
+
+    def of(self, images: slice) -> Familiarity:
+        """Return that of some of the images."""
+        return Familiarity(self.known, self.distances[:, images])
+
+    @property
+    def shares(self) -> Float[Tensor, " examples"]:
+        """See :func:`fmnist.functional.outliers.shares`."""
+        return outliers.shares(self.known, self.distances)
+
+    @property
+    def remoteness(self) -> Float[Tensor, " examples"]:
+        """See :func:`fmnist.functional.outliers.remoteness`."""
+        return outliers.remoteness(self.known, self.distances)
+
+
+def familiarity(
     run: Path, images: UInt8[Tensor, "examples 1 28 28"] | Float[Tensor, "examples 1 28 28"]
-) -> Float[Tensor, " examples"] | None:
-    """Return how usual images are for the winner: see :func:`fmnist.functional.outliers.shares`.
+) -> Familiarity | None:
+    """Compare images with what the winner was trained on.
 
     Args:
         run: the folder of the run.
         images: as in :func:`probabilities`.
 
     Returns:
-        float64 ``[examples]``; None for a run of an earlier version, which does not tell.
+        None for a run of an earlier version, which does not tell.
 
     Raises:
         UserError: A file of the winner is damaged.
@@ -243,14 +269,12 @@ def shares(
         return None
     params, state = models.load_model(model.path, model.model)
     with torch.no_grad():
-        shares = [
-            outliers.shares(
-                known,
-                looks_and_logits(model.model, params, state, _scaled(part), "grouped")[0],
-            )
+        looks = [
+            looks_and_logits(model.model, params, state, _scaled(part), "grouped")[0]
             for part in images.split(BATCH)
         ]
-    return torch.cat(shares)
+    distances = [outliers.distances(known.prototypes, part) for part in looks]
+    return Familiarity(known, torch.cat(distances, dim=1))
 
 
 def _scaled(images: Tensor) -> Tensor:

@@ -10,20 +10,16 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from fmnist.predict import judging
+from fmnist.predict.judging import Item
 from fmnist.rundir import found
 from fmnist.utils import command_line, interpreter, runtime
 from fmnist.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8
-    from torch import Tensor
-
-    from fmnist.inference.objects import Box
     from fmnist.inference.pictures import Invert
-    from fmnist.inference.thumbnails import Thumbnail
-    from fmnist.inference.trained import TrainedModel
     from fmnist.reports.seen import Seen
 
 PROG = "fmnist.predict"
@@ -33,20 +29,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
 LIKELIEST = 3
 NAME_WIDTH = 40
 
-WHOLE = 0.5
-"""The weight of what the network says of a picture in which no single object was found.
-
-Garments that fill the picture are recognised like others; on patterned ground, hardly ever.
-"""
-
 _ABOUT = """\
 An IMAGE is a PNG, JPEG, GIF, BMP or WebP file, or a folder: then its files with the ending of such
 a format are predicted, without those of folders in it. A picture has at most 64 megapixels, a JPEG
 256, a WebP 32. It is turned upright, made grey, cut to the object that stands out from its ground,
-and scaled to 28x28, a light object on dark as in the data set: one that is darker than its ground
-is inverted. The output says so, and where no single object was found: then the whole picture is
-scaled, and the prediction means little. --show draws what was cut out and what it became; it
-replaces no file but one that it has made.
+turned by up to 15 degrees if it then looks more like what the network was trained on, and scaled
+to 28x28, a light object on dark as in the data set: one that is darker than its ground is inverted.
+The output says so, and where no single object was found: then the whole picture is scaled, and the
+prediction means little. --show draws what was cut out and what it became; it replaces no file but
+one that it has made.
 
 What looks less like what the network was trained on than all but 1 % of the validation images do
 is told, too. In both cases the probabilities are drawn towards equal ones.
@@ -54,24 +45,6 @@ is told, too. In both cases the probabilities are drawn towards equal ones.
 The exit status is 0; 2 when a file could not be used, with a line on stderr that says which and
 why. The other files are predicted all the same.
 """
-
-
-class Item(NamedTuple):
-    """An image to predict.
-
-    Attributes:
-        name: its name in the table.
-        about: its entries in the JSON document; for a test image, also its label.
-        pixels: grey values 0-255, a light object on dark.
-        original: the picture before, if it is to be shown.
-        box: what was cut out of it.
-    """
-
-    name: str
-    about: dict[str, Any]
-    pixels: UInt8[Tensor, "28 28"]
-    original: Thumbnail | None = None
-    box: Box | None = None
 
 
 class Failures(list[dict[str, str]]):
@@ -128,7 +101,8 @@ def main(argv: Sequence[str]) -> int:
         *_pictures(paths, args.invert, failures, seen.MOST if args.show else 0),
         *_test_images(numbers, args.data, failures),
     ]
-    probabilities = _stated(run, trials, items)
+    items = judging.turn_upright(run, items)
+    probabilities = judging.stated(trials, items)
     name = f"trial {trials[0].number}, {trials[0].label}"
     which = ", ".join(str(trial.number) for trial in trials)
     source = f"mean of {len(trials)} trials ({which})" if args.ensemble else name
@@ -212,8 +186,8 @@ def _pictures(
                 failures.add("image", str(path), _line(str(error)))
             else:
                 about = {"image": str(path), "inverted": picture.inverted, "cut": picture.cut}
-                pixels, name = torch.from_numpy(picture.pixels), _line(str(path))
-                yield Item(name, about, pixels, picture.thumbnail, picture.box)
+                views, name = torch.from_numpy(picture.views), _line(str(path))
+                yield Item(name, about, views, picture.thumbnail, picture.box)
                 shown -= 1
 
 
@@ -233,7 +207,7 @@ def _test_images(words: Sequence[str], folder: Path | None, failures: Failures) 
         if 0 <= number < len(test.labels):
             about = {"test": number, "label": int(test.labels[number])}
             pixels = test.images[number, 0]
-            yield Item(f"test image {number}", about, pixels, pixels.numpy())
+            yield Item(f"test image {number}", about, pixels[None, None], pixels.numpy())
         else:
             reason = f"must be a whole number from 0 to {len(test.labels) - 1}"
             failures.add("test", word, f"--test {_line(repr(word))}: {reason}")
@@ -272,27 +246,6 @@ def _table(
     return lines
 
 
-def _stated(run: Path, trials: Sequence[TrainedModel], items: Sequence[Item]) -> list[list[float]]:
-    """Compute the probabilities, less confident ones for what is to be doubted."""
-    import torch
-
-    from fmnist.functional import outliers
-    from fmnist.inference import trained
-
-    if not items:
-        return []
-    images = torch.stack([item.pixels for item in items])[:, None]
-    said, shares = trained.probabilities(trials, images), trained.shares(run, images)
-    weights = torch.tensor([WHOLE if item.about.get("cut") == "whole" else 1.0 for item in items])
-    if shares is not None:
-        weights = weights * outliers.weights(shares)
-        for item, share in zip(items, shares.tolist(), strict=True):
-            item.about.update(share_as_far=share, unlike_training=share < outliers.UNUSUAL)
-    for item, row in zip(items, said.tolist(), strict=True):
-        item.about["raw_probabilities"] = row
-    return outliers.less_confident(said, weights).tolist()
-
-
 def _remark(item: Item, best: int, classes: Sequence[str]) -> str:
     """Say whether the prediction is right, what was done, and what to doubt."""
     about, said = item.about, []
@@ -303,6 +256,8 @@ def _remark(item: Item, best: int, classes: Sequence[str]) -> str:
         said.append("looks like nothing it was trained on")
     if about.get("cut") == "whole":
         said.append("no single object found")
+    if about.get("turned"):
+        said.append(f"turned by {abs(about['turned'])}°")
     if about.get("inverted"):
         said.append("inverted: it was dark on light")
     return "; ".join(said)
@@ -319,7 +274,7 @@ def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
         name=item.name,
         picture=item.original,
         box=item.box,
-        pixels=item.pixels.numpy(),
+        pixels=item.views[0, 0].numpy(),
         answer=f"{classes[best]}  {row[best]:.1%}",
         remark=remark,
         is_doubtful=item.about.get("cut") == "whole"

@@ -28,6 +28,10 @@ def known(seed, count=99):
     return outliers.familiar(looks, labels, some(seed + 2, count)[0])
 
 
+def shares_of(found, *looks):
+    return outliers.shares(found, outliers.distances(found.prototypes, looks))
+
+
 @settings(deadline=None, max_examples=30)
 @given(seeds, st.integers(1, 300))
 def test_a_share_is_that_of_the_images_at_least_as_far_away(seed, count):
@@ -35,7 +39,7 @@ def test_a_share_is_that_of_the_images_at_least_as_far_away(seed, count):
     distances = outliers.distances(found.prototypes, looks)
     further = (distances[:, None] >= distances[:, :, None]).sum(dim=2)  # itself included
     expected = (2 * (further.amin(dim=0) + 1).double() / (count + 1)).clamp(max=1)
-    torch.testing.assert_close(outliers.shares(found, looks), expected)
+    torch.testing.assert_close(outliers.shares(found, distances), expected)
 
 
 @settings(deadline=None, max_examples=30)
@@ -45,16 +49,24 @@ def test_a_share_falls_with_the_distance_in_any_look(seed):
     first, second = (10 * normal(50, width, seed=seed + 3) for width in (4, 6))
     order = outliers.distances(found.prototypes, (first, second))[0].argsort()
     same = second[:1].expand(50, 6)
-    shares = outliers.shares(found, (first[order], same))
+    shares = shares_of(found, first[order], same)
     assert (shares.diff() <= 0).all()
     assert ((shares > 0) & (shares <= 1)).all()
-    far = outliers.shares(found, (-torch.ones(1, 4), second[:1]))
+    far = shares_of(found, -torch.ones(1, 4), second[:1])
     assert far.item() == pytest.approx(2 / 100)
+
+
+def test_remoteness_adds_the_looks_in_units_of_their_medians():
+    found, looks = known(0), some(5)[0]
+    medians = found.distances.median(dim=1).values
+    distances = outliers.distances(found.prototypes, looks)
+    expected = distances[0] / medians[0] + distances[1] / medians[1]
+    torch.testing.assert_close(outliers.remoteness(found, distances), expected)
 
 
 def test_images_of_the_same_kind_are_seldom_unusual():
     found = known(0, 5000)
-    shares = outliers.shares(found, some(7, 5000)[0])
+    shares = shares_of(found, *some(7, 5000)[0])
     for share in (0.01, 0.1):
         assert (shares <= share).double().mean() < 1.4 * share
 
@@ -82,8 +94,8 @@ def test_few_examples_are_their_own_prototypes():
 def test_a_class_without_examples_has_no_prototypes():
     looks, labels = some(0)
     found = outliers.familiar([look[labels > 0] for look in looks], labels[labels > 0], looks)
-    shares = outliers.shares(found, [look[labels == 0] for look in looks])
-    assert shares.mean() < outliers.shares(found, [look[labels > 0] for look in looks]).mean()
+    shares = shares_of(found, *(look[labels == 0] for look in looks))
+    assert shares.mean() < shares_of(found, *(look[labels > 0] for look in looks)).mean()
 
 
 def test_looks_without_a_direction_are_far_and_finite():

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from fmnist import load
 from fmnist.inference import objects, pictures, trained
+from fmnist.predict import judging
 
 STUDY = Path(__file__).parents[2] / "studies" / "baseline"
 COUNT = 200
@@ -112,16 +113,24 @@ def tint(garment, rng):
     return picture(photo)
 
 
+def turned(angle):
+    def scene(garment, rng):
+        return white(garment, rng).rotate(angle, Image.Resampling.BICUBIC, fillcolor=255)
+
+    return scene
+
+
 SCENES = {
     "white": white, "black": black, "poor JPEG": jpeg, "noise 6": noise(6), "noise 12": noise(12),
     "gradient": gradient, "wall": wall, "shadow": shadow, "tint": tint,
     "any shadow": any_shadow, "any gradient": any_gradient,
+    "turned left": turned(15), "turned right": turned(-15),
 }  # fmt: skip
 
-LOSS = {"shadow": 0.055, "any shadow": 0.05}
-"""At most so much accuracy is lost on these few images; 0.04 where nothing is said.
+LOSS = {"any shadow": 0.05, "turned left": 0.04, "turned right": 0.04}
+"""At most so much accuracy is lost; 0.03 where nothing is said.
 
-docs/measurement.md has the losses on more images: some are above the aim of 0.03.
+docs/measurement.md has the losses on more images.
 """
 
 
@@ -134,30 +143,38 @@ def test_set():
 def accuracy(test_set):
     model = [trained.best_model(STUDY)]
 
-    def accuracy(images):
-        found = trained.probabilities(model, torch.from_numpy(np.stack(images))[:, None])
-        return (found.argmax(1) == test_set.labels[: len(images)]).double().mean().item()
+    def accuracy(items):
+        """As fmnist.predict states it."""
+        stated = judging.stated(model, judging.turn_upright(STUDY, items))
+        found = torch.tensor(stated).argmax(dim=1)
+        return (found == test_set.labels[: len(items)]).double().mean().item()
 
     return accuracy
 
 
+def item(views, cut):
+    return judging.Item("x", {"cut": cut}, torch.from_numpy(views))
+
+
 @pytest.fixture(scope="module")
 def as_they_are(test_set, accuracy):
-    return accuracy([*test_set.images[:COUNT, 0].numpy()])
+    images = test_set.images[:COUNT, :, None].numpy()
+    return accuracy([item(image, "as it is") for image in images])
 
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_photographs_are_predicted_nearly_as_the_images(
     scene, test_set, accuracy, as_they_are, tmp_path
 ):
-    rng, seen, cuts = np.random.default_rng(0), [], []
+    rng, items = np.random.default_rng(0), []
     for garment in test_set.images[:COUNT, 0].numpy():
         SCENES[scene](garment, rng).save(tmp_path / "photo.png")
         found = pictures.read(tmp_path / "photo.png")
-        seen.append(found.pixels)
-        cuts.append(found.cut)
-    assert accuracy(seen) >= as_they_are - LOSS.get(scene, 0.04) - 1e-9
-    assert cuts.count("object") >= 0.97 * COUNT
+        items.append(item(found.views, found.cut))
+    assert accuracy(items) >= as_they_are - LOSS.get(scene, 0.03) - 1e-9
+    assert sum(item.about["cut"] == "object" for item in items) >= 0.97 * COUNT
+    if not scene.startswith("turned"):
+        assert sum(item.about["turned"] != 0 for item in items if "turned" in item.about) < 50
 
 
 def page(rng):
@@ -179,6 +196,8 @@ NOTHING = {
     "even": lambda rng: picture(WHITE - rng.integers(0, 200)),
     "even, with a camera's noise": lambda rng: picture(180 + rng.normal(0, 8, WHITE.shape)),
     "gradient": lambda rng: picture(X * 255 / WIDTH),
+    "two halves": lambda rng: picture(np.where(X < WIDTH / 2, *rng.choice([0, 90, 170, 255], 2))),
+    "two halves of a square": lambda rng: picture((X < HEIGHT / 2)[:, :HEIGHT] * 255.0),
     "two of a kind": lambda rng: two(rng, 1.0),
     "two of different sizes": lambda rng: two(rng, rng.uniform(0.8, 0.95)),
 }

@@ -58,7 +58,7 @@ def test_what_the_winner_knows_is_small_and_read_as_it_was_written(run, known):
 
 def test_about_one_of_a_hundred_test_images_is_unlike(run):
     images = load().test.images
-    shares = trained.shares(run, images)
+    shares = trained.familiarity(run, images).shares
     assert (shares < outliers.UNUSUAL).double().mean() < 0.015
     raw = trained.probabilities([trained.best_model(run)], images)
     stated = outliers.less_confident(raw, outliers.weights(shares))
@@ -122,7 +122,7 @@ def drawing(rng):
 
 
 NO_GARMENT = {"face": face, "letter": letter, "ring": ring, "star": star}
-AT_LEAST = {"face": 0.9, "letter": 0.6, "ring": 0.9, "star": 0.9}
+AT_LEAST = {"face": 0.75, "letter": 0.5, "ring": 0.9, "star": 0.9}
 
 
 def test_an_unlike_picture_is_told_with_a_lower_confidence(run, known, tmp_path, capsys):
@@ -144,6 +144,25 @@ def test_an_unlike_picture_is_told_with_a_lower_confidence(run, known, tmp_path,
     lines = capsys.readouterr().out.splitlines()[1:]
     assert lines[0].endswith("   looks like nothing it was trained on")
     assert lines[1].endswith("   right; looks like nothing it was trained on")
+
+
+def test_a_garment_that_was_turned_is_turned_back(run, tmp_path, capsys):
+    garment = Image.fromarray(255 - load().test.images[1, 0].numpy())  # a pullover
+    photo = Image.new("L", (280, 210), 255)
+    photo.paste(garment.resize((112, 112)), (84, 49))
+    for angle in (0, 15, -15):
+        photo.rotate(angle, fillcolor=255).save(tmp_path / f"{angle}.png")
+    found = predicted(capsys, run, *(tmp_path / f"{angle}.png" for angle in (0, 15, -15)))
+    assert [item["turned"] for item in found] in ([0, -15, 15], [0, -10, 10], [0, -15, 10], [0, -10, 15])
+    assert [item["likeliest"][0]["class"] for item in found] == ["Pullover"] * 3
+    assert predict.main(["--run", str(run), str(tmp_path / "15.png")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("   turned by 15°; inverted: it was dark on light")
+
+
+def test_the_committed_file_is_made_of_the_committed_parameters(known):
+    found = models.load_features(models.features_path(STUDY))
+    torch.testing.assert_close(found.distances, known.distances, atol=1e-3, rtol=1e-2)
 
 
 def test_a_run_of_an_earlier_version_says_nothing(run, tmp_path, capsys):
