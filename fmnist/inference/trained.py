@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from fmnist.config import loading
@@ -243,6 +243,11 @@ class Familiarity(NamedTuple):
         return outliers.shares(self.known, self.distances)
 
     @property
+    def unlike(self) -> Bool[Tensor, " examples"]:
+        """Which of the images look like nothing that the winner was trained on."""
+        return self.shares < outliers.UNUSUAL
+
+    @property
     def remoteness(self) -> Float[Tensor, " examples"]:
         """See :func:`fmnist.functional.outliers.remoteness`."""
         return outliers.remoteness(self.known, self.distances)
@@ -264,10 +269,10 @@ def familiarity(
         UserError: A file of the winner is damaged.
     """
     model = best_model(run)
+    params, state = models.load_model(model.path, model.model)
     known = models.load_features(models.features_path(run), model.model)
     if known is None:
         return None
-    params, state = models.load_model(model.path, model.model)
     with torch.no_grad():
         looks = [
             looks_and_logits(model.model, params, state, _scaled(part), "grouped")[0]
@@ -275,6 +280,21 @@ def familiarity(
         ]
     distances = [outliers.distances(known.prototypes, part) for part in looks]
     return Familiarity(known, torch.cat(distances, dim=1))
+
+
+def less_confident(
+    probabilities: Float[Tensor, "examples 10"],
+    weights: Float[Tensor, " examples"],
+    shares: Float[Tensor, " examples"],
+) -> Float[Tensor, "examples 10"]:
+    """Mix probabilities with equal ones where they are to be doubted.
+
+    Args:
+        probabilities: what the network says.
+        weights: above 0 to 1.
+        shares: those of :class:`Familiarity`; a small one lowers the weight further.
+    """
+    return outliers.less_confident(probabilities, weights * outliers.weights(shares))
 
 
 def _scaled(images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def of_object(values: np.ndarray) -> UInt8[np.ndarray, "5 3 28 28"]:
     """Turn and scale an object; and scale it with a pixel of ground at its left, and at its right.
 
     A network that was trained on objects that are all in one place is sensitive to it: the mean of
-    the three is right for up to 2 % more of the photographs (docs/measurement.md).
+    the three is right for 0.6 % more of the photographs (docs/measurement.md).
     """
     picture = Image.fromarray(values.astype(np.float32))
     small = picture.reduce(max(1, max(values.shape) // (4 * IMAGE_SIZE)))

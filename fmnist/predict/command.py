@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist.predict import judging
-from fmnist.predict.judging import Item
+from fmnist.inference import judging
+from fmnist.inference.judging import Item
 from fmnist.rundir import found
 from fmnist.utils import command_line, interpreter, runtime
 from fmnist.utils.errors import UserError

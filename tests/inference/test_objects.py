@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from fmnist import load
-from fmnist.inference import objects, pictures, trained
-from fmnist.predict import judging
+from fmnist.inference import judging, objects, pictures, trained
 
 STUDY = Path(__file__).parents[2] / "studies" / "baseline"
 COUNT = 200

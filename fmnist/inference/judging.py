@@ -58,7 +58,6 @@ def turn_upright(run: Path, items: Sequence[Item]) -> list[Item]:
     """
     import torch
 
-    from fmnist.functional import outliers
     from fmnist.inference import trained
     from fmnist.inference.views import ANGLES
 
@@ -72,8 +71,8 @@ def turn_upright(run: Path, items: Sequence[Item]) -> list[Item]:
             begin += len(item.views)
             effort = TURNING * torch.tensor(ANGLES[: len(item.views)]).abs()
             chosen = int((of.remoteness + effort).argmin())
-            share = of.shares[chosen].item()
-            item.about.update(share_as_far=share, unlike_training=share < outliers.UNUSUAL)
+            item.about["share_as_far"] = of.shares[chosen].item()
+            item.about["unlike_training"] = bool(of.unlike[chosen])
         if item.about.get("cut") == "object":
             item.about["turned"] = ANGLES[chosen]
         turned.append(item._replace(views=item.views[chosen : chosen + 1]))
@@ -95,7 +94,6 @@ def stated(trials: Sequence[TrainedModel], items: Sequence[Item]) -> list[list[f
     """
     import torch
 
-    from fmnist.functional import outliers
     from fmnist.inference import trained
 
     if not items:
@@ -107,4 +105,4 @@ def stated(trials: Sequence[TrainedModel], items: Sequence[Item]) -> list[list[f
     shares = torch.tensor([item.about.get("share_as_far", 1.0) for item in items])
     for item, row in zip(items, said.tolist(), strict=True):
         item.about["raw_probabilities"] = row
-    return outliers.less_confident(said, weights * outliers.weights(shares)).tolist()
+    return trained.less_confident(said, weights, shares).tolist()
