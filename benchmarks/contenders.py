@@ -31,14 +31,20 @@ class Contender:
     """One engine at one batch size and number of lanes."""
 
     sequential = False  # trains lane after lane; the time per trial does not depend on their number
+    trials = 1  # that a sequential one trains at once
 
-    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
-        self.split, self.batch_size, self.lanes = split, batch_size, lanes
+    def __init__(
+        self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
+    ) -> None:
+        self.split, self.batch_size, self.lanes, self.model = split, batch_size, lanes, model
         self.done = 0
 
     def epoch(self) -> list[float]:
         """Train one epoch of every lane. Return the mean training loss of each."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """End what it started."""
 
 
 class Lanes(Contender):
@@ -46,11 +52,17 @@ class Lanes(Contender):
 
     precision = "float32"
 
-    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
-        super().__init__(split, batch_size, lanes)
+    def __init__(
+        self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
+    ) -> None:
+        super().__init__(split, batch_size, lanes, model)
         probe = Split(split.images[:1], split.labels[:1])  # evaluation should take no time
         self._epochs = fmnist.fit(
-            fmnist.cnn(precision=self.precision), fmnist.adam, split, probe,
+            fmnist.cnn(
+                channels=model.channels, hidden=model.hidden, kernel_size=model.kernel_size,
+                precision=self.precision,
+            ),
+            fmnist.adam, split, probe,
             lanes={"learning_rate": [rate(i) for i in range(lanes)]},
             batch_size=batch_size, epochs=1 << 30,
         )  # fmt: skip
@@ -66,12 +78,14 @@ class Eager(Contender):
     sequential = True
     memory_format = torch.contiguous_format
 
-    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
-        super().__init__(split, batch_size, lanes)
+    def __init__(
+        self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
+    ) -> None:
+        super().__init__(split, batch_size, lanes, model)
         probe = Split(split.images[:1], split.labels[:1])
         self._epochs = [
             fit_reference(
-                ModelConfig(), "adam", NUMBERS | {"learning_rate": rate(i)}, split, probe,
+                model, "adam", NUMBERS | {"learning_rate": rate(i)}, split, probe,
                 batch_size=batch_size, seed=0, epochs=1 << 30, memory_format=self.memory_format,
             )
             for i in range(lanes)
@@ -94,12 +108,14 @@ class _OwnLoop(Contender):
     sequential = True
     fused = True
 
-    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
-        super().__init__(split, batch_size, lanes)
+    def __init__(
+        self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
+    ) -> None:
+        super().__init__(split, batch_size, lanes, model)
         self._trained = []
         for i in range(lanes):
             torch.manual_seed(0)
-            network = Network().to(split.images.device)
+            network = Network(model).to(split.images.device)
             optimizer = torch.optim.Adam(network.parameters(), lr=rate(i), fused=self.fused)
             self._trained.append((network, optimizer, self.forward(network)))
 
@@ -184,12 +200,13 @@ class DataLoaderStyle(_OwnLoop):
 class StraightVmap(Contender):
     """Plain ``vmap(grad)`` of torch, without the kernels and the tracing of this package."""
 
-    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
-        super().__init__(split, batch_size, lanes)
+    def __init__(
+        self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
+    ) -> None:
+        super().__init__(split, batch_size, lanes, model)
         device = split.images.device
-        network = Network()
         torch.manual_seed(0)
-        network = Network().to(device)
+        network = Network(model).to(device)
         self._network = network
         stacked = [
             {name: torch.stack([t.detach()] * lanes) for name, t in tensors}

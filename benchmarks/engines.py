@@ -17,17 +17,24 @@ from fmnist.utils import runtime
 runtime.prepare()  # before torch, as the commands do it; all engines benefit
 
 import contenders
+import processes
 import torch
 from common import machine, median, prepare, spread, table, timed, write_json
 
+from fmnist.functional.types import ModelConfig
+
 EPOCH = 60_000
-REFERENCES = ("eager", "eager channels last")
+PER_CORE = ("eager on a core each", "eager channels last on a core each")
+ONE_PROCESS = ("eager", "eager channels last")
 
 ENGINES = {
     "original style": contenders.DataLoaderStyle,
     "eager": contenders.Eager,
     "eager channels last": contenders.EagerChannelsLast,
+    "eager on a core each": processes.EagerPerCore,
+    "eager channels last on a core each": processes.EagerChannelsLastPerCore,
     "compiled": contenders.Compiled,
+    "compiled on a core each": processes.CompiledPerCore,
     "compiled, CUDA graphs": contenders.CompiledGraphs,
     "straight vmap": contenders.StraightVmap,
     "lanes": contenders.Lanes,
@@ -56,6 +63,8 @@ def main() -> int:
     parser.add_argument("--engines", help="comma-separated; default: all that are there")
     parser.add_argument("--batch-sizes", default="100,500,1000")
     parser.add_argument("--lanes", help="comma-separated lane counts")
+    parser.add_argument("--channels", default="12,24", help="of the blocks of the network")
+    parser.add_argument("--kernel-size", type=int, default=5)
     parser.add_argument("--images", type=int, default=0, help="of an epoch; times are scaled")
     parser.add_argument("--rounds", type=int, default=0, help="turns each engine takes")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds a turn may take")
@@ -70,11 +79,20 @@ def main() -> int:
         engines["JAX jit(vmap)"] = Jax
     except ImportError:
         print("JAX is not installed (extra: bench); it is left out", file=sys.stderr)
+    model = ModelConfig(
+        channels=tuple(map(int, args.channels.split(","))), kernel_size=args.kernel_size
+    )
     if device.type != "cuda":
         del engines["compiled, CUDA graphs"]
+    else:
+        for name in [name for name in engines if name.endswith("on a core each")]:
+            del engines[name]
+    if model != ModelConfig():
+        engines.pop("JAX jit(vmap)", None)  # it has this network alone
     if args.quick:
-        for slow in ("original style", "compiled", "JAX jit(vmap)"):
-            engines.pop(slow, None)
+        slow = ("original style", "compiled", "compiled on a core each", "JAX jit(vmap)")
+        for name in slow:
+            engines.pop(name, None)
     if args.engines:
         engines = {name: engines[name] for name in args.engines.split(",")}
     most = (64, 128) if device.type == "cuda" else ()
@@ -84,10 +102,11 @@ def main() -> int:
     rounds = args.rounds or (5 if args.quick else 3)
     split = prepare(args.images or (6_000 if args.quick else 10_000), device)
     # Numba compiles once on a machine; no engine should be charged for it.
-    contenders.Lanes(contenders.Split(split.images[:64], split.labels[:64]), 32, 1).epoch()
+    few = contenders.Split(split.images[:64], split.labels[:64])
+    contenders.Lanes(few, 32, 1, model).epoch()
     rows: list[Row] = []
     for batch_size in map(int, args.batch_sizes.split(",")):
-        rows += measure(engines, split, batch_size, lanes, rounds, args.budget)
+        rows += measure(engines, split, batch_size, lanes, rounds, args.budget, model)
     print(table(
         ["engine", "batch size", "lanes", "seconds / trial / epoch", "spread", "loss"],
         [[r.engine, r.batch_size, r.lanes, f"{r.seconds_per_trial_epoch:.2f}",
@@ -100,7 +119,12 @@ def main() -> int:
     write_json(
         args.json,
         {
-            "about": machine(device) | {"images": len(split.labels)},
+            "about": machine(device)
+            | {
+                "images": len(split.labels),
+                "channels": args.channels,
+                "kernel_size": args.kernel_size,
+            },
             "rows": [asdict(row) for row in rows],
             "ratios": found,
         },
@@ -117,13 +141,14 @@ def measure(
     lanes: list[int],
     rounds: int,
     budget: float,
+    model: ModelConfig = ModelConfig(),
 ) -> list[Row]:
     """Measure one batch size. In each round, every engine and number of lanes has a turn."""
     field: dict[tuple[str, int], contenders.Contender] = {}
     for name, engine in engines.items():
         for count in [1] if engine.sequential else lanes:
             began = time.perf_counter()
-            contender = engine(split, batch_size, count)
+            contender = engine(split, batch_size, count, model)
             contender.epoch()  # compiles, traces, fills caches
             took = time.perf_counter() - began
             print(f"{name}, batch size {batch_size}, {count} lanes: {took:.1f} s", file=sys.stderr)
@@ -136,8 +161,11 @@ def measure(
         for key, contender in field.items():
             ended: list[float] = []
             took = timed(lambda c=contender, e=ended: e.extend(c.epoch()), split.images.device)
-            seconds[key].append(took / key[1] * EPOCH / len(split.labels))
+            per_trial = took / (key[1] * contender.trials)
+            seconds[key].append(per_trial * EPOCH / len(split.labels))
             losses[key] = ended[0]
+    for contender in field.values():
+        contender.close()
     # Equal work gives equal losses: the same seed, order, steps and optimizer.
     expected = median(list(losses.values()))
     for key, loss in losses.items():
@@ -150,14 +178,20 @@ def measure(
 
 
 def ratios(rows: list[Row]) -> dict[str, object]:
-    """Return ratios such as the better eager reference over the lanes, for each batch size."""
+    """Return ratios such as the best eager peer over the lanes, for each batch size.
+
+    On a CPU the peers are those with a process a core, in the better layout; else one process.
+    """
     at = {(r.engine, r.batch_size, r.lanes): r.seconds_per_trial_epoch for r in rows}
     sizes = sorted({r.batch_size for r in rows})
     found: dict[str, object] = {}
 
     def best(size: int) -> float | None:
-        times = [at[name, size, 1] for name in REFERENCES if (name, size, 1) in at]
-        return min(times, default=None)
+        for names in (PER_CORE, ONE_PROCESS):
+            times = [at[name, size, 1] for name in names if (name, size, 1) in at]
+            if times:
+                return min(times)
+        return None
 
     def over(numerators: dict[int, float | None], engine: str, lanes: int) -> dict[str, float]:
         return {
@@ -168,6 +202,7 @@ def ratios(rows: list[Row]) -> dict[str, object]:
 
     references = {size: best(size) for size in sizes}
     found["reference_over_lanes"] = over(references, "lanes", 2)
+    found["reference_over_8_lanes"] = over(references, "lanes", 8)
     if all((("lanes", size, 2) in at and references[size]) for size in sizes):
         reference = sum(references[size] or 0 for size in sizes)
         found["baseline_grid"] = round(reference / sum(at["lanes", s, 2] for s in sizes), 2)

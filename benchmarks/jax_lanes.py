@@ -12,7 +12,7 @@ from contenders import Contender, rate
 from jax import lax
 
 from fmnist.functional import batching, cnn
-from fmnist.functional.types import Split
+from fmnist.functional.types import ModelConfig, Split
 
 
 def _block(params, name, x):  # noqa: ANN001
@@ -57,8 +57,10 @@ def _step(carry, images, labels, learning_rate):  # noqa: ANN001
 class Jax(Contender):
     """``jit(vmap(train_step))``, called once a step. It also gathers and scales the images."""
 
-    def __init__(self, split: Split, batch_size: int, lanes: int) -> None:
-        super().__init__(split, batch_size, lanes)
+    def __init__(
+        self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
+    ) -> None:
+        super().__init__(split, batch_size, lanes, model)
         self._images, self._labels = (
             jnp.asarray(split.images.numpy()),
             jnp.asarray(split.labels.numpy()),

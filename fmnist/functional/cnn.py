@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -160,6 +160,27 @@ def init(
         empty = torch.empty(shape, dtype=torch.float32, device=cpu)
         return empty.uniform_(-bound, bound, generator=generator).to(dtype)
 
+    return _trees(config, uniform, torch.empty(0, dtype=dtype, device=cpu))
+
+
+def shapes(config: ModelConfig) -> tuple[Params, State]:
+    """Return trees like those of :func:`init` on the device ``meta``, which need no memory.
+
+    Args:
+        config: the settings; they may describe a network of gigabytes.
+
+    Raises:
+        ValueError: As in :func:`init`.
+    """
+    nothing = torch.empty(0, device="meta")
+    return _trees(config, lambda shape, bound: nothing.new_empty(shape), nothing)
+
+
+def _trees(
+    config: ModelConfig, uniform: Callable[[tuple[int, ...], float], Tensor], like: Tensor
+) -> tuple[Params, State]:
+    """Return parameters and running statistics; those that are not random are like a tensor."""
+
     def layer(*shape: int) -> dict[str, Tensor]:
         fan_in = math.prod(shape[1:])
         # torch.nn reaches 1/sqrt(fan_in) by way of kaiming_uniform_(a=sqrt(5)); the same
@@ -173,9 +194,7 @@ def init(
     inputs = 1
     for i, outputs in enumerate(config.channels, 1):
         params[f"conv{i}"] = layer(outputs, inputs, config.kernel_size, config.kernel_size)
-        ones, zeros = (
-            torch.full((outputs,), value, dtype=dtype, device=cpu) for value in (1.0, 0.0)
-        )
+        ones, zeros = like.new_ones(outputs), like.new_zeros(outputs)
         params[f"norm{i}"] = {"weight": ones, "bias": zeros}
         state[f"norm{i}"] = {"running_mean": zeros.clone(), "running_var": ones.clone()}
         inputs = outputs

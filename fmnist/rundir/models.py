@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fmnist.config.factory import AnyModelConfig, build_model, look_widths
 from fmnist.config.settings import clipped
+from fmnist.functional import cnn
 from fmnist.functional.cnn import CLASS_COUNT
 from fmnist.functional.outliers import PROTOTYPES, Familiar
 from fmnist.functional.types import ModelConfig, Params, State
@@ -165,11 +166,7 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
 
 def _like(config: AnyModelConfig) -> tuple[Params, State]:
     """Return trees of the shapes of a model. Those of the built-in network need no memory."""
-    model = build_model(config)
-    if isinstance(config, ModelConfig):  # the settings may describe a network of gigabytes
-        with torch.device("meta"):
-            return model.init(0)
-    return model.init(0)
+    return cnn.shapes(config) if isinstance(config, ModelConfig) else build_model(config).init(0)
 
 
 def named_leaves(tree: Any, *, skip: int = 0) -> tuple[list[str], list[Tensor], optree.PyTreeSpec]:

@@ -50,6 +50,16 @@ def test_init_equals_the_reference_model_bit_for_bit(seed, config):
     assert_close(state, expected_state, rtol=0)
 
 
+@settings(deadline=None, max_examples=20)
+@given(CONFIGS)
+def test_shapes_are_those_of_init_without_memory(config):
+    found, expected = cnn.shapes(config), cnn.init(0, config)
+    assert optree.tree_structure(found) == optree.tree_structure(expected)
+    leaves = zip(optree.tree_leaves(found), optree.tree_leaves(expected), strict=True)
+    for shape, leaf in leaves:
+        assert (shape.device.type, shape.shape, shape.dtype) == ("meta", leaf.shape, leaf.dtype)
+
+
 @given(seeds, CONFIGS, st.integers(1, 5), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_logits_gradients_and_statistics_equal_the_reference_model(
