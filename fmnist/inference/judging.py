@@ -58,6 +58,7 @@ def turn_upright(run: Path, items: Sequence[Item]) -> list[Item]:
     """
     import torch
 
+    from fmnist.functional import outliers
     from fmnist.inference import trained
     from fmnist.inference.views import ANGLES
 
@@ -67,12 +68,12 @@ def turn_upright(run: Path, items: Sequence[Item]) -> list[Item]:
     for item in items:
         chosen = 0
         if near is not None:
-            of = near.of(slice(begin, begin + len(item.views)))
-            begin += len(item.views)
+            own = slice(begin, begin + len(item.views))
             effort = TURNING * torch.tensor(ANGLES[: len(item.views)]).abs()
-            chosen = int((of.remoteness + effort).argmin())
-            item.about["share_as_far"] = of.shares[chosen].item()
-            item.about["unlike_training"] = bool(of.unlike[chosen])
+            chosen = int((near.remoteness[own] + effort).argmin())
+            share = near.shares[own][chosen].item()
+            item.about.update(share_as_far=share, unlike_training=share < outliers.UNUSUAL)
+            begin = own.stop
         if item.about.get("cut") == "object":
             item.about["turned"] = ANGLES[chosen]
         turned.append(item._replace(views=item.views[chosen : chosen + 1]))
@@ -94,6 +95,7 @@ def stated(trials: Sequence[TrainedModel], items: Sequence[Item]) -> list[list[f
     """
     import torch
 
+    from fmnist.functional import outliers
     from fmnist.inference import trained
 
     if not items:
@@ -105,4 +107,4 @@ def stated(trials: Sequence[TrainedModel], items: Sequence[Item]) -> list[list[f
     shares = torch.tensor([item.about.get("share_as_far", 1.0) for item in items])
     for item, row in zip(items, said.tolist(), strict=True):
         item.about["raw_probabilities"] = row
-    return trained.less_confident(said, weights, shares).tolist()
+    return outliers.less_confident(said, weights * outliers.weights(shares)).tolist()

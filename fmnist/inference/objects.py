@@ -53,6 +53,9 @@ QUIET = 0.75
 ROUGH = 10.0
 """The noise of a ground that is no smooth surface, at least."""
 
+SEEN = 13.0
+"""The least grey value of a pixel of an object."""
+
 FAINT = 0.1
 """The edge of the object: this share of its contrast."""
 
@@ -186,7 +189,7 @@ def _clear(values: Grey, inside: Mask, noisy: bool) -> tuple[slice, slice]:
     if not inside.any():
         return slice(0, None), slice(0, None)
     smooth = _blurred(values, max(values.shape) / 112) if noisy else values
-    clear = smooth > max(13.0, FAINT * float(np.percentile(values[inside], 90)))
+    clear = smooth > max(SEEN, FAINT * float(np.percentile(values[inside], 90)))
     rows, columns = (np.flatnonzero(clear.any(axis)) for axis in (1, 0))
     if not len(rows):
         return slice(0, None), slice(0, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fmnist.config import loading
@@ -226,31 +226,12 @@ class Familiarity(NamedTuple):
     """How near images are to what a winner was trained on.
 
     Attributes:
-        known: what the winner knows.
-        distances: of the images, as :func:`fmnist.functional.outliers.distances` returns them.
+        shares: see :func:`fmnist.functional.outliers.shares`.
+        remoteness: see :func:`fmnist.functional.outliers.remoteness`.
     """
 
-    known: outliers.Familiar
-    distances: Float[Tensor, "looks examples"]
-
-    def of(self, images: slice) -> Familiarity:
-        """Return that of some of the images."""
-        return Familiarity(self.known, self.distances[:, images])
-
-    @property
-    def shares(self) -> Float[Tensor, " examples"]:
-        """See :func:`fmnist.functional.outliers.shares`."""
-        return outliers.shares(self.known, self.distances)
-
-    @property
-    def unlike(self) -> Bool[Tensor, " examples"]:
-        """Which of the images look like nothing that the winner was trained on."""
-        return self.shares < outliers.UNUSUAL
-
-    @property
-    def remoteness(self) -> Float[Tensor, " examples"]:
-        """See :func:`fmnist.functional.outliers.remoteness`."""
-        return outliers.remoteness(self.known, self.distances)
+    shares: Float[Tensor, " examples"]
+    remoteness: Float[Tensor, " examples"]
 
 
 def familiarity(
@@ -278,23 +259,8 @@ def familiarity(
             looks_and_logits(model.model, params, state, _scaled(part), "grouped")[0]
             for part in images.split(BATCH)
         ]
-    distances = [outliers.distances(known.prototypes, part) for part in looks]
-    return Familiarity(known, torch.cat(distances, dim=1))
-
-
-def less_confident(
-    probabilities: Float[Tensor, "examples 10"],
-    weights: Float[Tensor, " examples"],
-    shares: Float[Tensor, " examples"],
-) -> Float[Tensor, "examples 10"]:
-    """Mix probabilities with equal ones where they are to be doubted.
-
-    Args:
-        probabilities: what the network says.
-        weights: above 0 to 1.
-        shares: those of :class:`Familiarity`; a small one lowers the weight further.
-    """
-    return outliers.less_confident(probabilities, weights * outliers.weights(shares))
+    distances = torch.cat([outliers.distances(known.prototypes, part) for part in looks], dim=1)
+    return Familiarity(outliers.shares(known, distances), outliers.remoteness(known, distances))
 
 
 def _scaled(images: Tensor) -> Tensor:

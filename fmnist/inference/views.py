@@ -6,19 +6,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fmnist.inference.objects import SEEN
+
 IMAGE_SIZE = 28
 ANGLES = (0, 10, -10, 15, -15)
 """Degrees, counterclockwise, by which an object is turned to see in which way it is upright."""
-
-_SEEN = 13
-"""The least grey value of an object."""
 
 
 def of_object(values: np.ndarray) -> UInt8[np.ndarray, "5 3 28 28"]:
     """Turn and scale an object; and scale it with a pixel of ground at its left, and at its right.
 
     A network that was trained on objects that are all in one place is sensitive to it: the mean of
-    the three is right for 0.6 % more of the photographs (docs/measurement.md).
+    the three is right for 0.5 % more of the photographs (docs/measurement.md).
     """
     picture = Image.fromarray(values.astype(np.float32))
     small = picture.reduce(max(1, max(values.shape) // (4 * IMAGE_SIZE)))
@@ -34,7 +33,7 @@ def of_object(values: np.ndarray) -> UInt8[np.ndarray, "5 3 28 28"]:
 def _turned(picture: Image.Image, angle: float) -> np.ndarray:
     """Turn an object counterclockwise by an angle in degrees, and cut the empty border away."""
     turned = np.asarray(picture.rotate(angle, Image.Resampling.BILINEAR, expand=True))
-    rows, columns = (np.flatnonzero((turned > _SEEN).any(axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((turned > SEEN).any(axis)) for axis in (1, 0))
     if not len(rows):
         return turned
     return turned[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
