@@ -28,17 +28,19 @@ EXAMPLES = st.integers(1, 40)
 
 @st.composite
 def problems(draw, examples=EXAMPLES):
-    """Shapes of images and weights that leave at least one square to pool."""
-    kernel, inputs, outputs = (draw(st.integers(1, most)) for most in (4, 3, 13))
-    height, width = (draw(st.integers(kernel + 1, kernel + 6)) for _ in range(2))
-    return (draw(examples), inputs, height, width), (outputs, inputs, kernel, kernel)
+    """Shapes of images and weights that leave at least one square to pool, and a frame."""
+    kernel, inputs, outputs = (draw(st.integers(1, most)) for most in (7, 9, 29))
+    frame = draw(st.just((0, 0)) | st.tuples(*[st.integers(0, kernel - 1)] * 2))
+    least = max(1, kernel + 1 - sum(frame))
+    height, width = (draw(st.integers(least, least + 6)) for _ in range(2))
+    return (draw(examples), inputs, height, width), (outputs, inputs, kernel, kernel), frame
 
 
-def everything(packed, weight, gamma, beta, upstream, wanted=(0, 1, 2, 3)):
+def everything(packed, weight, gamma, beta, upstream, wanted=(0, 1, 2, 3), frame=(0, 0)):
     """Outputs, statistics and the gradients for the arguments ``wanted``."""
 
     def loss(*inputs):
-        pooled, *rest = block.conv_block(*inputs, len(upstream))
+        pooled, *rest = block.conv_block(*inputs, len(upstream), frame)
         pooled = block.unpack(pooled, len(upstream))
         return (pooled * upstream).sum(), [pooled, *rest]
 

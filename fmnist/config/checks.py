@@ -79,16 +79,21 @@ def _check_factory(study: StudyConfig, model: FactoryConfig) -> None:
 
 
 def _check_kernels(study: StudyConfig) -> None:
-    for channels, kernel in product(study.values("channels"), study.values("kernel_size")):
-        if not _fits(channels, kernel):
-            largest = max(k for k in range(1, 28) if _fits(channels, k))
+    settings = product(*map(study.values, ("channels", "kernel_size", "padding")))
+    for channels, kernel, padding in settings:
+        if padding != "same" and padding >= kernel:
+            reason = f'must be below the kernel_size, at most {kernel - 1}, or "same"'
+            raise ConfigError(reason, "padding", padding, also=("kernel_size",))
+        if not _fits(channels, kernel, padding):
+            largest = max(k for k in range(1, 28) if _fits(channels, k, padding))
             reason = f"must be at most {largest} for the {len(channels)} convolutions"
             reason += f" of channels = {shown(channels)} to fit 28 x 28 images"
             raise ConfigError(reason, "kernel_size", kernel, also=("channels",))
 
 
-def _fits(channels: tuple[int, ...], kernel: int) -> bool:
+def _fits(channels: tuple[int, ...], kernel: int, padding: int | str) -> bool:
     side = 28
-    for _ in channels:
-        side = (side - kernel + 1) // 2  # a convolution without padding, then max pool 2
+    added = kernel - 1 if padding == "same" else 2 * int(padding)
+    for _ in channels:  # a convolution, then max pool 2
+        side = (side + added - kernel + 1) // 2
     return side >= 1

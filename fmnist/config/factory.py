@@ -228,8 +228,9 @@ def looks_and_logits(
         return (outlines, logits), logits
     compute = cnn.compute_dtype(config)
     seen, _ = features.features(
-        params, state, images, train=False, compute=compute, convolution=convolution
-    )
+        params, state, images,
+        train=False, compute=compute, convolution=convolution, frame=cnn.frame(config),
+    )  # fmt: skip
     last = cnn.hidden(params, state, seen, compute)
     looks = (outlines, seen, last) if config.hidden else (outlines, last)
     return looks, cnn.head(params, state, last, compute)

@@ -28,6 +28,12 @@ def integer(low: int, high: int) -> Kind:
     return Kind(int, f"an integer from {low} to {high}", lambda n: low <= n <= high)
 
 
+def integer_or(low: int, high: int, word: str) -> Kind:
+    """An integer from ``low`` to ``high``, or a word."""
+    allowed = f'an integer from {low} to {high}, or "{word}"'
+    return Kind(int, allowed, lambda n: n == word or low <= n <= high, (word,))
+
+
 def integers(fewest: int, most: int, high: int, example: str) -> Kind:
     """A tuple of ``fewest`` to ``most`` integers from 1 to ``high``."""
     return Kind(

@@ -109,6 +109,7 @@ USUAL: Mapping[str, str] = {
     "channels": "filters conv widths width out_channels features",
     "hidden": "layers units hidden_size hidden_sizes hidden_units neurons dense fc mlp",
     "kernel_size": "kernel kernels ks filter_size",
+    "padding": "pad pads",
     "dropout": "drop p dropout_rate drop_rate",
     "precision": "dtype amp fp16 bf16 half",
     "validation_accuracy": "accuracy acc val_acc val_accuracy",
@@ -200,6 +201,8 @@ class Setting:
             return value if math.isfinite(value) else None
         if isinstance(raw, bool) and kind is not bool:
             return None
+        if raw in self.kind.choices:
+            return raw
         return kind(raw) if isinstance(raw, kind) else None
 
 
@@ -238,6 +241,7 @@ SETTINGS: Mapping[str, Setting] = {
         ),
         # Images are 28 x 28, and pooling needs 2 x 2 pixels after the first convolution.
         Setting("kernel_size", "model", "static", kinds.integer(1, 27)),
+        Setting("padding", "model", "static", kinds.integer_or(0, 26, "same")),
         Setting("dropout", "model", "static", kinds.BELOW_ONE, need=_HIDDEN),
         Setting("precision", "model", "static", kinds.choice("float32", "tf32", "bfloat16")),
         Setting("algorithm", "optimizer", "static", kinds.choice("adam", "adamw", "sgd")),

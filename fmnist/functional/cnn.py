@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmnist.functional import features, layers
 from fmnist.functional.kernels import conv
-from fmnist.functional.types import Model, ModelConfig, Params, State
+from fmnist.functional.types import Frame, Model, ModelConfig, Params, State
 
 IMAGE_SIZE = 28
 """Height and width of an image in pixels."""
@@ -33,6 +33,7 @@ def cnn(
     channels: Sequence[int] = (12, 24),
     hidden: Sequence[int] = (120, 60),
     kernel_size: int = 5,
+    padding: int | str = 0,
     dropout: float = 0.0,
     precision: str = "float32",
     convolution: str = "auto",
@@ -43,6 +44,8 @@ def cnn(
         channels: output channels of each convolution block.
         hidden: widths of the hidden linear layers; may be empty.
         kernel_size: side of the square convolution kernels.
+        padding: rows and columns of zeros on each side of the images of a convolution, below
+            ``kernel_size``; or ``"same"`` for as many as keep the size of the images.
         dropout: probability of dropping a hidden unit in training, in [0, 1).
         precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, as in
             :class:`fmnist.functional.types.ModelConfig`.
@@ -53,13 +56,15 @@ def cnn(
         The model.
 
     Raises:
-        ValueError: ``channels`` is empty, ``dropout`` is not in [0, 1), ``precision`` or
-            ``convolution`` is unknown, or the images are too small for this kernel size and
-            number of blocks.
+        ValueError: ``channels`` is empty, ``padding`` is not below ``kernel_size``, ``dropout`` is
+            not in [0, 1), ``precision`` or ``convolution`` is unknown, or the images are too small
+            for this kernel size and number of blocks.
     """
-    config = ModelConfig(tuple(channels), tuple(hidden), kernel_size, dropout, precision)
+    config = ModelConfig(tuple(channels), tuple(hidden), kernel_size, padding, dropout, precision)
     if not config.channels:
         raise ValueError("channels must name at least one convolution block")
+    if padding != "same" and not (isinstance(padding, int) and 0 <= padding < kernel_size):
+        raise ValueError(f"padding must be 0 to {kernel_size - 1} or 'same', not {padding!r}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be from 0 to below 1, not {dropout}")
     for name, value, known in (
@@ -93,6 +98,7 @@ def _build(config: ModelConfig, convolution: str) -> Model:
             dropout=config.dropout,
             compute=compute_dtype(config),
             convolution=convolution,
+            frame=frame(config),
         ),
         noise_widths=config.hidden if config.dropout else (),
         variants=functools.partial(_variants, config) if convolution == "auto" else None,
@@ -108,6 +114,17 @@ def _variants(config: ModelConfig, device: torch.device) -> dict[str, Model]:
     return {name: build(config, name) for name in names}
 
 
+def frame(config: ModelConfig) -> Frame:
+    """Return the frame of zeros around the images of each convolution.
+
+    Of an even number of rows, ``"same"`` puts one more below the image, as torch.nn.Conv2d does.
+    """
+    if config.padding == "same":
+        before = (config.kernel_size - 1) // 2
+        return before, config.kernel_size - 1 - before
+    return int(config.padding), int(config.padding)
+
+
 def feature_count(config: ModelConfig) -> int:
     """Return the number of features that the last convolution block outputs for an image.
 
@@ -116,7 +133,7 @@ def feature_count(config: ModelConfig) -> int:
     """
     side = IMAGE_SIZE
     for _ in config.channels:
-        side = (side - config.kernel_size + 1) // 2
+        side = (side + sum(frame(config)) - config.kernel_size + 1) // 2
         if side < 1:
             raise ValueError(
                 f"kernel_size {config.kernel_size} leaves nothing of a {IMAGE_SIZE}x{IMAGE_SIZE} "
@@ -214,6 +231,7 @@ def apply(
     noise: tuple[Float[Tensor, "batch width"], ...] = (),
     compute: torch.dtype | None = None,
     convolution: str = "auto",
+    frame: Frame = (0, 0),
 ) -> tuple[Float[Tensor, "batch 10"], State]:
     """Compute the logits of ``images`` and update the running statistics.
 
@@ -230,6 +248,7 @@ def apply(
             with dropout.
         compute: dtype of convolutions and matrix products; None for the dtype of the images.
         convolution: as in :func:`fmnist.functional.features.features`.
+        frame: as in :func:`fmnist.functional.features.features`.
 
     Returns:
         ``(logits, state)``. ``state`` is unchanged unless ``train``.
@@ -239,8 +258,9 @@ def apply(
             hidden layer; or ``train``, and there are no images.
     """
     x, new_state = features.features(
-        params, state, images, train=train, compute=compute, convolution=convolution
-    )
+        params, state, images,
+        train=train, compute=compute, convolution=convolution, frame=frame,
+    )  # fmt: skip
     x = hidden(params, state, x, compute, dropout if train else 0.0, noise)
     return head(params, state, x, compute), new_state
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmnist.functional import layers
 from fmnist.functional.kernels import conv_block
-from fmnist.functional.types import Params, State
+from fmnist.functional.types import Frame, Params, State
 
 
 def features(
@@ -19,6 +19,7 @@ def features(
     train: bool,
     compute: torch.dtype | None,
     convolution: str = "auto",
+    frame: Frame = (0, 0),
 ) -> tuple[Float[Tensor, "batch features"], State]:
     """Apply every block in turn: convolution, batch norm, ReLU, 2x2 max pooling.
 
@@ -31,6 +32,7 @@ def features(
         convolution: ``"auto"`` or ``"blocks"`` for the fused CPU kernels where they support the
             images, and otherwise ``"grouped"``; or a back end of
             :func:`fmnist.functional.kernels.conv.conv2d`.
+        frame: the zeros around the images of each convolution.
 
     Returns:
         ``(activations, state)``. The activations are flattened in the order channels, height,
@@ -43,9 +45,9 @@ def features(
         raise ValueError("a batch without examples has no statistics to normalise by")
     if convolution in ("auto", "blocks"):
         if conv_block.serves(images, compute):
-            return _fused(params, state, images, train)
+            return _fused(params, state, images, train, frame)
         convolution = "grouped"
-    return _layered(params, state, images, train, compute, convolution)
+    return _layered(params, state, images, train, compute, convolution, frame)
 
 
 def _layered(
@@ -55,30 +57,33 @@ def _layered(
     train: bool,
     compute: torch.dtype | None,
     backend: str,
+    frame: Frame,
 ) -> tuple[Tensor, State]:
     new_state: State = {}
     for i in range(1, len(state) + 1):
-        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train, backend=backend)
+        x = layers.conv2d(params[f"conv{i}"], x, compute, train=train, backend=backend, frame=frame)
         x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
         )
     return x.flatten(1), new_state
 
 
-def _fused(params: Params, state: State, images: Tensor, train: bool) -> tuple[Tensor, State]:
+def _fused(
+    params: Params, state: State, images: Tensor, train: bool, frame: Frame
+) -> tuple[Tensor, State]:
     x, new_state, side = conv_block.pack(images), {}, images.shape[-1]
     for i in range(1, len(state) + 1):
         conv, norm, running = params[f"conv{i}"], params[f"norm{i}"], state[f"norm{i}"]
         weights, bias = (conv["weight"], norm["weight"], norm["bias"]), conv["bias"].detach()
         if train:
-            side = side - conv["weight"].shape[-1] + 1
-            x, mean, var = conv_block.conv_block(x, *weights, len(images))
+            side = side + sum(frame) - conv["weight"].shape[-1] + 1
+            x, mean, var = conv_block.conv_block(x, *weights, len(images), frame)
             running = layers.update_running_stats(
                 running, mean + bias, var, len(images) * side * side
             )
             side //= 2
         else:
             mean = running["running_mean"] - conv["bias"]
-            x = conv_block.conv_block_given(x, *weights, mean, running["running_var"])
+            x = conv_block.conv_block_given(x, *weights, mean, running["running_var"], frame)
         new_state[f"norm{i}"] = running
     return conv_block.unpack(x, len(images)).flatten(1), new_state

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fmnist.functional.kernels import conv, product
 from fmnist.functional.kernels import norm_relu_pool as kernels
+from fmnist.functional.types import Frame
 
 MOMENTUM = 0.1
 """Weight of the newest batch in the running statistics of batch norm, as in torch.nn."""
@@ -40,8 +41,9 @@ def conv2d(
     *,
     train: bool,
     backend: str = "grouped",
+    frame: Frame = (0, 0),
 ) -> Float[Tensor, "batch outputs height2 width2"]:
-    """Compute the cross-correlation that precedes batch norm, with stride 1 and no padding.
+    """Compute the cross-correlation that precedes batch norm, with stride 1.
 
     Args:
         params: ``weight [outputs, inputs, k, k]`` and ``bias [outputs]``.
@@ -50,16 +52,17 @@ def conv2d(
         train: if true, the bias gets no gradient. Batch norm subtracts the mean of the batch, so
             the exact gradient is zero.
         backend: as in :func:`fmnist.functional.kernels.conv.conv2d`.
+        frame: the zeros around each image.
 
     Returns:
-        ``[batch, outputs, height - k + 1, width - k + 1]``.
+        ``[batch, outputs, height + sum(frame) - k + 1, width + sum(frame) - k + 1]``.
 
     Raises:
         ValueError: ``backend`` is unknown.
     """
     if train:
         params = params | {"bias": params["bias"].detach()}
-    return _in_precision(partial(conv.conv2d, backend=backend), params, x, compute)
+    return _in_precision(partial(conv.conv2d, backend=backend, frame=frame), params, x, compute)
 
 
 def _in_precision(

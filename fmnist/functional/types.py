@@ -56,6 +56,10 @@ class Model(NamedTuple):
     tf32: bool = False
 
 
+Frame = tuple[int, int]
+"""The rows of zeros above an image and below it, and the columns to its left and to its right."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The settings of the built-in network. All are static: each value needs its own program.
@@ -63,7 +67,9 @@ class ModelConfig:
     Attributes:
         channels: output channels of each convolution block.
         hidden: widths of the hidden linear layers; may be empty.
-        kernel_size: side of the square convolution kernels, which have no padding.
+        kernel_size: side of the square convolution kernels.
+        padding: rows and columns of zeros on each side of the images of a convolution, below
+            ``kernel_size``; or ``"same"`` for as many as keep the size of the images.
         dropout: probability of dropping a hidden unit in training, in [0, 1).
         precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (float32 with 10
             bits of mantissa, in training on NVIDIA GPUs; float32 elsewhere) or ``"bfloat16"``.
@@ -73,6 +79,7 @@ class ModelConfig:
     channels: tuple[int, ...] = (12, 24)
     hidden: tuple[int, ...] = (120, 60)
     kernel_size: int = 5
+    padding: int | str = 0
     dropout: float = 0.0
     precision: str = "float32"
 

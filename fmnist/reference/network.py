@@ -24,7 +24,9 @@ class Network(nn.Module):
         self.config = config
         inputs = 1
         for i, outputs in enumerate(config.channels, 1):
-            self.add_module(f"conv{i}", nn.Conv2d(inputs, outputs, config.kernel_size))
+            self.add_module(
+                f"conv{i}", nn.Conv2d(inputs, outputs, config.kernel_size, padding=config.padding)
+            )
             self.add_module(f"norm{i}", nn.BatchNorm2d(outputs))
             inputs = outputs
         widths = (feature_count(config), *config.hidden, CLASS_COUNT)

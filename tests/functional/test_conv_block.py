@@ -17,21 +17,21 @@ from fmnist.functional.kernels.cpu import blocks as cpu
 from fmnist.functional.kernels.cpu.simd import WIDTH
 
 
-def decided(x, weight, gamma, beta):
+def decided(x, weight, gamma, beta, frame=(0, 0)):
     """The squares whose largest pixel is unique and not near zero, independently of rounding."""
-    y = F.conv2d(x.double(), weight.double())
+    y = F.conv2d(F.pad(x.double(), (*frame, *frame)), weight.double())
     out = F.batch_norm(y, None, None, gamma.double(), beta.double(), training=True)
     largest, second = F.unfold(out.flatten(0, 1)[:, None], 2, stride=2).topk(2, 1)[0].unbind(1)
     clear = (largest - second > 1e-3) & (largest.abs() > 1e-3)
     return clear.unflatten(0, y.shape[:2]).unflatten(2, tuple(size // 2 for size in y.shape[2:]))
 
 
-def check_against_definition(x, weight, gamma, beta, upstream):
+def check_against_definition(x, weight, gamma, beta, upstream, frame=(0, 0)):
     """Outputs, statistics and all gradients, against the definition in float64."""
     examples, inputs = len(x), [t.clone().requires_grad_() for t in (x, weight, gamma, beta)]
-    pooled, mean, var = block.conv_block(block.pack(inputs[0]), *inputs[1:], examples)
+    pooled, mean, var = block.conv_block(block.pack(inputs[0]), *inputs[1:], examples, frame)
     wide = [t.double().requires_grad_() for t in (x, weight, gamma, beta)]
-    exact = block.definition(block.pack(wide[0]), *wide[1:], examples)
+    exact = block.definition(block.pack(wide[0]), *wide[1:], examples, frame)
     pooled, expected = (block.unpack(t, examples) for t in (pooled, exact[0]))
     torch.testing.assert_close(pooled.double(), expected, rtol=1e-4, atol=1e-4)
     spread = exact[2].max().item()
@@ -50,22 +50,33 @@ def check_against_definition(x, weight, gamma, beta, upstream):
 @given(problems(), seeds, st.sampled_from([0.3, 1.0, 30.0]), st.sampled_from([-2.0, 0.0, 2.0]))
 @settings(max_examples=100, deadline=None)
 def test_conv_block_equals_the_definition(problem, seed, scale, shift):
-    images, weights = problem
+    images, weights, frame = problem
     x, weight = normal(*images, seed=seed, scale=scale, shift=shift), normal(*weights, seed=1)
     gamma, beta = numbers(len(weight))
-    sure = decided(x, weight, gamma, beta)
-    check_against_definition(x, weight, gamma, beta, normal(*sure.shape, seed=3) * sure)
+    sure = decided(x, weight, gamma, beta, frame)
+    check_against_definition(x, weight, gamma, beta, normal(*sure.shape, seed=3) * sure, frame)
 
 
 @given(problems(), seeds, st.sampled_from([0.25, 1.0, 32.0]), st.sampled_from([-20, 0, 2]))
 @settings(max_examples=100, deadline=None)
 def test_ties_equal_the_definition(problem, seed, scale, shift):
-    images, weights = problem
+    images, weights, frame = problem
     x = whole(-2, 3, *images, seed=seed) + shift
     weight = whole(-2, 3, *weights, seed=seed ^ 1) * scale
     gamma, beta = numbers(len(weight))
-    squares = decided(x, weight, gamma, beta).shape
-    check_against_definition(x, weight, gamma, beta, normal(*squares, seed=3))
+    squares = decided(x, weight, gamma, beta, frame).shape
+    check_against_definition(x, weight, gamma, beta, normal(*squares, seed=3), frame)
+
+
+@pytest.mark.parametrize("outputs", [1, 4, 12, 16, 23])
+@pytest.mark.parametrize("inputs", [1, 13, 40])
+def test_more_channels_than_fit_in_registers_and_caches(inputs, outputs):
+    """Every sum is a whole number, so it is exact in any order."""
+    x, weight = whole(-2, 3, 3, inputs, 7, 8, seed=0), whole(-2, 3, outputs, inputs, 5, 5, seed=1)
+    gamma, beta = torch.ones(outputs), torch.zeros(outputs)
+    squares = decided(x, weight, gamma, beta, (2, 1))
+    upstream = normal(*squares.shape, seed=3) * squares
+    check_against_definition(x, weight, gamma, beta, upstream, (2, 1))
 
 
 @pytest.mark.parametrize("examples", [16 * WIDTH, 19 * WIDTH - 3])
@@ -90,13 +101,13 @@ def test_gradient_of_equal_pixels_goes_to_the_first():
 @given(problems(st.integers(1, 3 * WIDTH).filter(lambda n: n % WIDTH)), seeds)
 @settings(max_examples=25, deadline=None)
 def test_padding_after_the_last_example_changes_no_bit(problem, seed):
-    (examples, *image), weights = problem
+    (examples, *image), weights, frame = problem
     x, weight = normal(examples, *image, seed=seed), normal(*weights, seed=1)
-    squares = [(size - weights[-1] + 1) // 2 for size in image[1:]]
+    squares = [(size + sum(frame) - weights[-1] + 1) // 2 for size in image[1:]]
     upstream = normal(examples, len(weight), *squares, seed=3)
     garbage = normal(-examples % WIDTH, *image, seed=4, scale=1e3, shift=1e3)
     clean, dirty = (
-        everything(packed, weight, *numbers(len(weight)), upstream)
+        everything(packed, weight, *numbers(len(weight)), upstream, frame=frame)
         for packed in (block.pack(x), block.pack(torch.cat([x, garbage])))
     )
     assert all(map(torch.equal, clean, dirty))
@@ -198,8 +209,11 @@ def test_kernels_refuse_mismatched_shapes_and_dtypes():
     x, weight = torch.zeros(3, 1, 2, 6, 6, WIDTH), torch.zeros(6, 5, 2, 3, 3)
     gamma = torch.ones(6, 5)
     with pytest.raises(ValueError, match="do not go with weights"):
-        block._forward(x, weight, gamma, gamma, 4)
+        block._forward(x, weight, gamma, gamma, 4, 0, 0)
     with pytest.raises(ValueError, match="do not go with weights"):
-        block._given(x, weight[:3, :, :1], *[gamma[:3]] * 4)
+        block._given(x, weight[:3, :, :1], *[gamma[:3]] * 4, 0, 0)
     with pytest.raises(TypeError, match="float32"):
-        block._forward(x.double(), weight[:3].double(), gamma[:3], gamma[:3], 4)
+        block._forward(x.double(), weight[:3].double(), gamma[:3], gamma[:3], 4, 0, 0)
+    for before, after in ((-1, 0), (0, 3), (3, 3)):
+        with pytest.raises(ValueError, match="a frame of"):
+            block._forward(x, weight[:3, :, :2], gamma[:3], gamma[:3], 4, before, after)

@@ -23,19 +23,24 @@ EXAMPLES = 2 * WIDTH - 5
 BLOCKS = (2, 2, 6, 5, WIDTH)
 
 
-def lanes_of(*lanes, outputs=4, seed=0):
+def lanes_of(*lanes, outputs=4, inputs=2, seed=0):
     """Weights, scales and shifts for 3x3 kernels on images like ``BLOCKS``; and a gradient."""
-    weight = normal(*lanes, outputs, 2, 3, 3, seed=seed)
+    weight = normal(*lanes, outputs, inputs, 3, 3, seed=seed)
     return (weight, *numbers(*lanes, outputs, seed=seed)), normal(EXAMPLES, outputs, 2, 1, seed=9)
 
 
-@given(st.integers(1, 4), st.integers(1, 13), st.booleans(), st.booleans(), seeds)
-@settings(max_examples=20, deadline=None)
-def test_lane_equals_the_lane_alone_bit_for_bit(lanes, outputs, shared, for_images, seed):
+@given(st.integers(1, 4), problems(), st.booleans(), st.booleans(), seeds)
+@settings(max_examples=30, deadline=None)
+def test_lane_equals_the_lane_alone_bit_for_bit(lanes, problem, shared, for_images, seed):
     """Under vmap and grad."""
-    x = normal(*(() if shared else (lanes,)), *BLOCKS, seed=seed)
-    inputs, upstream = lanes_of(lanes, outputs=outputs, seed=seed)
-    compute = partial(everything, upstream=upstream, wanted=(0, 1, 2, 3)[not for_images :])
+    (examples, *image), weights, frame = problem
+    own = () if shared else (lanes,)
+    x = normal(*own, -(-examples // WIDTH), *image, WIDTH, seed=seed)
+    inputs = (normal(lanes, *weights, seed=seed), *numbers(lanes, weights[0], seed=seed))
+    squares = [(size + sum(frame) - weights[-1] + 1) // 2 for size in image[1:]]
+    upstream = normal(examples, weights[0], *squares, seed=9)
+    wanted = (0, 1, 2, 3)[not for_images :]
+    compute = partial(everything, upstream=upstream, wanted=wanted, frame=frame)
     together = vmap(compute, (None if shared else 0, 0, 0, 0))(x, *inputs)
     for i in range(lanes):
         alone = compute(x if shared else x[i], *(t[i] for t in inputs))
@@ -104,20 +109,20 @@ THREADS = """
 import numba, torch
 from fmnist.functional.kernels.cpu import blocks as cpu
 
-x, weight = torch.randn(3, 19, 2, 6, 5, cpu.WIDTH), torch.randn(3, 7, 2, 3, 3)
 gamma, beta = torch.randn(2, 3, 7)
-several = []
-for threads in (1, 2, 3):
-    numba.set_num_threads(threads)
-    torch.set_num_threads(threads)
-    pooled, *saved = cpu.forward(x, weight, gamma, beta, 18 * cpu.WIDTH + 1, 1e-5)
-    grads = cpu.backward(
-        pooled, x, weight, gamma, *saved, 18 * cpu.WIDTH + 1, 1e-5, True
-    )
-    given = cpu.forward_given(x, weight, gamma, beta, *saved[:2], 1e-5)
-    several.append([pooled, *saved, *grads, given])
-for other in several[1:]:
-    assert all(map(torch.equal, several[0], other))
+examples = 18 * cpu.WIDTH + 1
+for inputs, frame, keep in ((2, (0, 0), False), (30, (1, 2), True), (2, (1, 1), True)):
+    x, weight = torch.randn(3, 19, inputs, 6, 5, cpu.WIDTH), torch.randn(3, 7, inputs, 3, 3)
+    several = []
+    for threads in (1, 2, 3):
+        numba.set_num_threads(threads)
+        torch.set_num_threads(threads)
+        pooled, *saved = cpu.forward(x, weight, gamma, beta, examples, 1e-5, frame, keep)
+        grads = cpu.backward(pooled, x, weight, gamma, *saved, examples, 1e-5, True, frame)
+        given = cpu.forward_given(x, weight, gamma, beta, *saved[:2], 1e-5, frame)
+        several.append([pooled, *saved, *grads, given])
+    for other in several[1:]:
+        assert all(map(torch.equal, several[0], other))
 """
 
 
@@ -136,16 +141,17 @@ def test_number_of_threads_changes_no_bit():
 @given(st.integers(1, 3), problems(), st.booleans(), seeds)
 @settings(max_examples=20, deadline=None)
 def test_evaluation_equals_the_definition(lanes, problem, shared, seed):
-    images, weights = problem
+    images, weights, frame = problem
     x = [block.pack(normal(*images, seed=seed + i)) for i in range(lanes)]
     weight, own = normal(lanes, *weights, seed=1), (lanes, len(normal(*weights, seed=1)))
     inputs = (weight, *numbers(*own), normal(*own, seed=4), normal(*own, seed=5).square())
     dims = (None if shared else 0, *[0] * 5)
-    ours = vmap(block.conv_block_given, dims)(x[0] if shared else torch.stack(x), *inputs)
+    evaluate = partial(block.conv_block_given, frame=frame)
+    ours = vmap(evaluate, dims)(x[0] if shared else torch.stack(x), *inputs)
     for i in range(lanes):
         alone = (x[0 if shared else i], *(t[i] for t in inputs))
-        assert torch.equal(ours[i], block.conv_block_given(*alone))
-        wide = block.definition_given(*(t.double() for t in alone))
+        assert torch.equal(ours[i], evaluate(*alone))
+        wide = block.definition_given(*(t.double() for t in alone), frame)
         torch.testing.assert_close(ours[i].double(), wide, rtol=1e-4, atol=1e-4)
 
 
@@ -172,8 +178,8 @@ def test_gradient_of_evaluation_equals_that_of_the_definition(order, outer, inne
 @pytest.mark.parametrize("own", [True, False])
 def test_operators_pass_opcheck(own, for_images):
     x, (inputs, _) = normal(3 if own or for_images else 1, *BLOCKS), lanes_of(3)
-    pooled, *saved = block._forward(x, *inputs, EXAMPLES)
-    torch.library.opcheck(block._forward, (x, *inputs, EXAMPLES))
-    torch.library.opcheck(block._given, (x, *inputs, *saved[:2]))
+    pooled, *saved = block._forward(x, *inputs, EXAMPLES, 1, 0)
+    torch.library.opcheck(block._forward, (x, *inputs, EXAMPLES, 1, 0))
+    torch.library.opcheck(block._given, (x, *inputs, *saved[:2], 1, 0))
     tensors = (pooled, x, *inputs[:2], *saved)
-    torch.library.opcheck(block._backward, (*tensors, EXAMPLES, for_images))
+    torch.library.opcheck(block._backward, (*tensors, EXAMPLES, for_images, 1, 0))

@@ -40,22 +40,22 @@ def layouts(draw):
 
 def operands(lanes=3, *, shared=False, seed=0):
     """The arguments of each operator, by its name."""
-    x = normal(1 if shared else lanes, 2, 2, 6, 5, WIDTH, seed=seed)
-    weight = normal(lanes, 4, 2, 3, 3, seed=seed + 1)
+    x = normal(1 if shared else lanes, 2, 6, 6, 5, WIDTH, seed=seed)
+    weight = normal(lanes, 4, 6, 3, 3, seed=seed + 1)
     scale, shift = normal(2, lanes, 4, seed=seed + 2)
     x[:, 1, ..., EXAMPLES - WIDTH :] = 0.0
-    pooled, *saved = conv_block._forward(x, weight, scale, shift, EXAMPLES)
+    pooled, *saved = conv_block._forward(x, weight, scale, shift, EXAMPLES, 0, 1)
     upstream = normal(*pooled.shape, seed=seed + 3)
     leaves = [normal(lanes, 3, 7, seed=1), normal(lanes, 50, seed=2)]
     moments = [normal(lanes, 71, seed=n).abs() for n in (3, 4)]
     numbers = [torch.full((lanes,), n, dtype=torch.float64) for n in (0.1, 0.9, 0.999, 1e-8, 0.1)]
     steps = torch.ones(lanes, dtype=torch.int64)
     return {
-        "forward": (conv_block._forward, (x, weight, scale, shift, EXAMPLES)),
-        "given": (conv_block._given, (x, weight, scale, shift, saved[0], saved[1].abs())),
+        "forward": (conv_block._forward, (x, weight, scale, shift, EXAMPLES, 0, 1)),
+        "given": (conv_block._given, (x, weight, scale, shift, saved[0], saved[1].abs(), 0, 1)),
         "backward": (
             conv_block._backward,
-            (upstream, x, weight, scale, *saved, EXAMPLES, not shared),
+            (upstream, x, weight, scale, *saved, EXAMPLES, not shared, 0, 1),
         ),
         "adam": (adam_update._update, (leaves, leaves[::-1][::-1], *moments, steps, numbers, True)),
     }
@@ -193,13 +193,13 @@ def test_padding_of_results_is_zero_and_reaches_no_gradient():
     x[..., 3:] = 0.0
     weight, shift = normal(1, 2, 1, 3, 3).abs() * 1e18, torch.ones(1, 2)
     scale = torch.tensor([[1e22, -1e22]])  # padding is far below zero, and far above
-    pooled, *saved = conv_block._forward(x, weight, scale, shift, 3)
+    pooled, *saved = conv_block._forward(x, weight, scale, shift, 3, 0, 0)
     assert pooled.isfinite().all()
     assert not pooled[..., 3:].any()
     assert not saved[3][..., 3:].any()
     upstream = torch.zeros_like(pooled)
     upstream[..., :3] = normal(*upstream.shape[:-1], 3, seed=1)
-    gradients = conv_block._backward(upstream, x, weight, scale, *saved, 3, True)
+    gradients = conv_block._backward(upstream, x, weight, scale, *saved, 3, True, 0, 0)
     assert all(g.isfinite().all() for g in gradients)
     assert not gradients[0][..., 3:].any()
 
@@ -234,6 +234,9 @@ def wrong(name):
         elif isinstance(x, list):
             yield but(i, x[1:])
             yield but(i, [t[:, :-1] if t.dim() > 1 else t[:-1] for t in x])
+        elif x in (0, 1) and type(x) is int:
+            for rows in (-1, 3, 10**9):
+                yield but(i, rows)
         elif type(x) is int:
             for examples in (-1, 0, WIDTH, 2 * WIDTH + 1, 10**9):
                 yield but(i, examples)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels.fold import fold, unfold
+from fmnist.functional.types import Frame
 
 BACKENDS = ("grouped", "lanes", "unfold")
 """How lanes with different images are computed under ``vmap``.
@@ -33,8 +34,9 @@ def conv2d(
     weight: Float[Tensor, "outputs inputs k k"],
     bias: Float[Tensor, " outputs"],
     backend: str = "grouped",
+    frame: Frame = (0, 0),
 ) -> Float[Tensor, "batch outputs height2 width2"]:
-    """Compute the cross-correlation with stride 1 and no padding, channels last in memory.
+    """Compute the cross-correlation with stride 1, channels last in memory.
 
     Before batch norm, pass ``bias.detach()``: the exact gradient for the bias is zero there, and a
     computed one would be rounding errors. Second derivatives and those of forward mode are torch's.
@@ -44,15 +46,18 @@ def conv2d(
         weight: kernels.
         bias: added to each output channel.
         backend: one of :data:`BACKENDS`.
+        frame: the zeros around each image.
 
     Returns:
-        ``[batch, outputs, height - k + 1, width - k + 1]``.
+        ``[batch, outputs, height + sum(frame) - k + 1, width + sum(frame) - k + 1]``.
 
     Raises:
         ValueError: ``backend`` is unknown.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no convolution back end is called {backend!r}; there are {BACKENDS}")
+    if any(frame):
+        x = F.pad(x, (*frame, *frame))
     return _Conv2d.apply(x, weight, bias, 1, backend)
 
 

@@ -1,6 +1,6 @@
 """Convolution, batch norm, ReLU and 2x2 max pooling as one operation on a CPU.
 
-The kernels need images in *blocks* (see cpu/tiles.py): ``[blocks, channels, height, width,
+The kernels need images in *blocks* (see cpu/layout.py): ``[blocks, channels, height, width,
 WIDTH]``. A block holds ``WIDTH`` examples, the fastest index in memory. The last block is padded
 with zeros. :func:`pack` and :func:`unpack` convert images to blocks and back; a network of such
 operations stays in this layout.
@@ -19,6 +19,7 @@ from torch import Tensor
 from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels import norm_relu_pool as plain
 from fmnist.functional.kernels.norm_relu_pool import EPS, PerChannel
+from fmnist.functional.types import Frame
 
 Blocks = Float[Tensor, "blocks channels height width side_by_side"]
 """Images in blocks; ``side_by_side`` is ``WIDTH``, 16 with AVX-512 and else 8."""
@@ -54,10 +55,15 @@ def unpack(x: Blocks, examples: int) -> Float[Tensor, "examples channels height 
 
 
 def definition(
-    x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel, examples: int
+    x: Blocks,
+    weight: Kernels,
+    gamma: PerChannel,
+    beta: PerChannel,
+    examples: int,
+    frame: Frame = (0, 0),
 ) -> tuple[Blocks, PerChannel, PerChannel]:
     """Compute :func:`conv_block` in plain torch."""
-    y = F.conv2d(unpack(x, examples), weight)
+    y = F.conv2d(F.pad(unpack(x, examples), (*frame, *frame)), weight)
     pooled, mean, var = plain.definition(y, gamma, beta)
     return pack(pooled), mean, var
 
@@ -69,19 +75,26 @@ def definition_given(
     beta: PerChannel,
     mean: PerChannel,
     var: PerChannel,
+    frame: Frame = (0, 0),
 ) -> Blocks:
     """Compute :func:`conv_block_given` in plain torch."""
-    y = F.conv2d(unpack(x, x.shape[0] * x.shape[-1]), weight)
+    images = unpack(x, x.shape[0] * x.shape[-1])
+    y = F.conv2d(F.pad(images, (*frame, *frame)), weight)
     return pack(plain.definition_given(y, gamma, beta, mean, var))
 
 
 def conv_block(
-    x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel, examples: int
+    x: Blocks,
+    weight: Kernels,
+    gamma: PerChannel,
+    beta: PerChannel,
+    examples: int,
+    frame: Frame = (0, 0),
 ) -> tuple[Blocks, PerChannel, PerChannel]:
     """Apply convolution, batch norm by the statistics of the batch, ReLU and 2x2 max pooling.
 
-    The convolution is a cross-correlation with stride 1 and no padding. It has no bias, because
-    batch norm would subtract it.
+    The convolution is a cross-correlation with stride 1. It has no bias, because batch norm would
+    subtract it.
 
     Args:
         x: images in blocks. The padding after the last example must be finite; :func:`pack` sets
@@ -90,19 +103,21 @@ def conv_block(
         gamma: scale of the batch norm.
         beta: shift of the batch norm.
         examples: number of examples, without the padding.
+        frame: the zeros around each image of the convolution, fewer than ``k``.
 
     Returns:
-        ``(pooled, mean, var)``: the activations ``[blocks, outputs, (height - k + 1) // 2,
-        (width - k + 1) // 2, WIDTH]``, and the mean and biased variance of each output channel.
-        The padding is zero. No gradient flows through the statistics; they are for the running
-        statistics. Second derivatives and those of forward mode are of :func:`definition`.
+        ``(pooled, mean, var)``: the activations ``[blocks, outputs, rows // 2, columns // 2,
+        WIDTH]`` with ``rows = height + sum(frame) - k + 1`` and ``columns`` likewise, and the mean
+        and biased variance of each output channel. The padding is zero. No gradient flows through
+        the statistics; they are for the running statistics. Second derivatives and those of
+        forward mode are of :func:`definition`.
 
     Raises:
         ValueError: The shapes do not go together, the blocks do not have this width, or
             ``examples`` do not end in the last block.
         TypeError: A tensor is not float32.
     """
-    pooled, mean, var, *_ = _Block.apply(x, weight, gamma, beta, examples, 0)
+    pooled, mean, var, *_ = _Block.apply(x, weight, gamma, beta, examples, *frame, 0)
     return pooled, mean, var
 
 
@@ -113,6 +128,7 @@ def conv_block_given(
     beta: PerChannel,
     mean: PerChannel,
     var: PerChannel,
+    frame: Frame = (0, 0),
 ) -> Blocks:
     """Compute :func:`conv_block` with a given mean and variance, as in evaluation.
 
@@ -120,13 +136,13 @@ def conv_block_given(
     padding, are computed.
 
     Returns:
-        The activations ``[blocks, outputs, (height - k + 1) // 2, (width - k + 1) // 2, WIDTH]``.
+        The activations, as of :func:`conv_block`.
 
     Raises:
         ValueError: The shapes do not go together, or the blocks do not have this width.
         TypeError: A tensor is not float32.
     """
-    pooled: Tensor = _Given.apply(x, weight, gamma, beta, mean, var, 0)
+    pooled: Tensor = _Given.apply(x, weight, gamma, beta, mean, var, *frame, 0)
     return pooled
 
 
@@ -135,11 +151,18 @@ def conv_block_given(
 
 @torch.library.custom_op("fmnist::conv_block", mutates_args=(), device_types="cpu")
 def _forward(
-    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    examples: int,
+    before: int,
+    after: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from fmnist.functional.kernels.cpu import blocks as cpu
 
-    return cpu.forward(x, weight, gamma, beta, examples, EPS)
+    keep = not _computed_again(weight)
+    return cpu.forward(x, weight, gamma, beta, examples, EPS, (before, after), keep)
 
 
 @torch.library.custom_op("fmnist::conv_block_grad", mutates_args=(), device_types="cpu")
@@ -155,32 +178,52 @@ def _backward(
     which: Tensor,
     examples: int,
     for_x: bool,
+    before: int,
+    after: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from fmnist.functional.kernels.cpu import blocks as cpu
 
     saved = (x, weight, gamma, mean, var, y, centred, which)
-    return cpu.backward(grad, *saved, examples, EPS, for_x)
+    return cpu.backward(grad, *saved, examples, EPS, for_x, (before, after))
 
 
 @torch.library.custom_op("fmnist::conv_block_given", mutates_args=(), device_types="cpu")
 def _given(
-    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    before: int,
+    after: int,
 ) -> Tensor:
     from fmnist.functional.kernels.cpu import blocks as cpu
 
-    return cpu.forward_given(x, weight, gamma, beta, mean, var, EPS)
+    return cpu.forward_given(x, weight, gamma, beta, mean, var, EPS, (before, after))
+
+
+def _computed_again(weight: Tensor) -> bool:
+    """Whether ``y`` is computed again where it is needed, which is faster with few inputs.
+
+    Reading and writing a number in memory takes as long as about a hundred multiply-adds.
+    """
+    return weight.shape[-3:].numel() <= 50
 
 
 @_given.register_fake
-def _(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
-    return _pooled_like(x, weight)
+def _(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return _pooled_like(x, weight, sum(rest[-2:]))
 
 
 @_forward.register_fake
-def _(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int) -> tuple[Tensor, ...]:
-    pooled = _pooled_like(x, weight)
-    height, width = (size - weight.shape[-1] + 1 for size in x.shape[3:5])
-    y = x.new_empty(*pooled.shape[:3], height, width, x.shape[-1])
+def _(
+    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, before: int, after: int
+) -> tuple[Tensor, ...]:
+    pooled = _pooled_like(x, weight, before + after)
+    height, width = (size + before + after - weight.shape[-1] + 1 for size in x.shape[3:5])
+    blocks = 0 if _computed_again(weight) else x.shape[1]
+    y = x.new_empty(len(weight), blocks, weight.shape[1], height, width, x.shape[-1])
     which = torch.empty_like(pooled, dtype=torch.uint8)
     channels = gamma.shape
     return pooled, x.new_empty(channels), x.new_empty(channels), y, pooled.clone(), which
@@ -190,14 +233,14 @@ def _(x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int) -> 
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, gamma: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx = x.new_empty(x.shape if rest[-1] else (1,) * 6)
+    dx = x.new_empty(x.shape if rest[-3] else (1,) * 6)
     dgamma = x.new_empty(gamma.shape)
     return dx, x.new_empty(weight.shape), dgamma, dgamma.clone()
 
 
-def _pooled_like(x: Tensor, weight: Tensor) -> Tensor:
+def _pooled_like(x: Tensor, weight: Tensor, frame: int) -> Tensor:
     lanes, outputs, _, k, _ = weight.shape
-    small = ((x.shape[3] - k + 1) // 2, (x.shape[4] - k + 1) // 2)
+    small = ((x.shape[3] + frame - k + 1) // 2, (x.shape[4] + frame - k + 1) // 2)
     return x.new_empty(lanes, x.shape[1], outputs, *small, x.shape[-1])
 
 
@@ -214,7 +257,8 @@ def workspace(operator: Any, args: tuple[Any, ...]) -> int:
     from fmnist.functional.kernels.cpu import blocks as cpu
 
     copied = sum(x.nbytes for x in args if isinstance(x, Tensor) and not x.is_contiguous())
-    return copied + cpu.workspace(*args[place : place + 2], backward=place == 1)
+    x, weight = args[place : place + 2]
+    return copied + cpu.workspace(x, weight, args[-2:], backward=place == 1)
 
 
 _IMAGES = {
@@ -231,13 +275,15 @@ _IMAGES = {
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, lanes: int
+        x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, *rest: int
     ) -> tuple[Tensor, ...]:
-        return axis.call(_forward, lanes, x, weight, gamma, beta, examples)
+        *sizes, lanes = rest
+        return axis.call(_forward, lanes, x, weight, gamma, beta, *sizes)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.examples, ctx.lanes = inputs
+        *tensors, ctx.examples, before, after, ctx.lanes = inputs
+        ctx.frame = before, after
         axis.save(ctx, *tensors, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
@@ -248,21 +294,22 @@ class _Block(torch.autograd.Function):
         shared = ctx.lanes > 0 and x.shape[0] < ctx.lanes
         if for_x and shared:
             x = x.expand(ctx.lanes, *x.shape[1:])
-        grads = _BlockGrad.apply(grad, x, *saved, ctx.examples, for_x, ctx.lanes)
+        grads = _BlockGrad.apply(grad, x, *saved, ctx.examples, for_x, *ctx.frame, ctx.lanes)
         if for_x and shared:
             grads = (grads[0].sum(0, keepdim=True), *grads[1:])
-        return (*([] if for_x else [None]), *grads, None, None)
+        return (*([] if for_x else [None]), *grads, *[None] * 4)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
-        plain = axis.definition_of(partial(_pooled, ctx.examples), ctx.lanes)
+        plain = axis.definition_of(partial(_pooled, ctx.examples, ctx.frame), ctx.lanes)
         return axis.push(plain, ctx.saved_tensors[:4], tangents[:4]), *[None] * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
-        *tensors, examples, lanes = inputs
+        *tensors, examples, before, after, lanes = inputs
         tensors, all_ = axis.merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
-        return axis.split_vmap_axis(info.batch_size, lanes, _Block.apply(*tensors, examples, all_))
+        out = _Block.apply(*tensors, examples, before, after, all_)
+        return axis.split_vmap_axis(info.batch_size, lanes, out)
 
 
 class _BlockGrad(torch.autograd.Function):
@@ -272,19 +319,20 @@ class _BlockGrad(torch.autograd.Function):
     def forward(
         grad: Tensor, x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, *rest: Any
     ) -> tuple[Tensor, ...]:
-        *saved, for_x, lanes = rest
-        grads = axis.call(_backward, lanes, grad, x, weight, gamma, *saved, for_x)
+        *saved, for_x, before, after, lanes = rest
+        grads = axis.call(_backward, lanes, grad, x, weight, gamma, *saved, for_x, before, after)
         return grads if for_x else grads[1:]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:
-        *_, examples, for_x, lanes = inputs
+        *_, examples, for_x, before, after, lanes = inputs
         axis.save(ctx, *inputs[:5])
-        ctx.plain = axis.definition_of(partial(_gradients, examples, for_x), lanes)
+        plain = partial(_gradients, examples, (before, after), for_x)
+        ctx.plain = axis.definition_of(plain, lanes)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        return *axis.pull(ctx.plain, ctx.saved_tensors, cotangents), *[None] * 8
+        return *axis.pull(ctx.plain, ctx.saved_tensors, cotangents), *[None] * 10
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -292,30 +340,30 @@ class _BlockGrad(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
-        *tensors, examples, for_x, lanes = inputs
+        *tensors, examples, for_x, before, after, lanes = inputs
         shared = None if for_x else 1  # each lane has its own gradient for the images
         tensors, all_ = axis.merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared)
-        grads = _BlockGrad.apply(*tensors, examples, for_x, all_)
+        grads = _BlockGrad.apply(*tensors, examples, for_x, before, after, all_)
         return axis.split_vmap_axis(info.batch_size, lanes, grads)
 
 
 class _Given(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        *tensors, lanes = inputs
+        *tensors, before, after, lanes = inputs
         if lanes:
-            return _given(*tensors)
-        return _given(*(tensor[None] for tensor in tensors))[0]
+            return _given(*tensors, before, after)
+        return _given(*(tensor[None] for tensor in tensors), before, after)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, lanes = inputs
+        *tensors, before, after, lanes = inputs
         axis.save(ctx, *tensors)
-        ctx.plain = axis.definition_of(definition_given, lanes)
+        ctx.plain = axis.definition_of(partial(definition_given, frame=(before, after)), lanes)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *axis.pull(ctx.plain, ctx.saved_tensors, grad), None
+        return *axis.pull(ctx.plain, ctx.saved_tensors, grad), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -323,21 +371,23 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
-        *tensors, lanes = inputs
+        *tensors, before, after, lanes = inputs
         tensors, all_ = axis.merge_vmap_axis(info.batch_size, lanes, in_dims, tensors, shared=0)
         (pooled,), (dim,) = axis.split_vmap_axis(
-            info.batch_size, lanes, (_Given.apply(*tensors, all_),)
+            info.batch_size, lanes, (_Given.apply(*tensors, before, after, all_),)
         )
         return pooled, dim
 
 
 def _pooled(
-    examples: int, x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel
+    examples: int, frame: Frame, x: Blocks, weight: Kernels, gamma: PerChannel, beta: PerChannel
 ) -> Blocks:
     """Return the activations of :func:`definition`."""
-    return definition(x, weight, gamma, beta, examples)[0]
+    return definition(x, weight, gamma, beta, examples, frame)[0]
 
 
-def _gradients(examples: int, for_x: bool, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+def _gradients(
+    examples: int, frame: Frame, for_x: bool, grad: Tensor, *inputs: Tensor
+) -> tuple[Tensor, ...]:
     """Return the gradients of the definition, for the images only if ``for_x``."""
-    return axis.pull(partial(_pooled, examples), inputs, grad)[not for_x :]
+    return axis.pull(partial(_pooled, examples, frame), inputs, grad)[not for_x :]

@@ -4,11 +4,12 @@ The loops are in loops.py, compiled by Numba, so no C compiler is needed. All te
 unless stated otherwise and have these shapes:
 
 * ``x [lanes or 1, blocks, inputs, height, width, WIDTH]``: images in blocks of ``WIDTH`` examples
-  (see tiles.py); the axis of lanes has length 1 if all lanes share the images
+  (see layout.py); the axis of lanes has length 1 if all lanes share the images
 * ``weight [lanes, outputs, inputs, k, k]``
 * ``gamma``, ``beta``, ``mean``, ``var`` ``[lanes, outputs]``
 * ``y [lanes, blocks, outputs, rows, columns, WIDTH]``: the output of the convolution, with
-  ``rows = height - k + 1`` and ``columns = width - k + 1``
+  ``rows = before + height + after - k + 1`` and ``columns`` likewise, where the frame of zeros
+  around an image has ``before`` rows above it and ``after`` below it, and columns likewise
 * ``pooled``, ``centred``, ``which`` and ``grad`` ``[lanes, blocks, outputs, rows // 2,
   columns // 2, WIDTH]``
 
@@ -26,14 +27,21 @@ from numba import get_num_threads
 from torch import Tensor
 
 from fmnist.functional.kernels.cpu import loops as cpu_loops
+from fmnist.functional.kernels.cpu.layout import TILE, whole_tiles
 from fmnist.functional.kernels.cpu.simd import WIDTH
-from fmnist.functional.kernels.cpu.tiles import whole_tiles
 
 CHUNKS = 16  # most partial sums of the weight gradient in a lane, so most parallel tasks
 
 
 def forward(
-    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, examples: int, eps: float
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    examples: int,
+    eps: float,
+    frame: tuple[int, int] = (0, 0),
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the operation, normalising by the statistics of the batch.
 
@@ -46,12 +54,16 @@ def forward(
         beta: shift of the batch norm.
         examples: number of examples, without the padding.
         eps: added to the variance.
+        frame: ``(before, after)``.
+        keep: whether to return ``y``. Without it, the convolution is computed in both passes, and
+            again by :func:`backward`. This is faster where it has few inputs.
 
     Returns:
         ``(pooled, mean, var, y, centred, which)``. ``var`` is the biased variance. The last three
-        are for :func:`backward`. ``centred`` is ``y - mean`` at the pixel of each 2x2 square that
-        is the largest after batch norm. ``which`` (uint8) is the position of this pixel in the
-        square in row-major order, or 4 where the ReLU outputs zero.
+        are for :func:`backward`. ``y`` has no blocks unless ``keep``. ``centred`` is ``y - mean``
+        at the pixel of each 2x2 square that is the largest after batch norm. ``which`` (uint8) is
+        the position of this pixel in the square in row-major order, or 4 where the ReLU outputs
+        zero.
 
     Raises:
         ValueError: The shapes do not go together, or ``examples`` do not end in the last block.
@@ -59,27 +71,37 @@ def forward(
     """
     _check(x, weight, gamma, beta)
     _check_examples(examples, x.shape[1])
-    large, small = _result_shapes(x, weight)
+    large, small = _result_shapes(x, weight, frame, keep)
     y, pooled, centred = x.new_empty(large), x.new_empty(small), x.new_empty(small)
     which = x.new_empty(small, dtype=torch.uint8)
     mean, var = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
     cpu_loops.forward(
-        *_arrays(x, weight, gamma, beta, y, pooled, centred, which, mean, var), examples, eps
+        *_arrays(x, weight, gamma, beta, y, pooled, centred, which, mean, var),
+        examples,
+        eps,
+        *frame,
     )
     return pooled, mean, var, y, centred, which
 
 
 def forward_given(
-    x: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    frame: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Compute ``pooled`` with a given mean and variance, as in evaluation.
 
     Arguments and errors are those of :func:`forward`.
     """
     _check(x, weight, gamma, beta, mean, var)
-    pooled = x.new_empty(_result_shapes(x, weight)[1])
+    pooled = x.new_empty(_result_shapes(x, weight, frame)[1])
     scale = gamma / torch.sqrt(var + eps)
-    cpu_loops.forward_given(*_arrays(x, weight, mean, scale, beta, pooled))
+    cpu_loops.forward_given(*_arrays(x, weight, mean, scale, beta, pooled), *frame)
     return pooled
 
 
@@ -96,6 +118,7 @@ def backward(
     examples: int,
     eps: float,
     for_x: bool,
+    frame: tuple[int, int] = (0, 0),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients for ``x`` (if ``for_x``), ``weight``, ``gamma`` and ``beta``.
 
@@ -111,6 +134,7 @@ def backward(
         examples: number of examples, without the padding.
         eps: added to the variance.
         for_x: whether the gradient for ``x`` is needed; ``x`` then has all lanes.
+        frame: ``(before, after)``.
 
     Returns:
         ``(dx, dweight, dgamma, dbeta)`` with the shapes of ``x``, ``weight``, ``gamma`` and
@@ -122,7 +146,7 @@ def backward(
     """
     _check(x, weight, gamma, mean, var)
     _check_examples(examples, x.shape[1])
-    large, small = _result_shapes(x, weight)
+    large, small = _result_shapes(x, weight, frame, y.numel() > 0)
     if y.shape != large or any(t.shape != small for t in (grad, centred, which)):
         raise ValueError(f"the results of forward and the gradient must be {large} and {small}")
     if for_x and len(x) != len(weight):
@@ -133,16 +157,21 @@ def backward(
     parts = x.new_empty(weight.shape[0], _chunks(x), *weight.shape[1:])
     dgamma, dbeta = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
     arrays = _arrays(grad, x, weight, gamma, mean, var, y, centred, which)
-    cpu_loops.backward(*arrays, *_arrays(dx, parts, dgamma, dbeta), examples, eps, for_x)
+    cpu_loops.backward(*arrays, *_arrays(dx, parts, dgamma, dbeta), examples, eps, for_x, *frame)
     return dx, parts.sum(1), dgamma, dbeta
 
 
-def _result_shapes(x: Tensor, weight: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _result_shapes(
+    x: Tensor, weight: Tensor, frame: tuple[int, int], keep: bool = True
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of ``y`` and of ``pooled``."""
     lanes, outputs, _, k, _ = weight.shape
-    height, width = x.shape[3] - k + 1, x.shape[4] - k + 1
-    outer = (lanes, x.shape[1], outputs)
-    return (*outer, height, width, WIDTH), (*outer, height // 2, width // 2, WIDTH)
+    height, width = x.shape[3] + sum(frame) - k + 1, x.shape[4] + sum(frame) - k + 1
+    if min(frame) < 0 or max(frame) >= k or min(height, width) < 1:
+        raise ValueError(f"a frame of {frame} and kernels of {k} do not go with {tuple(x.shape)}")
+    blocks = x.shape[1]
+    large = (lanes, blocks if keep else 0, outputs, height, width, WIDTH)
+    return large, (lanes, blocks, outputs, height // 2, width // 2, WIDTH)
 
 
 def _chunks(x: Tensor) -> int:
@@ -150,30 +179,33 @@ def _chunks(x: Tensor) -> int:
     return min(CHUNKS, -(-x.shape[1] // 2))
 
 
-def workspace(x: Tensor, weight: Tensor, *, backward: bool) -> int:
+def workspace(x: Tensor, weight: Tensor, frame: tuple[int, int], *, backward: bool) -> int:
     """Return how many bytes an operator takes in addition to its inputs and results, about.
 
     Args:
         x: images in blocks, also without data.
         weight: weights of the convolution, also without data.
+        frame: ``(before, after)``.
         backward: whether the operator is :func:`backward` or one of the others.
     """
     lanes, outputs, inputs, k, _ = weight.shape
-    padded = whole_tiles(outputs)
-    pixels = (x.shape[3] - k + 1) * (x.shape[4] - k + 1)
+    height, width = x.shape[3] + sum(frame), x.shape[4] + sum(frame)
+    outputs, pixels = whole_tiles(outputs), (height - k + 1) * (width - k + 1)
+    image = inputs * height * width if sum(frame) else 0
+    tiles = lanes * outputs * inputs * k * k
     if not backward:
-        return 4 * (lanes * padded * inputs * k * k + get_num_threads() * padded * pixels * WIDTH)
-    tiles = lanes * whole_tiles(inputs) * outputs * k * k
+        return 4 * (tiles + get_num_threads() * (image + outputs * pixels) * WIDTH)
     tasks = min(get_num_threads(), lanes * _chunks(x))
-    of_thread = padded * (inputs * k * k + pixels) * WIDTH
-    return 4 * (tiles + _chunks(x) * weight.numel() + tasks * of_thread)
+    of_block = (image + outputs * pixels) * WIDTH
+    of_task = -(-x.shape[1] // _chunks(x)) * of_block + TILE * pixels * WIDTH + cpu_loops.SUMS
+    return 4 * (2 * tiles + _chunks(x) * weight.numel() + tasks * of_task)
 
 
 def _check(x: Tensor, weight: Tensor, *channels: Tensor) -> None:
     """Check shapes and dtypes, as the compiled loops have no checks of array bounds."""
     if x.dim() != 6 or x.shape[5] != WIDTH:
         raise ValueError(f"images must be in blocks of {WIDTH}, not of shape {tuple(x.shape)}")
-    square = weight.dim() == 5 and weight.shape[3] == weight.shape[4] <= min(x.shape[3:5])
+    square = weight.dim() == 5 and weight.shape[3] == weight.shape[4]
     some = square and min(weight.shape) > 0
     if not some or x.shape[0] not in (1, weight.shape[0]) or x.shape[2] != weight.shape[2]:
         raise ValueError(f"images {tuple(x.shape)} do not go with weights {tuple(weight.shape)}")

@@ -12,6 +12,16 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from fmnist.functional.kernels.cpu.convolution import (
+    OUTPUTS,
+    TAPS,
+    convolve,
+    input_gradient,
+    tap_places,
+    weight_gradient,
+    write_gradient,
+)
+from fmnist.functional.kernels.cpu.layout import TILE, fill_framed, fill_tiles, scratch, whole_tiles
 from fmnist.functional.kernels.cpu.pooling import (
     measure,
     merge,
@@ -20,45 +30,49 @@ from fmnist.functional.kernels.cpu.pooling import (
     sums_of_passed,
     valid_examples,
 )
-from fmnist.functional.kernels.cpu.simd import WIDTH, load, total
-from fmnist.functional.kernels.cpu.tiles import (
-    TILE,
-    convolve,
-    input_gradient,
-    tiled,
-    turned,
-    weight_gradient,
-    whole_tiles,
-)
+from fmnist.functional.kernels.cpu.simd import WIDTH
 
-NEAR = 6144  # floats of a strip of a tile's gradient: 24 KB, which fit in the L1 cache
+STRIP = 8192
+"""Floats of a strip of dy with ``OUTPUTS`` channels: 32 KB, which fit in the L1 cache."""
+
+SUMS = 1 << 15
+"""Floats of the sums of the weight gradient at a time: 128 KB, a part of the L2 cache."""
 
 _parallel: Any = njit(parallel=True, cache=True, nogil=True)
 
 
 @_parallel
-def forward(x, weight, gamma, beta, y, pooled, centred, which, mean, var, examples, eps):
+def forward(
+    x, weight, gamma, beta, y, pooled, centred, which, mean, var, examples, eps, before, after
+):  # fmt: skip
     """Compute the operation with the statistics of the batch.
 
     It takes two passes over the blocks, because pooling needs the statistics of all blocks.
 
     Args:
         x, weight, gamma, beta: inputs.
-        y, pooled, centred, which, mean, var: outputs, which are overwritten.
+        y, pooled, centred, which, mean, var: outputs, which are overwritten; ``y`` only if it is
+            not empty, otherwise it is computed in both passes.
         examples: number of examples, without the padding.
         eps: added to the variance.
+        before, after: the frame of the images.
     """
-    lanes, blocks, outputs, rows, columns, _ = y.shape
-    inputs, height, width = x.shape[2:5]
-    k = weight.shape[3]
-    weights = tiled(weight)
+    lanes, blocks, outputs = pooled.shape[:3]
+    inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
+    tiles = np.empty((lanes, whole_tiles(outputs) * inputs * k * k), np.float32)
+    for lane in prange(lanes):
+        fill_tiles(weight[lane], tiles[lane])
+    plane, small = rows * columns * WIDTH, (rows // 2) * (columns // 2) * WIDTH
     means, squares = np.empty((2, lanes, blocks, outputs))
     for task in prange(lanes * blocks):
         lane, block = divmod(np.int64(task), blocks)
-        out = y[lane, block].reshape(-1)
-        image = x[lane if x.shape[0] > 1 else 0, block].reshape(-1)
-        convolve(image, weights[lane], out, inputs, outputs, height, width, k)
-        measure(out, means[lane, block], squares[lane, block], valid_examples(block, examples))
+        image = _framed(x, lane, block, block + 1, before, after)
+        valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
+        for o in range(0, outputs, TILE):
+            end = min(o + TILE, outputs)
+            out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
+            convolve(image, tiles[lane], out, o, inputs, end, 0, rows, height, width, k)
+            measure(out, plane, means[lane, block, o:end], squares[lane, block, o:end], valid)
     scale = np.empty((lanes, outputs), np.float32)
     for lane in range(lanes):
         for c in range(outputs):
@@ -69,46 +83,94 @@ def forward(x, weight, gamma, beta, y, pooled, centred, which, mean, var, exampl
             scale[lane, c] = gamma[lane, c] / np.sqrt(variance + eps)
     for task in prange(lanes * blocks):
         lane, block = divmod(np.int64(task), blocks)
-        pool(
-            y[lane, block].reshape(-1), mean[lane], scale[lane], beta[lane],
-            valid_examples(block, examples), rows, columns, pooled[lane, block].reshape(-1),
-            centred[lane, block].reshape(-1), which[lane, block].reshape(-1),
-        )  # fmt: skip
+        image = _framed(x, lane, block, block + 1 if not y.size else block, before, after)
+        valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
+        for o in range(0, outputs, TILE):
+            end = min(o + TILE, outputs)
+            out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
+            if not y.size:
+                convolve(image, tiles[lane], out, o, inputs, end, 0, rows, height, width, k)
+            pool(
+                out, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows,
+                columns, pooled[lane, block].reshape(-1)[o * small :],
+                centred[lane, block].reshape(-1)[o * small :],
+                which[lane, block].reshape(-1)[o * small :],
+            )  # fmt: skip
 
 
 @_parallel
-def forward_given(x, weight, mean, scale, beta, pooled):
+def forward_given(x, weight, mean, scale, beta, pooled, before, after):
     """Compute the operation with a given mean and variance.
 
     Args:
         x, weight, mean, beta: inputs.
         scale: ``gamma / sqrt(var + eps)``, ``[lanes, outputs]``.
         pooled: output, which is overwritten.
+        before, after: the frame of the images.
     """
     lanes, blocks, outputs = pooled.shape[:3]
-    inputs, height, width = x.shape[2:5]
-    k = weight.shape[3]
-    rows, columns = height - k + 1, width - k + 1
-    weights, all_valid = tiled(weight), np.ones(WIDTH, np.float32)
+    inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
+    tiles = np.empty((lanes, whole_tiles(outputs) * inputs * k * k), np.float32)
+    for lane in prange(lanes):
+        fill_tiles(weight[lane], tiles[lane])
+    plane, small = rows * columns * WIDTH, (rows // 2) * (columns // 2) * WIDTH
+    valid = np.ones(WIDTH, np.float32)
     for task in prange(lanes * blocks):
         lane, block = divmod(np.int64(task), blocks)
-        y = np.empty(outputs * rows * columns * WIDTH, np.float32)
-        image = x[lane if x.shape[0] > 1 else 0, block].reshape(-1)
-        convolve(image, weights[lane], y, inputs, outputs, height, width, k)
-        out = pooled[lane, block].reshape(-1)
-        centred, which = np.empty(out.size, np.float32), np.empty(out.size, np.uint8)
-        pool(y, mean[lane], scale[lane], beta[lane], all_valid, rows, columns, out, centred, which)
+        image = _framed(x, lane, block, block + 1, before, after)
+        y, centred, which = (
+            scratch(TILE * plane),
+            scratch(TILE * small),
+            np.empty(TILE * small, np.uint8),
+        )
+        for o in range(0, outputs, TILE):
+            end = min(o + TILE, outputs)
+            convolve(image, tiles[lane], y, o, inputs, end, 0, rows, height, width, k)
+            pool(
+                y, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows, columns,
+                pooled[lane, block].reshape(-1)[o * small :], centred, which,
+            )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _sizes(x, weight, before, after):
+    """Return the sizes of a convolution: inputs, framed height and width, k, rows, columns."""
+    inputs, height, width = x.shape[2:5]
+    k, frame = weight.shape[3], before + after
+    rows, columns = height + frame - k + 1, width + frame - k + 1
+    return inputs, height + frame, width + frame, k, rows, columns
+
+
+@njit(cache=True, nogil=True)
+def _framed(x, lane, first, end, before, after):
+    """Return the images of some blocks with their frame, flat ``[end - first, ...]``."""
+    _, blocks, inputs, height, width, _ = x.shape
+    size = inputs * height * width * WIDTH
+    at = ((lane if x.shape[0] > 1 else 0) * blocks + first) * size
+    images = x.reshape(-1)[at : at + (end - first) * size]
+    frame = before + after
+    if frame == 0:
+        return images
+    large = inputs * (height + frame) * (width + frame) * WIDTH
+    framed = scratch((end - first) * large)
+    for i in range(end - first):
+        fill_framed(
+            images[i * size : (i + 1) * size], inputs, height, width, before, after,
+            framed[i * large : (i + 1) * large],
+        )  # fmt: skip
+    return framed
 
 
 @_parallel
 def backward(
     grad, x, weight, gamma, mean, var, y, centred, which,
-    dx, parts, dgamma, dbeta, examples, eps, for_x,
+    dx, parts, dgamma, dbeta, examples, eps, for_x, before, after,
 ):  # fmt: skip
     """Compute the gradients.
 
     Args:
-        grad, x, weight, gamma, mean, var, y, centred, which: inputs.
+        grad, x, weight, gamma, mean, var, y, centred, which: inputs; if ``y`` is empty, it is
+            computed again.
         dx: output with the shape of ``x``; not written unless ``for_x``.
         parts: output ``[lanes, chunks, outputs, inputs, k, k]``. Its sum over the chunks, each a
             range of blocks, is the gradient for ``weight``.
@@ -116,10 +178,10 @@ def backward(
         examples: number of examples, without the padding.
         eps: added to the variance.
         for_x: whether to compute ``dx``.
+        before, after: the frame of the images.
     """
-    lanes, blocks, outputs, rows, columns, _ = y.shape
-    inputs, height, width = x.shape[2:5]
-    k = weight.shape[3]
+    lanes, blocks, outputs = grad.shape[:3]
+    inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     passed = np.empty((lanes, blocks, 2, outputs), np.float32)
     for task in prange(lanes * blocks):
         lane, block = divmod(np.int64(task), blocks)
@@ -141,30 +203,76 @@ def backward(
             scale[lane, c], constant[lane, c] = ratio, -ratio * sums / count
             slope[lane, c] = -ratio * dot / (count * deviation**2)
             dgamma[lane, c], dbeta[lane, c] = dot / deviation, sums
-    weights = turned(weight) if for_x else np.empty((lanes, 0), np.float32)
-    chunks, padded, taps = parts.shape[1], whole_tiles(outputs), inputs * k * k
-    strip = max(2, NEAR // (TILE * columns * WIDTH) // 2 * 2)
+    taps, kernel = inputs * k * k, k * k
+    turned = np.empty((lanes, whole_tiles(inputs) * outputs * kernel if for_x else 0), np.float32)
+    tiles = np.empty((lanes, 0 if y.size else whole_tiles(outputs) * taps), np.float32)
+    for lane in prange(lanes):
+        if for_x:
+            fill_tiles(weight[lane].transpose(1, 0, 2, 3), turned[lane])
+        if not y.size:
+            fill_tiles(weight[lane], tiles[lane])
+    chunks, plane = parts.shape[1], rows * columns * WIDTH
+    strip = max(2, STRIP // (OUTPUTS * columns * WIDTH) // 2 * 2)
+    near = min(inputs, max(1, SUMS // (TILE * kernel * WIDTH)))  # input channels at a time
+    keep = for_x or near < inputs  # dy of all blocks and channels is needed again
+    padded = -(-outputs // OUTPUTS) * OUTPUTS
     for task in prange(lanes * chunks):
         lane, chunk = divmod(np.int64(task), chunks)
-        sums = np.zeros(padded * taps * WIDTH, np.float32)
-        dy = np.empty(padded * rows * columns * WIDTH, np.float32)
-        dy[outputs * rows * columns * WIDTH :] = 0
-        for block in range(chunk * blocks // chunks, (chunk + 1) * blocks // chunks):
-            image = x[lane if x.shape[0] > 1 else 0, block].reshape(-1)
-            from_grad, from_y = grad[lane, block].reshape(-1), y[lane, block].reshape(-1)
-            places, examples_here = which[lane, block].reshape(-1), valid_examples(block, examples)
-            for o in range(0, outputs, TILE):
-                channels = (o, min(o + TILE, outputs))
-                for top in range(0, rows, strip):
-                    bottom = min(top + strip, rows)
-                    spread_gradient(
-                        from_grad, from_y, places, channels, top, bottom, mean[lane], scale[lane],
-                        slope[lane], constant[lane], examples_here, dy, rows, columns,
-                    )  # fmt: skip
-                    weight_gradient(dy, image, sums, o, top, bottom, inputs, height, width, k)
-            if for_x:
-                out = dx[lane, block].reshape(-1)
-                input_gradient(dy, weights[lane], out, inputs, outputs, height, width, k)
+        begin, end = chunk * blocks // chunks, (chunk + 1) * blocks // chunks
+        images = _framed(x, lane, begin, end, before, after)
+        kept = padded * plane
+        dy = scratch(kept * (end - begin) if keep else TILE * plane)
+        # No sum of a channel that does not exist is used, but garbage may be slow to compute with.
+        if keep:
+            for block in range(begin, end):
+                dy[(block - begin) * kept + outputs * plane : (block - begin + 1) * kept] = 0
+        else:
+            dy[:] = 0
+        again = scratch(0 if y.size else TILE * plane)
+        places = tap_places(inputs, height, width, k)
+        half = (near * kernel + TAPS - 1) * OUTPUTS * WIDTH
+        sums = scratch(-(-TILE // OUTPUTS) * half)
         part = parts[lane, chunk].reshape(-1)
-        for tap in range(outputs * taps):
-            part[tap] = total(load(sums, tap * WIDTH))
+        for o in range(0, outputs, TILE):
+            count = min(TILE, outputs - o)
+            for first in range(0, taps, near * kernel):
+                stop = min(first + near * kernel, taps)
+                sums[:] = 0
+                for block in range(begin, end):
+                    image = images[(block - begin) * inputs * height * width * WIDTH :]
+                    here = dy[(block - begin) * kept + o * plane :] if keep else dy
+                    for top in range(0, rows, strip):
+                        bottom = min(top + strip, rows)
+                        if first == 0:
+                            if y.size:
+                                from_y = y[lane, block].reshape(-1)[o * plane :]
+                            else:
+                                from_y = again
+                                convolve(
+                                    image, tiles[lane], again, o, inputs, o + count, top, bottom,
+                                    height, width, k,
+                                )  # fmt: skip
+                            small = o * (rows // 2) * (columns // 2) * WIDTH
+                            spread_gradient(
+                                grad[lane, block].reshape(-1)[small:], from_y,
+                                which[lane, block].reshape(-1)[small:], count, top, bottom,
+                                mean[lane, o:], scale[lane, o:], slope[lane, o:],
+                                constant[lane, o:], valid_examples(block, examples), here,
+                                rows, columns,
+                            )  # fmt: skip
+                        for more in range(0, count, OUTPUTS):
+                            weight_gradient(
+                                here[more * plane :], image, sums[more // OUTPUTS * half :],
+                                places, first, stop, top, bottom, height, width, k,
+                            )  # fmt: skip
+                for c in range(count):
+                    write_gradient(
+                        sums[c // OUTPUTS * half + c % OUTPUTS * WIDTH :],
+                        part[(o + c) * taps + first :], stop - first,
+                    )  # fmt: skip
+        if for_x:
+            for block in range(begin, end):
+                input_gradient(
+                    dy[(block - begin) * kept :], turned[lane], dx[lane, block].reshape(-1),
+                    inputs, outputs, height, width, k, before, after,
+                )  # fmt: skip

@@ -46,37 +46,54 @@ def valid_examples(block, examples):
 
 
 @_compiled
-def measure(y, means, squares, valid):
+def measure(y, plane, means, squares, valid):
     """Compute the mean and the sum of squared deviations of each channel of a block.
 
     The second pass uses deviations from the mean of the first and corrects both results. There is
     no cancellation when the mean is far from zero.
 
     Args:
-        y: flat ``[channels, rows, columns, WIDTH]``.
+        y: flat ``[channels, rows, columns, WIDTH]``; there may be more channels.
+        plane: length of a channel.
         means, squares: outputs, float64 ``[channels]``.
         valid: the result of :func:`valid_examples`.
     """
-    channels = len(means)
-    plane = y.size // channels
     count = plane // WIDTH * valid.sum()
     none = splat(np.float32(0))
     inside = load(valid, 0) > none  # selects, as the padding may overflow, and inf * 0 is NaN
-    for c in range(channels):
-        sums = splat(np.float32(0))
+    last = len(means) - 1
+    for c in range(0, last + 1, 4):  # an addition waits for the one before, so four take turns
+        c1, c2, c3 = min(c + 1, last), min(c + 2, last), min(c + 3, last)
+        at1, at2, at3 = (c1 - c) * plane, (c2 - c) * plane, (c3 - c) * plane
+        s0 = s1 = s2 = s3 = none
         for at in range(c * plane, (c + 1) * plane, WIDTH):
-            sums = sums + load(y, at)
-        mean = total(where(inside, sums, none)) / count
-        centre = splat(np.float32(mean))
-        sums = squared = splat(np.float32(0))
+            s0, s1 = s0 + load(y, at), s1 + load(y, at + at1)
+            s2, s3 = s2 + load(y, at + at2), s3 + load(y, at + at3)
+        m0 = np.float32(total(where(inside, s0, none)) / count)
+        m1 = np.float32(total(where(inside, s1, none)) / count)
+        m2 = np.float32(total(where(inside, s2, none)) / count)
+        m3 = np.float32(total(where(inside, s3, none)) / count)
+        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
+        v0, v1, v2, v3 = splat(m0), splat(m1), splat(m2), splat(m3)
         for at in range(c * plane, (c + 1) * plane, WIDTH):
-            distance = load(y, at) - centre
-            sums = sums + distance
-            squared = fma(distance, distance, squared)
-        rest = total(where(inside, sums, none)) / count
-        means[c] = np.float64(np.float32(mean)) + rest
-        square = total(where(inside, squared, none)) - rest * rest * count
-        squares[c] = 0.0 if square < 0 else square  # rounding can make it negative; a NaN is kept
+            d0, d1 = load(y, at) - v0, load(y, at + at1) - v1
+            d2, d3 = load(y, at + at2) - v2, load(y, at + at3) - v3
+            s0, s1, s2, s3 = s0 + d0, s1 + d1, s2 + d2, s3 + d3
+            q0, q1, q2, q3 = fma(d0, d0, q0), fma(d1, d1, q1), fma(d2, d2, q2), fma(d3, d3, q3)
+        _write_moments(means, squares, c, m0, s0, q0, inside, count)
+        _write_moments(means, squares, c1, m1, s1, q1, inside, count)
+        _write_moments(means, squares, c2, m2, s2, q2, inside, count)
+        _write_moments(means, squares, c3, m3, s3, q3, inside, count)
+
+
+@_compiled
+def _write_moments(means, squares, c, mean, sums, squared, inside, count):
+    """Write the results of a channel, given its mean and the deviations from it."""
+    none = splat(np.float32(0))
+    rest = total(where(inside, sums, none)) / count
+    means[c] = np.float64(mean) + rest
+    square = total(where(inside, squared, none)) - rest * rest * count
+    squares[c] = 0.0 if square < 0 else square  # rounding can make it negative; a NaN is kept
 
 
 @_compiled
@@ -176,7 +193,7 @@ def spread_gradient(
     Args:
         grad, which: flat arrays of the pooled size.
         y: output of the convolution, flat ``[channels, rows, columns, WIDTH]``.
-        channels: the first channel and the end of the range.
+        channels: number of channels; there may be more.
         top, bottom: the first row, which is even, and the end of the range, which is even or
             ``rows``.
         mean, scale, slope, constant: of each channel, float32 ``[channels]``.
@@ -187,7 +204,7 @@ def spread_gradient(
     below, small = columns * WIDTH, columns // 2 * WIDTH
     none, paired = splat(np.float32(0)), min(bottom, rows // 2 * 2)
     inside = load(examples, 0) > none
-    for c in range(*channels):
+    for c in range(channels):
         centre, factor = splat(mean[c]), splat(scale[c])
         tilt = where(inside, splat(slope[c]), none)
         shift = where(inside, splat(constant[c]), none)

@@ -21,7 +21,7 @@ WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 """Number of floats in a vector: 16 with AVX-512, else 8."""
 
 _INT = ir.IntType(32)
-_FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
 _BYTES = ir.VectorType(ir.IntType(8), WIDTH)
 _BITS = ir.VectorType(ir.IntType(1), WIDTH)
 
@@ -40,13 +40,13 @@ class _Mask(types.Type):  # type: ignore[misc]
         super().__init__(name=f"boolx{WIDTH}")
 
 
-_vector, _mask = _Vector(), _Mask()
+vector, _mask = _Vector(), _Mask()
 
 
 @register_model(_Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, VECTOR)
 
 
 @register_model(_Mask)
@@ -55,23 +55,31 @@ class _MaskModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, _BITS)
 
 
-def _element_pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
+def element_pointer(context: Any, builder: Any, signature: Any, args: Any, to: Any) -> Any:
     """Return a pointer of type ``to`` to the element ``args[1]`` of the array ``args[0]``."""
     array = context.make_array(signature.args[0])(context, builder, args[0])
     return builder.bitcast(builder.gep(array.data, [args[1]]), to.as_pointer())
 
 
-def _broadcast(builder: Any, number: Any) -> Any:
-    nothing = ir.Constant(_FLOATS, ir.Undefined)
+def broadcast(builder: Any, number: Any) -> Any:
+    """Return a vector whose elements are all a number."""
+    nothing = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(_INT, 0))
     return builder.shuffle_vector(
         first, nothing, ir.Constant(ir.VectorType(_INT, WIDTH), [0] * WIDTH)
     )
 
 
-def _declared_function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def declared_function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """Return a function of LLVM or of a library by its name, with this type."""
     kind = ir.FunctionType(result, arguments)
     return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return ``a * b + c``, with one rounding if the processor has such an instruction."""
+    name = f"llvm.fmuladd.v{WIDTH}f32"
+    return builder.call(declared_function(builder, name, *[VECTOR] * 4), (a, b, c))
 
 
 @intrinsic
@@ -89,9 +97,9 @@ def load(typing, array, at):
     """Return ``array[at : at + WIDTH]`` of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_element_pointer(context, builder, signature, args, _FLOATS), align=4)
+        return builder.load(element_pointer(context, builder, signature, args, VECTOR), align=4)
 
-    return _vector(array, types.intp), generate
+    return vector(array, types.intp), generate
 
 
 @intrinsic
@@ -99,12 +107,10 @@ def store(typing, array, at, value):
     """Set ``array[at : at + WIDTH] = value`` in a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(
-            args[2], _element_pointer(context, builder, signature, args, _FLOATS), align=4
-        )
+        builder.store(args[2], element_pointer(context, builder, signature, args, VECTOR), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _vector), generate
+    return types.void(array, types.intp, vector), generate
 
 
 @intrinsic
@@ -112,10 +118,10 @@ def load_bytes(typing, array, at):
     """Return ``array[at : at + WIDTH]`` of a uint8 array, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, signature, args, _BYTES)
-        return builder.uitofp(builder.load(pointer, align=1), _FLOATS)
+        pointer = element_pointer(context, builder, signature, args, _BYTES)
+        return builder.uitofp(builder.load(pointer, align=1), VECTOR)
 
-    return _vector(array, types.intp), generate
+    return vector(array, types.intp), generate
 
 
 @intrinsic
@@ -123,11 +129,11 @@ def store_bytes(typing, array, at, value):
     """Set ``array[at : at + WIDTH] = value`` in a uint8 array; the values are integers 0-255."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, signature, args, _BYTES)
+        pointer = element_pointer(context, builder, signature, args, _BYTES)
         builder.store(builder.fptoui(args[2], _BYTES), pointer, align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _vector), generate
+    return types.void(array, types.intp, vector), generate
 
 
 @intrinsic
@@ -135,9 +141,9 @@ def splat(typing, number):
     """Return a vector whose elements are all ``number``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _broadcast(builder, args[0])
+        return broadcast(builder, args[0])
 
-    return _vector(types.float32), generate
+    return vector(types.float32), generate
 
 
 @intrinsic
@@ -145,10 +151,10 @@ def spread(typing, array, at):
     """Return a vector whose elements are all ``array[at]``, of a float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _element_pointer(context, builder, signature, args, ir.FloatType())
-        return _broadcast(builder, builder.load(pointer))
+        pointer = element_pointer(context, builder, signature, args, ir.FloatType())
+        return broadcast(builder, builder.load(pointer))
 
-    return _vector(array, types.intp), generate
+    return vector(array, types.intp), generate
 
 
 @intrinsic
@@ -156,10 +162,9 @@ def fma(typing, a, b, c):
     """Return ``a * b + c``, with one rounding if the processor has such an instruction."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = f"llvm.fmuladd.v{WIDTH}f32"
-        return builder.call(_declared_function(builder, name, *[_FLOATS] * 4), args)
+        return multiply_add(builder, *args)
 
-    return _vector(_vector, _vector, _vector), generate
+    return vector(vector, vector, vector), generate
 
 
 @intrinsic
@@ -168,10 +173,10 @@ def root(typing, value):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.call(
-            _declared_function(builder, f"llvm.sqrt.v{WIDTH}f32", _FLOATS, _FLOATS), args
+            declared_function(builder, f"llvm.sqrt.v{WIDTH}f32", VECTOR, VECTOR), args
         )
 
-    return _vector(_vector), generate
+    return vector(vector), generate
 
 
 @intrinsic
@@ -180,11 +185,11 @@ def total(typing, value):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         name, number = f"llvm.vector.reduce.fadd.v{WIDTH}f32", ir.FloatType()
-        reduce = _declared_function(builder, name, number, number, _FLOATS)
+        reduce = declared_function(builder, name, number, number, VECTOR)
         zero = ir.Constant(number, 0.0)
         return builder.call(reduce, [zero, args[0]], fastmath=("reassoc",))
 
-    return types.float32(_vector), generate
+    return types.float32(vector), generate
 
 
 @intrinsic
@@ -194,7 +199,7 @@ def where(typing, mask, a, b):
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(*args)
 
-    return _vector(_mask, _vector, _vector), generate
+    return vector(_mask, vector, vector), generate
 
 
 def _define_operator(
@@ -224,12 +229,12 @@ def _comparison(how: str) -> Any:
     return lambda builder, a, b: builder.fcmp_ordered(how, a, b)
 
 
-_define_operator(operator.add, _vector, _vector, lambda builder, a, b: builder.fadd(a, b))
-_define_operator(operator.sub, _vector, _vector, lambda builder, a, b: builder.fsub(a, b))
-_define_operator(operator.mul, _vector, _vector, lambda builder, a, b: builder.fmul(a, b))
-_define_operator(operator.truediv, _vector, _vector, lambda builder, a, b: builder.fdiv(a, b))
-_define_operator(operator.gt, _vector, _mask, _comparison(">"))
-_define_operator(operator.le, _vector, _mask, _comparison("<="))
-_define_operator(operator.eq, _vector, _mask, _comparison("=="))
-_define_operator(operator.ne, _vector, _mask, _comparison("!="))
+_define_operator(operator.add, vector, vector, lambda builder, a, b: builder.fadd(a, b))
+_define_operator(operator.sub, vector, vector, lambda builder, a, b: builder.fsub(a, b))
+_define_operator(operator.mul, vector, vector, lambda builder, a, b: builder.fmul(a, b))
+_define_operator(operator.truediv, vector, vector, lambda builder, a, b: builder.fdiv(a, b))
+_define_operator(operator.gt, vector, _mask, _comparison(">"))
+_define_operator(operator.le, vector, _mask, _comparison("<="))
+_define_operator(operator.eq, vector, _mask, _comparison("=="))
+_define_operator(operator.ne, vector, _mask, _comparison("!="))
 _define_operator(operator.__or__, _mask, _mask, lambda builder, a, b: builder.select(a, a, b))

@@ -1,0 +1,236 @@
+"""Convolution of one block of images on a CPU, and its gradients, by Numba.
+
+The layout of the arrays is described in layout.py:
+
+* ``x [inputs, height, width, WIDTH]``: the input, with its padding
+* ``y [outputs, rows, columns, WIDTH]``: the output, with ``rows = height - k + 1`` and
+  ``columns = width - k + 1``
+* ``tiles``: weights in tiles
+
+``dx`` and ``dy`` are the gradients for ``x`` and ``y``. A *tap* is an input channel and a position
+in the kernel.
+
+The sums of some channels and pixels, or channels and taps, are kept in registers (sums.py). What
+they need again and again stays in the L1 cache: a part of the weights, or of ``dy``. Each sum is
+added up in the same order whatever the sizes of these parts, so they change no bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fmnist.functional.kernels.cpu.layout import SMALL, TILE
+from fmnist.functional.kernels.cpu.simd import WIDTH, load, store, total
+from fmnist.functional.kernels.cpu.sums import (
+    add_products,
+    add_scaled,
+    add_scaled_first,
+    add_scaled_last,
+    load_sums,
+    store_sums,
+    totals,
+    zeros,
+)
+
+OUTPUTS, TAPS = (6, 4) if WIDTH == 16 else (6, 2)
+"""Output channels and taps of the sums of the weight gradient. ``TILE`` has whole ``OUTPUTS``."""
+
+NEAR = 4096
+"""Floats of weights that are used for all pixels, one after the other: a part of the L1 cache."""
+
+_compiled: Any = njit(cache=True, nogil=True)
+
+
+def _define_convolve(channels: int) -> Any:
+    @_compiled
+    def convolve_tile(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k):
+        columns = width - k + 1
+        plane = (height - k + 1) * columns * WIDTH
+        near = max(1, NEAR // (channels * k * k))
+        for first in range(0, inputs, near):
+            end = min(first + near, inputs)
+            for h in range(top, bottom):
+                for left in range(0, columns, 2):
+                    step = WIDTH if left + 1 < columns else 0  # an odd last pixel is computed twice
+                    to = (h * columns + left) * WIDTH
+                    sums = zeros(channels, 2)
+                    if first:
+                        sums = load_sums(sums, y, to, plane, step, outputs - o)
+                    tap = (o * inputs + first * channels) * k * k
+                    for i in range(first, end):
+                        for r in range(k):
+                            at = ((i * height + h + r) * width + left) * WIDTH
+                            for _ in range(k):
+                                sums = add_scaled(sums, tiles, tap, x, at, step)
+                                at += WIDTH
+                                tap += channels
+                    store_sums(sums, y, to, plane, step, outputs - o)
+
+    return convolve_tile
+
+
+_convolve_tile, _convolve_small = _define_convolve(TILE), _define_convolve(SMALL)
+
+
+@_compiled
+def convolve(x, tiles, y, first, inputs, outputs, top, bottom, height, width, k):
+    """Compute some channels and rows of the cross-correlation of ``x`` with the weights.
+
+    Args:
+        x: flat ``[inputs, height, width, WIDTH]``.
+        tiles: the weights, see ``fill_tiles``.
+        y: output, flat ``[outputs - first, rows, columns, WIDTH]``.
+        first: the first output channel, a multiple of ``TILE``.
+        inputs, outputs: numbers of channels; at ``outputs`` the range ends.
+        top, bottom: the first row and the end of the range.
+        height, width, k: sizes.
+    """
+    plane = (height - k + 1) * (width - k + 1) * WIDTH
+    o = first
+    while o < outputs:
+        here = y[(o - first) * plane :]
+        if outputs - o >= TILE:
+            _convolve_tile(x, tiles, here, o, inputs, outputs, top, bottom, height, width, k)
+            o += TILE
+        else:
+            _convolve_small(x, tiles, here, o, inputs, outputs, top, bottom, height, width, k)
+            o += SMALL
+
+
+def _define_input_gradient(channels: int) -> Any:
+    @_compiled
+    def input_gradient_tile(dy, tiles, dx, i, inputs, outputs, height, width, k, before, after):
+        rows, columns = height - k + 1, width - k + 1
+        plane, right = rows * columns * WIDTH, width - after
+        length = right - before
+        large = (height - before - after) * length * WIDTH
+        near = max(1, NEAR // (channels * k * k))
+        for first in range(0, outputs, near):
+            end = min(first + near, outputs)
+            for r in range(before, height - after):
+                top, bottom = max(0, r - k + 1), min(rows - 1, r)
+                for c in range(before, right, 2):
+                    other = min(c + 1, right - 1)  # an odd last pixel is computed twice
+                    step = (other - c) * WIDTH
+                    to = i * large + ((r - before) * length + c - before) * WIDTH
+                    sums = zeros(channels, 2)
+                    if first:
+                        sums = load_sums(sums, dx, to, large, step, inputs - i)
+                    # The columns of the kernel that meet dy, from right to left, begin and end for
+                    # the second pixel at most one further to the right.
+                    begin, begin_second = min(k - 1, c), min(k - 1, other)
+                    end_first, stop = max(0, c - columns + 1), max(0, other - columns + 1)
+                    for o in range(first, end):
+                        for h in range(top, bottom + 1):
+                            tap = ((i * outputs + o * channels) * k + (r - h) * channels) * k
+                            at = o * plane + (h * columns + c) * WIDTH
+                            for s in range(begin_second, begin, -1):
+                                sums = add_scaled_last(
+                                    sums, tiles, tap + s * channels, dy, at - s * WIDTH, step
+                                )
+                            for s in range(begin, stop - 1, -1):
+                                sums = add_scaled(
+                                    sums, tiles, tap + s * channels, dy, at - s * WIDTH, step
+                                )
+                            for s in range(stop - 1, end_first - 1, -1):
+                                sums = add_scaled_first(
+                                    sums, tiles, tap + s * channels, dy, at - s * WIDTH, step
+                                )
+                    store_sums(sums, dx, to, large, step, inputs - i)
+
+    return input_gradient_tile
+
+
+_input_gradient_tile = _define_input_gradient(TILE)
+_input_gradient_small = _define_input_gradient(SMALL)
+
+
+@_compiled
+def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k, before, after):
+    """Compute the gradient for the input, without its frame.
+
+    Args:
+        dy: flat ``[outputs, rows, columns, WIDTH]``; it may have more channels.
+        tiles: the weights with inputs and outputs exchanged, see ``fill_tiles``.
+        dx: output, flat ``[inputs, height - before - after, width - before - after, WIDTH]``.
+        inputs, outputs, height, width, k: sizes, with the frame.
+        before, after: width of the frame, see ``framed``.
+    """
+    i = 0
+    while i < inputs:
+        if inputs - i >= TILE:
+            _input_gradient_tile(dy, tiles, dx, i, inputs, outputs, height, width, k, before, after)
+            i += TILE
+        else:
+            _input_gradient_small(
+                dy, tiles, dx, i, inputs, outputs, height, width, k, before, after
+            )
+            i += SMALL
+
+
+@_compiled
+def tap_places(inputs, height, width, k):
+    """Return, for each tap, the index in ``x`` of the first pixel that it is multiplied by.
+
+    The last one is repeated, so that every tap has ``TAPS`` at it and after it.
+    """
+    places = np.empty(inputs * k * k + TAPS - 1, np.int64)
+    tap = 0
+    for i in range(inputs):
+        for r in range(k):
+            for s in range(k):
+                places[tap] = ((i * height + r) * width + s) * WIDTH
+                tap += 1
+    places[tap:] = places[tap - 1]
+    return places
+
+
+@_compiled
+def weight_gradient(dy, x, sums, places, first, end, top, bottom, height, width, k):
+    """Add the contribution of some rows to the gradient for weights of ``OUTPUTS`` channels.
+
+    Args:
+        dy: flat ``[OUTPUTS, rows, columns, WIDTH]``; it may have more channels.
+        x: flat ``[inputs, height, width, WIDTH]``.
+        sums: updated; flat ``[end - first, OUTPUTS, WIDTH]``, with room for whole ``TAPS``. The
+            gradient is the sum over the last axis.
+        places: the result of :func:`tap_places`.
+        first, end: the first tap and the end of the range.
+        top, bottom: the first row of ``dy`` and the end of the range, which should fit in the L1
+            cache.
+        height, width, k: sizes.
+    """
+    columns = width - k + 1
+    plane, row = (height - k + 1) * columns * WIDTH, OUTPUTS * WIDTH
+    for tap in range(first, end, TAPS):
+        to = (tap - first) * row
+        products = load_sums(zeros(OUTPUTS, TAPS), sums, to, WIDTH, row, OUTPUTS)
+        from_dy = top * columns * WIDTH
+        for h in range(top, bottom):
+            at = h * width * WIDTH
+            for _ in range(columns):
+                products = add_products(products, dy, from_dy, plane, x, places, tap, at)
+                at += WIDTH
+                from_dy += WIDTH
+        store_sums(products, sums, to, WIDTH, row, OUTPUTS)
+
+
+@_compiled
+def write_gradient(sums, part, taps):
+    """Add up the sums of a channel.
+
+    Args:
+        sums: flat ``[taps, OUTPUTS, WIDTH]``, from the sums of the channel on.
+        part: output, flat ``[taps]``.
+        taps: number of taps.
+    """
+    tap, row = 0, OUTPUTS * WIDTH
+    while tap + WIDTH <= taps:
+        store(part, tap, totals(sums, tap * row, row))
+        tap += WIDTH
+    while tap < taps:
+        part[tap] = total(load(sums, tap * row))
+        tap += 1

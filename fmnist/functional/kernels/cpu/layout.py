@@ -1,0 +1,83 @@
+"""How images and weights lie in memory for the convolutions on a CPU (convolution.py), by Numba.
+
+A block holds ``WIDTH`` images. It is a flat float32 array with the axes ``[channels, height, width,
+WIDTH]`` in C order, so the images are the fastest index. A vector then holds one pixel of ``WIDTH``
+images, and a convolution consists of multiply-adds of a vector and a weight, without shuffles or
+special cases at edges, for all kernel sizes.
+
+The weights of a lane are in tiles of output channels, each flat ``[inputs, k, k, channels]``. Tiles
+have ``TILE`` channels; the last channels, if they do not fill one, are in tiles of ``SMALL``. The
+last tile is padded with zeros.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fmnist.functional.kernels.cpu.simd import WIDTH
+
+TILE = 12 if WIDTH == 16 else 6
+"""With two pixels 24 sums, in 32 registers with AVX-512, or 12, in 16."""
+
+SMALL = 4 if WIDTH == 16 else 2
+
+_compiled: Any = njit(cache=True, nogil=True)
+
+
+@_compiled
+def scratch(size):
+    """Return an uninitialised flat float32 array that begins at a cache line."""
+    line = 16
+    array = np.empty(size + line, np.float32)
+    first = -(array.ctypes.data // 4) % line
+    return array[first : first + size]
+
+
+@_compiled
+def fill_framed(x, inputs, height, width, before, after, out):
+    """Copy a block of images into a larger one that has a frame of zeros.
+
+    Args:
+        x: flat ``[inputs, height, width, WIDTH]``.
+        inputs, height, width: sizes.
+        before, after: rows above and below, and columns to the left and to the right.
+        out: output, flat ``[inputs, before + height + after, before + width + after, WIDTH]``.
+    """
+    rows, columns = height + before + after, width + before + after
+    out[:] = 0
+    for i in range(inputs):
+        for h in range(height):
+            to = ((i * rows + before + h) * columns + before) * WIDTH
+            at = (i * height + h) * width * WIDTH
+            out[to : to + width * WIDTH] = x[at : at + width * WIDTH]
+
+
+@_compiled
+def whole_tiles(channels):
+    """Round a number of channels up to whole tiles."""
+    rest = channels % TILE
+    return channels - rest + -(-rest // SMALL) * SMALL
+
+
+@_compiled
+def fill_tiles(weight, tiles):
+    """Arrange the weights of a lane in tiles.
+
+    Args:
+        weight: float32 ``[outputs, inputs, k, k]``.
+        tiles: output, flat ``[whole_tiles(outputs) * inputs * k * k]``.
+    """
+    outputs, inputs, k, _ = weight.shape
+    tiles[:] = 0
+    for o in range(outputs):
+        channels = TILE if o < outputs // TILE * TILE else SMALL
+        place = o % TILE % channels
+        at = (o - place) * inputs * k * k + place
+        for i in range(inputs):
+            for r in range(k):
+                for s in range(k):
+                    tiles[at] = weight[o, i, r, s]
+                    at += channels
