@@ -60,7 +60,7 @@ class Lanes(Contender):
         self._epochs = fmnist.fit(
             fmnist.cnn(
                 channels=model.channels, hidden=model.hidden, kernel_size=model.kernel_size,
-                precision=self.precision,
+                padding=model.padding, precision=self.precision,
             ),
             fmnist.adam, split, probe,
             lanes={"learning_rate": [rate(i) for i in range(lanes)]},

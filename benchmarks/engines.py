@@ -65,6 +65,7 @@ def main() -> int:
     parser.add_argument("--lanes", help="comma-separated lane counts")
     parser.add_argument("--channels", default="12,24", help="of the blocks of the network")
     parser.add_argument("--kernel-size", type=int, default=5)
+    parser.add_argument("--padding", default="0", help="a number, or same")
     parser.add_argument("--images", type=int, default=0, help="of an epoch; times are scaled")
     parser.add_argument("--rounds", type=int, default=0, help="turns each engine takes")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds a turn may take")
@@ -80,7 +81,9 @@ def main() -> int:
     except ImportError:
         print("JAX is not installed (extra: bench); it is left out", file=sys.stderr)
     model = ModelConfig(
-        channels=tuple(map(int, args.channels.split(","))), kernel_size=args.kernel_size
+        channels=tuple(map(int, args.channels.split(","))),
+        kernel_size=args.kernel_size,
+        padding=args.padding if args.padding == "same" else int(args.padding),
     )
     if device.type != "cuda":
         del engines["compiled, CUDA graphs"]
@@ -124,6 +127,7 @@ def main() -> int:
                 "images": len(split.labels),
                 "channels": args.channels,
                 "kernel_size": args.kernel_size,
+                "padding": args.padding,
             },
             "rows": [asdict(row) for row in rows],
             "ratios": found,

@@ -26,7 +26,7 @@ import torch
 from common import machine, median, prepare, spread, table, timed, write_json
 from multiply_adds import multiply_add_rate
 
-from fmnist.functional.cnn import feature_count
+from fmnist.functional.cnn import feature_count, frame
 from fmnist.functional.types import ModelConfig
 
 EPOCH = 60_000
@@ -51,7 +51,7 @@ def flops(config: ModelConfig) -> int:
     """
     side, inputs, total = 28, 1, 0
     for i, outputs in enumerate(config.channels):
-        side = side - config.kernel_size + 1
+        side = side + sum(frame(config)) - config.kernel_size + 1
         forward = 2 * outputs * side * side * inputs * config.kernel_size**2
         total += forward * (2 if i == 0 else 3)
         side, inputs = side // 2, outputs
@@ -69,11 +69,14 @@ def main() -> int:
     parser.add_argument("--batch-sizes", default="100,500,1000")
     parser.add_argument("--channels", default="12,24", help="of the blocks of the network")
     parser.add_argument("--kernel-size", type=int, default=5)
+    parser.add_argument("--padding", default="0", help="a number, or same")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)
     model = ModelConfig(
-        channels=tuple(map(int, args.channels.split(","))), kernel_size=args.kernel_size
+        channels=tuple(map(int, args.channels.split(","))),
+        kernel_size=args.kernel_size,
+        padding=args.padding if args.padding == "same" else int(args.padding),
     )
     split = prepare(args.images, device)
     scale = EPOCH / args.images / args.lanes
@@ -149,7 +152,8 @@ def convolution_seconds(batch: int, lanes: int, device: torch.device, model: Mod
     They are called once for all lanes with channels last, the fastest way on a CPU.
     """
     last = torch.channels_last
-    plain = ([1, 1], [0, 0], [1, 1], False, [0, 0])
+    padding = model.kernel_size // 2 if model.padding == "same" else int(model.padding)
+    plain = ([1, 1], [padding, padding], [1, 1], False, [0, 0])
 
     def rand(*shape: int) -> torch.Tensor:
         return torch.rand(*shape, device=device).contiguous(memory_format=last)
@@ -159,7 +163,7 @@ def convolution_seconds(batch: int, lanes: int, device: torch.device, model: Mod
         groups = lanes if i else 1  # all lanes see the same images
         x = rand(batch, inputs * groups, side, side)
         layers.append((x, rand(outputs * lanes, inputs, k, k), groups, i > 0))
-        side, inputs = (side - k + 1) // 2, outputs
+        side, inputs = (side + 2 * padding - k + 1) // 2, outputs
 
     def run() -> None:
         for x, weight, groups, wants_input in layers:

@@ -24,6 +24,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fmnist.functional.kernels import direct
+
 
 def traced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Trace ``function`` once for each structure and layout of its arguments and setting of torch.
@@ -194,6 +196,9 @@ def _trace(
         out, out_spec = optree.tree_flatten(function(*optree.tree_unflatten(treespec, leaves)))
         returned = recorder.nodes(out)
     recorder.graph.output(list(map(recorder.own, returned)))
+    if all(leaf.device.type == "cpu" for leaf in leaves):
+        for node in recorder.graph.nodes:
+            node.target = direct.FUNCTIONS.get(node.target, node.target)
     allocated = {node.meta["memory"] for node in returned if isinstance(node, fx.Node)}
     _remove_redundant(recorder.graph, allocated)
     program = fx.GraphModule(recorder.constants, recorder.graph)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fmnist.functional.kernels import direct
 from fmnist.functional.kernels import lanes as axis
 
 Vector = Float[Tensor, " all"]
@@ -129,7 +130,7 @@ def adam_update(
 # All tensors of the operator have a leading axis of lanes.
 
 
-@torch.library.custom_op("fmnist::adam_update", mutates_args=(), device_types="cpu")
+@direct.operator("fmnist::adam_update")
 def _update(
     grads: Sequence[Tensor],
     params: Sequence[Tensor],

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fmnist.functional.kernels import direct
 from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels import norm_relu_pool as plain
 from fmnist.functional.kernels.norm_relu_pool import EPS, PerChannel
@@ -149,7 +150,7 @@ def conv_block_given(
 # All tensors of the operators have a leading axis of lanes. That of x is 1 if all lanes share it.
 
 
-@torch.library.custom_op("fmnist::conv_block", mutates_args=(), device_types="cpu")
+@direct.operator("fmnist::conv_block")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -165,7 +166,7 @@ def _forward(
     return cpu.forward(x, weight, gamma, beta, examples, EPS, (before, after), keep)
 
 
-@torch.library.custom_op("fmnist::conv_block_grad", mutates_args=(), device_types="cpu")
+@direct.operator("fmnist::conv_block_grad")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -187,7 +188,7 @@ def _backward(
     return cpu.backward(grad, *saved, examples, EPS, for_x, (before, after))
 
 
-@torch.library.custom_op("fmnist::conv_block_given", mutates_args=(), device_types="cpu")
+@direct.operator("fmnist::conv_block_given")
 def _given(
     x: Tensor,
     weight: Tensor,

@@ -6,8 +6,8 @@ images, and a convolution consists of multiply-adds of a vector and a weight, wi
 special cases at edges, for all kernel sizes.
 
 The weights of a lane are in tiles of output channels, each flat ``[inputs, k, k, channels]``. Tiles
-have ``TILE`` channels; the last channels, if they do not fill one, are in tiles of ``SMALL``. The
-last tile is padded with zeros.
+have ``TILE`` channels, and at most two at the end have ``SMALL``, so that the channels are a
+multiple of ``UNIT``, padded with zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from fmnist.functional.kernels.cpu.simd import WIDTH
 TILE = 12 if WIDTH == 16 else 6
 """With two pixels 24 sums, in 32 registers with AVX-512, or 12, in 16."""
 
-SMALL = 4 if WIDTH == 16 else 2
+UNIT = TILE // 3
+SMALL = 2 * UNIT
 
 _compiled: Any = njit(cache=True, nogil=True)
 
@@ -56,10 +57,37 @@ def fill_framed(x, inputs, height, width, before, after, out):
 
 
 @_compiled
+def large_tiles(channels):
+    """Return how many channels are in tiles of ``TILE``."""
+    units = -(-channels // UNIT)
+    return max(0, units - units * 2 % 3 * 2) * UNIT
+
+
+@_compiled
 def whole_tiles(channels):
     """Round a number of channels up to whole tiles."""
-    rest = channels % TILE
-    return channels - rest + -(-rest // SMALL) * SMALL
+    large = large_tiles(channels)
+    return large + -(-(channels - large) // SMALL) * SMALL
+
+
+@_compiled
+def tile_size(first, channels):
+    """Return the size of the tile that begins with a channel."""
+    return TILE if first < large_tiles(channels) else SMALL
+
+
+@_compiled
+def tile_ranges(channels):
+    """Return the first channel and the end of each tile, int64 ``[tiles, 2]``."""
+    large = large_tiles(channels)
+    small = -(-(channels - large) // SMALL)
+    ranges = np.empty((large // TILE + small, 2), np.int64)
+    first = 0
+    for i in range(len(ranges)):
+        end = min(first + tile_size(first, channels), channels)
+        ranges[i] = first, end
+        first = end
+    return ranges
 
 
 @_compiled
@@ -72,9 +100,10 @@ def fill_tiles(weight, tiles):
     """
     outputs, inputs, k, _ = weight.shape
     tiles[:] = 0
+    large = large_tiles(outputs)
     for o in range(outputs):
-        channels = TILE if o < outputs // TILE * TILE else SMALL
-        place = o % TILE % channels
+        channels = TILE if o < large else SMALL
+        place = o % TILE if o < large else (o - large) % SMALL
         at = (o - place) * inputs * k * k + place
         for i in range(inputs):
             for r in range(k):

@@ -15,13 +15,20 @@ from numba import njit, prange
 from fmnist.functional.kernels.cpu.convolution import (
     OUTPUTS,
     TAPS,
-    convolve,
+    convolve_tile,
     input_gradient,
     tap_places,
     weight_gradient,
     write_gradient,
 )
-from fmnist.functional.kernels.cpu.layout import TILE, fill_framed, fill_tiles, scratch, whole_tiles
+from fmnist.functional.kernels.cpu.layout import (
+    TILE,
+    fill_framed,
+    fill_tiles,
+    scratch,
+    tile_ranges,
+    whole_tiles,
+)
 from fmnist.functional.kernels.cpu.pooling import (
     measure,
     merge,
@@ -33,7 +40,7 @@ from fmnist.functional.kernels.cpu.pooling import (
 from fmnist.functional.kernels.cpu.simd import WIDTH
 
 STRIP = 8192
-"""Floats of a strip of dy with ``OUTPUTS`` channels: 32 KB, which fit in the L1 cache."""
+"""Floats of a strip of a few channels of dy: 32 KB, which fit in the L1 cache."""
 
 SUMS = 1 << 15
 """Floats of the sums of the weight gradient at a time: 128 KB, a part of the L2 cache."""
@@ -68,10 +75,9 @@ def forward(
         lane, block = divmod(np.int64(task), blocks)
         image = _framed(x, lane, block, block + 1, before, after)
         valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
-        for o in range(0, outputs, TILE):
-            end = min(o + TILE, outputs)
+        for o, end in tile_ranges(outputs):
             out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
-            convolve(image, tiles[lane], out, o, inputs, end, 0, rows, height, width, k)
+            convolve_tile(image, tiles[lane], out, o, inputs, outputs, 0, rows, height, width, k)
             measure(out, plane, means[lane, block, o:end], squares[lane, block, o:end], valid)
     scale = np.empty((lanes, outputs), np.float32)
     for lane in range(lanes):
@@ -85,11 +91,12 @@ def forward(
         lane, block = divmod(np.int64(task), blocks)
         image = _framed(x, lane, block, block + 1 if not y.size else block, before, after)
         valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
-        for o in range(0, outputs, TILE):
-            end = min(o + TILE, outputs)
+        for o, end in tile_ranges(outputs):
             out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
             if not y.size:
-                convolve(image, tiles[lane], out, o, inputs, end, 0, rows, height, width, k)
+                convolve_tile(
+                    image, tiles[lane], out, o, inputs, outputs, 0, rows, height, width, k
+                )
             pool(
                 out, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows,
                 columns, pooled[lane, block].reshape(-1)[o * small :],
@@ -123,9 +130,8 @@ def forward_given(x, weight, mean, scale, beta, pooled, before, after):
             scratch(TILE * small),
             np.empty(TILE * small, np.uint8),
         )
-        for o in range(0, outputs, TILE):
-            end = min(o + TILE, outputs)
-            convolve(image, tiles[lane], y, o, inputs, end, 0, rows, height, width, k)
+        for o, end in tile_ranges(outputs):
+            convolve_tile(image, tiles[lane], y, o, inputs, outputs, 0, rows, height, width, k)
             pool(
                 y, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows, columns,
                 pooled[lane, block].reshape(-1)[o * small :], centred, which,
@@ -230,11 +236,11 @@ def backward(
             dy[:] = 0
         again = scratch(0 if y.size else TILE * plane)
         places = tap_places(inputs, height, width, k)
-        half = (near * kernel + TAPS - 1) * OUTPUTS * WIDTH
-        sums = scratch(-(-TILE // OUTPUTS) * half)
+        size = (near * kernel + TAPS) * OUTPUTS * WIDTH
+        sums = scratch(TILE // OUTPUTS * size)
         part = parts[lane, chunk].reshape(-1)
-        for o in range(0, outputs, TILE):
-            count = min(TILE, outputs - o)
+        for o, end_o in tile_ranges(outputs):
+            count = end_o - o
             for first in range(0, taps, near * kernel):
                 stop = min(first + near * kernel, taps)
                 sums[:] = 0
@@ -248,8 +254,8 @@ def backward(
                                 from_y = y[lane, block].reshape(-1)[o * plane :]
                             else:
                                 from_y = again
-                                convolve(
-                                    image, tiles[lane], again, o, inputs, o + count, top, bottom,
+                                convolve_tile(
+                                    image, tiles[lane], again, o, inputs, outputs, top, bottom,
                                     height, width, k,
                                 )  # fmt: skip
                             small = o * (rows // 2) * (columns // 2) * WIDTH
@@ -262,12 +268,12 @@ def backward(
                             )  # fmt: skip
                         for more in range(0, count, OUTPUTS):
                             weight_gradient(
-                                here[more * plane :], image, sums[more // OUTPUTS * half :],
+                                here[more * plane :], image, sums[more // OUTPUTS * size :],
                                 places, first, stop, top, bottom, height, width, k,
                             )  # fmt: skip
                 for c in range(count):
                     write_gradient(
-                        sums[c // OUTPUTS * half + c % OUTPUTS * WIDTH :],
+                        sums[c // OUTPUTS * size + c % OUTPUTS * WIDTH :],
                         part[(o + c) * taps + first :], stop - first,
                     )  # fmt: skip
         if for_x:

@@ -207,3 +207,32 @@ def totals(typing, array, at, step):
 def _shuffled(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
     """Return the elements of ``a`` and ``b``, one after the other, at these places."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), places))
+
+
+@intrinsic
+def shifted(typing, window, array, at):
+    """Return a row of vectors without its first, and with the one at ``at`` of an array behind."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        window, _, at = args
+        last = signature.args[0].columns - 1
+        for c in range(last):
+            window = builder.insert_value(window, builder.extract_value(window, c + 1), c)
+        source = _Array(context, builder, signature, args, 1)
+        return builder.insert_value(window, source.vector(at), last)
+
+    return window(window, array, types.intp), generate
+
+
+@intrinsic
+def add_window(typing, sums, array, at, row, window):
+    """Add the products of the vectors at ``at + r * row`` of an array and those of a row."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums, _, at, row, window = args
+        source, kind = _Array(context, builder, signature, args, 1), signature.args[0]
+        columns = {c: builder.extract_value(window, c) for c in range(kind.columns)}
+        rows = (source.vector(_moved(builder, at, r, row)) for r in range(kind.rows))
+        return _add_outer(builder, sums, rows, columns, kind.columns)
+
+    return sums(sums, array, types.intp, types.intp, window), generate
