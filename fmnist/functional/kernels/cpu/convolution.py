@@ -187,64 +187,72 @@ def tap_places(inputs, height, width, k):
 
 
 @_compiled
-def weight_gradient(dy, x, sums, places, first, end, top, bottom, height, width, k):
-    """Add the contribution of some rows to the gradient for weights of ``OUTPUTS`` channels.
+def weight_gradient(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k):
+    """Add the contribution of some strips to the gradient for weights of ``OUTPUTS`` channels.
 
     Args:
-        dy: flat ``[OUTPUTS, rows, columns, WIDTH]``; it may have more channels.
-        x: flat ``[inputs, height, width, WIDTH]``.
+        dy: flat ``[blocks, OUTPUTS, rows, columns, WIDTH]``; it may have more channels.
+        block: length of a block of ``dy``.
+        x: flat ``[blocks, inputs, height, width, WIDTH]``.
+        image: length of a block of ``x``.
         sums: updated; flat ``[end - first, OUTPUTS, WIDTH]``, with room for ``TAPS`` more. The
             gradient is the sum over the last axis.
+        fresh: whether the sums begin with zero, whatever is in ``sums``.
+        strips: int64 ``[strips, 3]``: of each the block, the first row and the end. Together they
+            should fit in the L1 cache.
         places: the result of :func:`tap_places`.
         first, end: the first tap and the end of the range, of whole input channels.
-        top, bottom: the first row of ``dy`` and the end of the range, which should fit in the L1
-            cache.
-        height, width, k: sizes.
+        width: of ``x``.
+        plane: length of a channel of a block of ``dy``.
+        k: side of the kernel.
     """
     if k == WINDOW:
-        _by_window(dy, x, sums, places, first, end, top, bottom, height, width)
+        _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane)
     else:
-        _by_taps(dy, x, sums, places, first, end, top, bottom, height, width, k)
+        _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k)
 
 
 @_compiled
-def _by_taps(dy, x, sums, places, first, end, top, bottom, height, width, k):
-    columns = width - k + 1
-    plane, row = (height - k + 1) * columns * WIDTH, OUTPUTS * WIDTH
+def _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k):
+    columns, row = width - k + 1, OUTPUTS * WIDTH
     for tap in range(first, end, TAPS):
         to = (tap - first) * row
-        products = load_sums(zeros(OUTPUTS, TAPS), sums, to, WIDTH, row, OUTPUTS)
-        from_dy = top * columns * WIDTH
-        for h in range(top, bottom):
-            at = h * width * WIDTH
-            for _ in range(columns):
-                products = add_products(products, dy, from_dy, plane, x, places, tap, at)
-                at += WIDTH
-                from_dy += WIDTH
+        products = zeros(OUTPUTS, TAPS)
+        if not fresh:
+            products = load_sums(products, sums, to, WIDTH, row, OUTPUTS)
+        for strip in range(len(strips)):
+            from_dy = strips[strip, 0] * block + strips[strip, 1] * columns * WIDTH
+            for h in range(strips[strip, 1], strips[strip, 2]):
+                at = strips[strip, 0] * image + h * width * WIDTH
+                for _ in range(columns):
+                    products = add_products(products, dy, from_dy, plane, x, places, tap, at)
+                    at += WIDTH
+                    from_dy += WIDTH
         store_sums(products, sums, to, WIDTH, row, OUTPUTS)
 
 
 @_compiled
-def _by_window(dy, x, sums, places, first, end, top, bottom, height, width):
+def _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane):
     """Do it for a row of taps at a time: the next pixel needs the same vectors of x but one."""
-    columns = width - WINDOW + 1
-    plane, row = (height - WINDOW + 1) * columns * WIDTH, OUTPUTS * WIDTH
+    columns, row = width - WINDOW + 1, OUTPUTS * WIDTH
     for tap in range(first, end, WINDOW):
         to = (tap - first) * row
-        like = zeros(OUTPUTS, WINDOW)
-        products = load_sums(like, sums, to, WIDTH, row, OUTPUTS)
-        from_dy = top * columns * WIDTH
-        for h in range(top, bottom):
-            at = places[tap] + h * width * WIDTH
-            window = zeros(1, WINDOW)
-            for _ in range(WINDOW - 1):
-                window = shifted(window, x, at)
-                at += WIDTH
-            for _ in range(columns):
-                window = shifted(window, x, at)
-                products = add_window(products, dy, from_dy, plane, window)
-                at += WIDTH
-                from_dy += WIDTH
+        products = zeros(OUTPUTS, WINDOW)
+        if not fresh:
+            products = load_sums(products, sums, to, WIDTH, row, OUTPUTS)
+        for strip in range(len(strips)):
+            from_dy = strips[strip, 0] * block + strips[strip, 1] * columns * WIDTH
+            for h in range(strips[strip, 1], strips[strip, 2]):
+                at = strips[strip, 0] * image + places[tap] + h * width * WIDTH
+                window = zeros(1, WINDOW)
+                for _ in range(WINDOW - 1):
+                    window = shifted(window, x, at)
+                    at += WIDTH
+                for _ in range(columns):
+                    window = shifted(window, x, at)
+                    products = add_window(products, dy, from_dy, plane, window)
+                    at += WIDTH
+                    from_dy += WIDTH
         store_sums(products, sums, to, WIDTH, row, OUTPUTS)
 
 

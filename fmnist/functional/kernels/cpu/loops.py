@@ -167,6 +167,28 @@ def _framed(x, lane, first, end, before, after):
     return framed
 
 
+@njit(cache=True, nogil=True)
+def _strip(rows, columns):
+    """Return the rows of a strip of dy, even or all, and how many strips fit in the L1 cache."""
+    row = OUTPUTS * columns * WIDTH
+    count = -(-rows * row // STRIP)
+    high = -(-rows // count)
+    high = min(rows, high + high % 2)
+    return high, max(1, STRIP // (high * row))
+
+
+@njit(cache=True, nogil=True)
+def _strips(blocks, rows, high):
+    """Return the block, the first row and the end of each strip, int64 ``[strips, 3]``."""
+    strips = np.empty((blocks * -(-rows // high), 3), np.int64)
+    at = 0
+    for block in range(blocks):
+        for top in range(0, rows, high):
+            strips[at] = block, top, min(top + high, rows)
+            at += 1
+    return strips
+
+
 @_parallel
 def backward(
     grad, x, weight, gamma, mean, var, y, centred, which,
@@ -218,59 +240,58 @@ def backward(
         if not y.size:
             fill_tiles(weight[lane], tiles[lane])
     chunks, plane = parts.shape[1], rows * columns * WIDTH
-    strip = max(2, STRIP // (OUTPUTS * columns * WIDTH) // 2 * 2)
+    image = inputs * height * width * WIDTH
     near = min(inputs, max(1, SUMS // (TILE * kernel * WIDTH)))  # input channels at a time
-    keep = for_x or near < inputs  # dy of all blocks and channels is needed again
+    high, several = _strip(rows, columns)
+    keep = for_x or near < inputs or several > 1  # dy of all blocks is needed at once, or again
     padded = -(-outputs // OUTPUTS) * OUTPUTS
     for task in prange(lanes * chunks):
         lane, chunk = divmod(np.int64(task), chunks)
         begin, end = chunk * blocks // chunks, (chunk + 1) * blocks // chunks
         images = _framed(x, lane, begin, end, before, after)
-        kept = padded * plane
+        kept = padded * plane if keep else 0
         dy = scratch(kept * (end - begin) if keep else TILE * plane)
         # No sum of a channel that does not exist is used, but garbage may be slow to compute with.
-        if keep:
-            for block in range(begin, end):
-                dy[(block - begin) * kept + outputs * plane : (block - begin + 1) * kept] = 0
-        else:
+        for block in range(end - begin if keep else 0):
+            dy[block * kept + outputs * plane : (block + 1) * kept] = 0
+        if not keep:
             dy[:] = 0
         again = scratch(0 if y.size else TILE * plane)
         places = tap_places(inputs, height, width, k)
+        strips = _strips(end - begin, rows, high)
         size = (near * kernel + TAPS) * OUTPUTS * WIDTH
         sums = scratch(TILE // OUTPUTS * size)
         part = parts[lane, chunk].reshape(-1)
         for o, end_o in tile_ranges(outputs):
-            count = end_o - o
+            count, here = end_o - o, dy[o * plane :] if keep else dy
+            small = o * (rows // 2) * (columns // 2) * WIDTH
             for first in range(0, taps, near * kernel):
                 stop = min(first + near * kernel, taps)
-                sums[:] = 0
-                for block in range(begin, end):
-                    image = images[(block - begin) * inputs * height * width * WIDTH :]
-                    here = dy[(block - begin) * kept + o * plane :] if keep else dy
-                    for top in range(0, rows, strip):
-                        bottom = min(top + strip, rows)
-                        if first == 0:
-                            if y.size:
-                                from_y = y[lane, block].reshape(-1)[o * plane :]
-                            else:
-                                from_y = again
-                                convolve_tile(
-                                    image, tiles[lane], again, o, inputs, outputs, top, bottom,
-                                    height, width, k,
-                                )  # fmt: skip
-                            small = o * (rows // 2) * (columns // 2) * WIDTH
-                            spread_gradient(
-                                grad[lane, block].reshape(-1)[small:], from_y,
-                                which[lane, block].reshape(-1)[small:], count, top, bottom,
-                                mean[lane, o:], scale[lane, o:], slope[lane, o:],
-                                constant[lane, o:], valid_examples(block, examples), here,
-                                rows, columns,
+                for j in range(0, len(strips), several):
+                    group = strips[j : j + several]
+                    for i in range(len(group) if first == 0 else 0):
+                        block, top, bottom = begin + group[i, 0], group[i, 1], group[i, 2]
+                        if y.size:
+                            from_y = y[lane, block].reshape(-1)[o * plane :]
+                        else:
+                            from_y = again
+                            convolve_tile(
+                                images[group[i, 0] * image :], tiles[lane], again, o, inputs,
+                                outputs, top, bottom, height, width, k,
                             )  # fmt: skip
-                        for more in range(0, count, OUTPUTS):
-                            weight_gradient(
-                                here[more * plane :], image, sums[more // OUTPUTS * size :],
-                                places, first, stop, top, bottom, height, width, k,
-                            )  # fmt: skip
+                        spread_gradient(
+                            grad[lane, block].reshape(-1)[small:], from_y,
+                            which[lane, block].reshape(-1)[small:], count, top, bottom,
+                            mean[lane, o:], scale[lane, o:], slope[lane, o:], constant[lane, o:],
+                            valid_examples(block, examples), here[group[i, 0] * kept :],
+                            rows, columns,
+                        )  # fmt: skip
+                    for more in range(0, count, OUTPUTS):
+                        weight_gradient(
+                            here[more * plane :], kept, images, image,
+                            sums[more // OUTPUTS * size :], j == 0, group, places, first, stop,
+                            width, plane, k,
+                        )  # fmt: skip
                 for c in range(count):
                     write_gradient(
                         sums[c // OUTPUTS * size + c % OUTPUTS * WIDTH :],
