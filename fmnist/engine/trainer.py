@@ -8,10 +8,11 @@ from typing import NamedTuple
 import optree
 import torch
 
-from fmnist.engine import autotune
+from fmnist.engine import autotune, compilation
 from fmnist.engine.cuda_graph import repeater
 from fmnist.engine.evaluation import evaluate_steps
 from fmnist.engine.lanes import Lanes, make_lanes, stacked_numbers
+from fmnist.engine.neighbours import FreeCores
 from fmnist.engine.step import (
     Carry,
     EpochNoise,
@@ -155,7 +156,11 @@ def _train_lanes(
     numbers = stacked_numbers(lanes, device)
     done, train_state, total, position = resume or TrainerState(0, start(program, lanes, device))
     # Before tracing, as the variants may be timed.
-    _, model = variant(program, lanes, training)
+    name, model = variant(program, lanes, training)
+    if name == "blocks":
+        compilation.compile_kernels()
+    # The bits of other models may depend on the number of threads.
+    free = FreeCores(torch.get_num_threads() if name == "blocks" else 1)
     runs = {
         size: repeater(traced(step_function(program, model, lanes.shared, size)), device)
         for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
@@ -171,7 +176,7 @@ def _train_lanes(
             times = min((examples - position) // size, most)
             drawn = noise.draw(size * times, size * most, device, program.dtype)
             inputs = StepInputs(training, order, numbers, drawn, carry.position)
-            with cuda_arithmetic(tf32=model.tf32):
+            with cuda_arithmetic(tf32=model.tf32), free.used():
                 carry = runs[size](carry, inputs, times)
             position += size * times
             yield TrainerState(epoch - 1, carry.train_state, carry.total, position)
@@ -179,18 +184,19 @@ def _train_lanes(
         here = TrainerState(epoch - 1, train_state, carry.total, position)
         # Not the variant: it was chosen for training and may need too much memory here.
         steps = evaluate_steps(program.model, *train_state[:2], validation, dtype=program.dtype)
-        seen = yield from _yield_between(steps, here)
+        seen = yield from _yield_between(steps, here, free)
         yield EpochResult(epoch, carry.total, seen, train_state)
         total, position = None, 0
 
 
 def _yield_between(
-    steps: Generator[None, None, Metrics], here: TrainerState
+    steps: Generator[None, None, Metrics], here: TrainerState, free: FreeCores
 ) -> Generator[TrainerState, None, Metrics]:
     """Yield the state of training after each step of evaluation. Return the metrics."""
     while True:
         try:
-            next(steps)
+            with free.used():
+                next(steps)
         except StopIteration as end:
             metrics: Metrics = end.value
             return metrics

@@ -210,7 +210,7 @@ def probabilities(
     of_models = []
     for trial in trials:
         params, state = models.load_model(trial.path, trial.model)
-        # Compiling the kernels takes half a minute, too long for a few pictures.
+        # Compiling the kernels takes 20 seconds, too long for a few pictures.
         apply = build_model(trial.model, "grouped").apply
         with torch.no_grad():
             logits = [

@@ -19,7 +19,7 @@ from fmnist.config.results import TrialResult, label
 from fmnist.reports.pace import Pace
 from fmnist.reports.words import counted, decimals, duration, one_line
 from fmnist.tuning import events
-from fmnist.utils import command_line, runtime
+from fmnist.utils import command_line
 
 MOST_ROWS = 12
 SPARK = 12
@@ -58,8 +58,6 @@ class Progress(AbstractContextManager["Progress"]):
     def _tell_variant(self, name: str) -> None:
         if name and name != self._variant:
             self.message(f"variant of the model: {name}")
-        if name == "blocks" and not self._variant and not runtime.kernels_are_compiled():
-            self.message("compiling the kernels, once: about half a minute")
         self._variant = name
 
     def group(self, event: events.GroupStarted) -> None:

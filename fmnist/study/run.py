@@ -15,7 +15,8 @@ from fmnist.config.results import TrialResult
 from fmnist.config.study import StudyConfig
 from fmnist.data import fashion_mnist, given
 from fmnist.data.fashion_mnist import Dataset
-from fmnist.functional.types import Split
+from fmnist.engine import compilation
+from fmnist.functional.types import ModelConfig, Split
 from fmnist.reports.dashboard.mirror import DashboardMirror
 from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
@@ -140,6 +141,7 @@ def run_study(
                 progress.message(f"device {target}")
                 for line in widths.explained(config):
                     progress.message(line)
+                _compile(config, target, progress, phases)
                 examples = splits(config, dataset, target)
                 images = len(examples.training.labels)
                 board = DashboardMirror(study, config, provenance=facts, done=done, images=images)
@@ -157,6 +159,18 @@ def run_study(
                     for observer in (save, mirror, board, progress, speeds):
                         observer(event)
         return _finish(study, folder, dataset, facts, phases, storage=storage, url=url)
+
+
+def _compile(config: StudyConfig, target: torch.device, progress: Progress, phases: Phases) -> None:
+    """Compile the kernels that the study needs if they are not, and say so."""
+    fused = isinstance(config.model, ModelConfig) and {"float32", "tf32"} & {
+        *config.values("precision")
+    }
+    if target.type == "cpu" and fused and not compilation.compiled():
+        progress.message("compiling the kernels for this processor, once: about 20 s")
+        with phases("compiling the kernels"):
+            seconds = compilation.compile_kernels()
+        progress.message(f"compiled in {seconds:.0f} s")
 
 
 DATA = "fmnist:data"

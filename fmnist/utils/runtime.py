@@ -165,9 +165,3 @@ def refuse_forked() -> None:
             'hang; start processes with multiprocessing.get_context("spawn")'
         )
     _used_in = os.getpid()
-
-
-def kernels_are_compiled() -> bool:
-    """Whether an earlier process has cached compiled kernels."""
-    folder = os.environ.get("NUMBA_CACHE_DIR")
-    return folder is None or any(Path(folder).rglob("loops*.nbi"))

@@ -75,30 +75,42 @@ def update(addresses, sizes, mean, square, updates, means, squares, factors):
         pieces[leaf + 1] = pieces[leaf] - (-sizes[leaf] // PIECE)
     for task in prange(lanes * pieces[-1]):
         lane, piece = divmod(np.int64(task), pieces[-1])
-        leaf = np.searchsorted(pieces, piece, side="right") - 1
-        shape = (lanes, sizes[leaf])
+        leaf = 0
+        while pieces[leaf + 1] <= piece:
+            leaf += 1
         first = (piece - pieces[leaf]) * PIECE
         last = min(first + PIECE, sizes[leaf])
-        g = carray(pointer(addresses[leaf]), shape)[lane, first:last]
-        p = carray(pointer(addresses[leaves + leaf]), shape)[lane, first:last]
-        here = slice(starts[leaf] + first, starts[leaf] + last)
-        m, s = mean[lane, here], square[lane, here]
-        to_u, to_m, to_s = updates[lane, here], means[lane, here], squares[lane, here]
-        rest = (last - first) % WIDTH
-        for at in range(0, last - first - rest, WIDTH):
-            _update_vector(g, p, m, s, to_u, to_m, to_s, at, factors[lane])
-        if rest:
-            g, p, m, s = _padded(g, rest), _padded(p, rest), _padded(m, rest), _padded(s, rest)
-            u = np.empty(WIDTH, np.float32)
-            _update_vector(g, p, m, s, u, m, s, 0, factors[lane])
-            to_u[-rest:], to_m[-rest:], to_s[-rest:] = u[:rest], m[:rest], s[:rest]
+        begin, end = starts[leaf] + first, starts[leaf] + last
+        shape = (lanes, sizes[leaf])
+        _update_piece(
+            carray(pointer(addresses[leaf]), shape)[lane, first:last],
+            carray(pointer(addresses[leaves + leaf]), shape)[lane, first:last],
+            mean[lane, begin:end], square[lane, begin:end], updates[lane, begin:end],
+            means[lane, begin:end], squares[lane, begin:end], factors[lane],
+        )  # fmt: skip
+
+
+@_compiled
+def _update_piece(g, p, m, s, to_u, to_m, to_s, factors):
+    """Update a part of a leaf of a lane."""
+    rest = len(g) % WIDTH
+    for at in range(0, len(g) - rest, WIDTH):
+        _update_vector(g, p, m, s, to_u, to_m, to_s, at, factors)
+    if rest:
+        g, p, m, s = _padded(g, rest), _padded(p, rest), _padded(m, rest), _padded(s, rest)
+        u = np.empty(WIDTH, np.float32)
+        _update_vector(g, p, m, s, u, m, s, 0, factors)
+        for i in range(rest):
+            at = len(to_u) - rest + i
+            to_u[at], to_m[at], to_s[at] = u[i], m[i], s[i]
 
 
 @_compiled
 def _padded(part, rest):
     """Return the last ``rest`` numbers, padded with zeros to ``WIDTH``."""
     whole = np.zeros(WIDTH, np.float32)
-    whole[:rest] = part[-rest:]
+    for i in range(rest):
+        whole[i] = part[len(part) - rest + i]
     return whole
 
 

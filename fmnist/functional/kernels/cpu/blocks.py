@@ -29,6 +29,7 @@ from torch import Tensor
 from fmnist.functional.kernels.cpu import loops as cpu_loops
 from fmnist.functional.kernels.cpu.layout import TILE, whole_tiles
 from fmnist.functional.kernels.cpu.simd import WIDTH
+from fmnist.functional.kernels.cpu.tasks import SUMS
 
 CHUNKS = 16  # most partial sums of the weight gradient in a lane, so most parallel tasks
 
@@ -197,7 +198,7 @@ def workspace(x: Tensor, weight: Tensor, frame: tuple[int, int], *, backward: bo
         return 4 * (tiles + get_num_threads() * (image + outputs * pixels) * WIDTH)
     tasks = min(get_num_threads(), lanes * _chunks(x))
     of_block = (image + outputs * pixels) * WIDTH
-    of_task = -(-x.shape[1] // _chunks(x)) * of_block + TILE * pixels * WIDTH + cpu_loops.SUMS
+    of_task = -(-x.shape[1] // _chunks(x)) * of_block + TILE * pixels * WIDTH + SUMS
     return 4 * (2 * tiles + _chunks(x) * weight.numel() + tasks * of_task)
 
 

@@ -182,7 +182,8 @@ def tap_places(inputs, height, width, k):
             for s in range(k):
                 places[tap] = ((i * height + r) * width + s) * WIDTH
                 tap += 1
-    places[tap:] = places[tap - 1]
+    for i in range(tap, len(places)):
+        places[i] = places[tap - 1]
     return places
 
 

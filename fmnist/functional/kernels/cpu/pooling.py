@@ -41,7 +41,8 @@ def valid_examples(block, examples):
         float32 ``[WIDTH]``: 1 for an example, 0 for padding.
     """
     valid = np.zeros(WIDTH, np.float32)
-    valid[: min(WIDTH, examples - block * WIDTH)] = 1
+    for i in range(min(WIDTH, examples - block * WIDTH)):
+        valid[i] = 1
     return valid
 
 
@@ -182,12 +183,11 @@ def sums_of_passed(grad, centred, which, passed):
 
 @_compiled
 def spread_gradient(
-    grad, y, which, channels, top, bottom, mean, scale, slope, constant, examples, dy,
-    rows, columns,
+    grad, y, which, channels, top, bottom, mean, linear, examples, dy, rows, columns
 ):  # fmt: skip
     """Compute some rows of the gradient for some channels of ``y``.
 
-    The gradient is ``scale * d + slope * (y - mean) + constant``, where ``d`` is ``grad``
+    The gradient is ``linear[0] * d + linear[1] * (y - mean) + linear[2]``, where ``d`` is ``grad``
     propagated back through pooling and ReLU. It is zero in the padding.
 
     Args:
@@ -196,7 +196,8 @@ def spread_gradient(
         channels: number of channels; there may be more.
         top, bottom: the first row, which is even, and the end of the range, which is even or
             ``rows``.
-        mean, scale, slope, constant: of each channel, float32 ``[channels]``.
+        mean: of each channel, float32 ``[channels]``.
+        linear: float32 ``[3, channels]``.
         examples: the result of :func:`valid_examples`.
         dy: output, flat ``[channels, rows, columns, WIDTH]``.
         rows, columns: size of the images in ``y``.
@@ -205,9 +206,9 @@ def spread_gradient(
     none, paired = splat(np.float32(0)), min(bottom, rows // 2 * 2)
     inside = load(examples, 0) > none
     for c in range(channels):
-        centre, factor = splat(mean[c]), splat(scale[c])
-        tilt = where(inside, splat(slope[c]), none)
-        shift = where(inside, splat(constant[c]), none)
+        centre, factor = splat(mean[c]), splat(linear[0, c])
+        tilt = where(inside, splat(linear[1, c]), none)
+        shift = where(inside, splat(linear[2, c]), none)
         for h in range(top, paired, 2):
             at = (c * rows + h) * below
             source = (c * (rows // 2) + h // 2) * small

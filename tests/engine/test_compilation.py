@@ -1,0 +1,62 @@
+"""Kernels are compiled before training, once, and never in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FIRST = """
+from fmnist.utils import runtime
+runtime.prepare()
+from fmnist.engine import compilation
+assert not compilation.compiled()
+print(compilation.compile_kernels())
+assert compilation.compiled()
+"""
+
+LATER = """
+from fmnist.utils import runtime
+runtime.prepare()
+import torch, fmnist
+from fmnist.engine import compilation
+from numba.core import event
+assert compilation.compiled()
+with event.install_recorder("numba:compile") as compiled:
+    assert compilation.compile_kernels() < 1
+    images = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
+    split = fmnist.Split(images, torch.zeros(20, dtype=torch.int64))
+    for options in ({}, {"padding": 1, "kernel_size": 3, "channels": (2, 3, 4)}):
+        model = fmnist.cnn(**options)
+        lanes = {"learning_rate": 0.01}
+        list(fmnist.fit(model, fmnist.adam, split, split, lanes=lanes, batch_size=16))
+assert not compiled.buffer, compiled.buffer
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    kept = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    return kept | {"XDG_CACHE_HOME": cache}
+
+
+def run(program, environment):
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_all_kernels_are_compiled_first_and_none_later(environment):
+    run(FIRST, environment)
+    run(LATER, environment)
+
+
+def test_a_process_that_cannot_start_is_no_failure(environment, tmp_path):
+    broken = f"import sys; sys.executable = {str(tmp_path)!r}\n" + FIRST
+    own = environment | {"XDG_CACHE_HOME": str(tmp_path)}
+    run(broken, own)
