@@ -19,12 +19,15 @@ import torch
 EVERY = 0.5
 """Seconds between two looks at least."""
 
-Clock = Callable[[], tuple[float, float, float]]
-"""Returns the time, the time that all cores of this process were busy, and that of this process."""
+IDLE = 0.1
+"""Seconds without computing after which looking begins anew."""
+
+Times = tuple[float, float, float]
+"""The time, how long all cores of this process were busy, and how long with this process."""
 
 
-def read_clock() -> tuple[float, float, float]:
-    """Read the times in seconds, as :data:`Clock` says.
+def read_times() -> Times:
+    """Read the times in seconds.
 
     Raises:
         OSError: The system does not say how busy the cores are.
@@ -40,49 +43,69 @@ def read_clock() -> tuple[float, float, float]:
 
 
 class FreeCores:
-    """Counts the cores that other processes leave free.
+    """Counts the cores that other processes leave free while this one computes.
 
     Args:
         most: the number of threads without other processes.
-        clock: :func:`read_clock`, or a substitute in a test.
+        read: :func:`read_times`, or a substitute in a test.
+        now: the clock, or a substitute.
     """
 
-    def __init__(self, most: int, clock: Clock = read_clock) -> None:
-        self._most, self._clock = most, clock
-        self._threads, self._last = most, self._read() if most > 1 else None
-
-    def threads(self) -> int:
-        """Return how many threads should compute now."""
-        if self._last is None or time.monotonic() - self._last[0] < EVERY:
-            return self._threads
-        now = self._read()
-        if now is not None:
-            passed, busy, own = (a - b for a, b in zip(now, self._last, strict=True))
-            others = max(0.0, busy - own) / passed
-            self._threads = min(self._most, max(1, int(self._most - others + 0.5)))
-        self._last = now
-        return self._threads
+    def __init__(
+        self,
+        most: int,
+        read: Callable[[], Times] = read_times,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._times, self._now = most, read, now
+        self.threads = most
+        self._began = self._read() if most > 1 else None
+        self._left = self._began[0] if self._began else 0.0
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Compute with so many threads within the block."""
-        threads = self.threads()
-        if threads == self._most:
+        if self._began is None:
             yield
             return
-        import numba
-
-        before = torch.get_num_threads(), numba.get_num_threads()
-        torch.set_num_threads(min(threads, before[0]))
-        numba.set_num_threads(min(threads, before[1]))
-        try:
+        if self._now() - self._left > IDLE:  # what others did meanwhile does not count
+            self._began = self._read()
+        with _at_most(self.threads):
             yield
-        finally:
-            torch.set_num_threads(before[0])
-            numba.set_num_threads(before[1])
+        self._look()
 
-    def _read(self) -> tuple[float, float, float] | None:
+    def _look(self) -> None:
+        """Set the number of threads by what other processes did since the last look."""
+        self._left = self._now()
+        if self._began is None or self._left - self._began[0] < EVERY:
+            return
+        now = self._read()
+        if now is not None:
+            passed, busy, own = (a - b for a, b in zip(now, self._began, strict=True))
+            others = max(0.0, busy - own) / passed
+            self.threads = min(self._most, max(1, int(self._most - others + 0.5)))
+        self._began = now
+
+    def _read(self) -> Times | None:
         try:
-            return self._clock()
+            return self._times()
         except (OSError, ValueError, AttributeError):  # no Linux, or a file of another kind
             return None
+
+
+@contextlib.contextmanager
+def _at_most(threads: int) -> Iterator[None]:
+    """Compute with at most so many threads within the block."""
+    import numba
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    if threads >= max(before):
+        yield
+        return
+    torch.set_num_threads(min(threads, before[0]))
+    numba.set_num_threads(min(threads, before[1]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
