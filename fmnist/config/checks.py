@@ -82,7 +82,7 @@ def _check_kernels(study: StudyConfig) -> None:
     settings = product(*map(study.values, ("channels", "kernel_size", "padding")))
     for channels, kernel, padding in settings:
         if padding != "same" and padding >= kernel:
-            reason = f'must be below the kernel_size, at most {kernel - 1}, or "same"'
+            reason = f'must be below kernel_size = {kernel}, at most {kernel - 1}, or "same"'
             raise ConfigError(reason, "padding", padding, also=("kernel_size",))
         if not _fits(channels, kernel, padding):
             largest = max(k for k in range(1, 28) if _fits(channels, k, padding))

@@ -211,6 +211,17 @@ IN_FILES = [
     ('[model]\nhidden = "1-"', ['hidden = "1-"', "0 to 8 integers from 1 to 4096"]),
     ("[model]\nkernel_size = 10", ["kernel_size = 10", "at most 9", "channels = [12, 24]"]),
     ("[model]\nchannels = [1]\nkernel_size = 28", ["kernel_size = 28", "from 1 to 27"]),
+    ("[model]\npadding = 5", ["padding = 5", "at most 4", "kernel_size = 5"]),
+    ("[model]\npadding = -1", ["padding = -1", "an integer from 0 to 26", "same"]),
+    ('[model]\npadding = "full"', ['padding = "full"', "an integer from 0 to 26", "same"]),
+    ("[model]\npadding = true", ["padding = true", "an integer from 0 to 26"]),
+    ("[model]\npadding = [1]", ["padding = [1]", "an integer from 0 to 26"]),
+    ("[grid]\npadding = [0, 3]\nkernel_size = [3, 5]", ["padding = 3", "at most 2"]),
+    ('[grid]\npadding = ["same", "same"]', ['padding = "same"', "once"]),
+    (
+        "[model]\nchannels = [3, 3, 3, 3]\nkernel_size = 7\npadding = 1",
+        ["kernel_size = 7", "at most", "channels = [3, 3, 3, 3]"],
+    ),
     ("[model]\ndropout = 1", ["dropout = 1", "a number from 0 to below 1"]),
     ("[model]\nhidden = []\ndropout = 0.5", ["dropout = 0.5", "no effect with hidden = []"]),
     ('[optimizer]\nalgorithm = "sdg"', ['algorithm = "sdg"', "did you mean sgd?", "adamw"]),
@@ -485,6 +496,7 @@ VALUES = {
     "channels": widths(4, 1024, at_least=1),
     "hidden": widths(8, 4096),
     "kernel_size": st.integers(1, 27),
+    "padding": st.just("same") | st.integers(0, 26),
     "dropout": below_one,
     "precision": st.sampled_from(["float32", "tf32", "bfloat16"]),
     "algorithm": st.sampled_from(["adam", "adamw", "sgd"]),
@@ -533,8 +545,11 @@ def studies(draw):
     if "none" in values("hidden", "120-60"):
         drop("dropout")
     blocks = max(len(text.split("-")) for text in values("channels", "12-24"))
-    if max(values("kernel_size", 5)) > {1: 27, 2: 9, 3: 3, 4: 1}[blocks]:
-        drop("kernel_size")
+    if any(isinstance(p, int) and p >= min(values("kernel_size", 5)) for p in values("padding", 0)):
+        drop("padding")
+    whole = set(values("padding", 0)) == {"same"}
+    if not whole and max(values("kernel_size", 5)) > {1: 27, 2: 9, 3: 3, 4: 1}[blocks]:
+        drop("kernel_size", "padding")
         given["kernel_size"] = 1
     if max(values("batch_size", 100)) > 60_000 - given.get("holdout", 5000):
         drop("batch_size", "holdout")

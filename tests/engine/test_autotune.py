@@ -31,9 +31,9 @@ def test_fastest_variant_is_chosen_and_cached(quickest, shared, monkeypatch):
     seen = []
     plain = conv.conv2d
 
-    def watched(*args, backend):
+    def watched(*args, backend, frame):
         seen.append(backend)
-        return plain(*args, backend)
+        return plain(*args, backend, frame)
 
     def clock(run, device):
         seen.clear()
@@ -79,7 +79,7 @@ def test_name_of_the_variant_is_that_of_what_computes(monkeypatch, precision, na
     used = []
     fused, layered = features._fused, features._layered
     monkeypatch.setattr(features, "_fused", lambda *a: used.append("blocks") or fused(*a))
-    monkeypatch.setattr(features, "_layered", lambda *a: used.append(a[-1]) or layered(*a))
+    monkeypatch.setattr(features, "_layered", lambda *a: used.append(a[-2]) or layered(*a))
     model.apply(*model.init(0), torch.zeros(4, *SHAPE), train=True)
     assert [found] == used == [name]
 

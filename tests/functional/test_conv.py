@@ -18,16 +18,17 @@ from fmnist.functional.kernels import conv, fold
 
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4),
-    st.booleans(), st.sampled_from(conv.BACKENDS), seeds,
+    st.booleans(), st.sampled_from(conv.BACKENDS), st.tuples(*[st.integers(0, 2)] * 2), seeds,
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_conv2d_under_vmap_and_grad_equals_torch(
-    lanes, batch, inputs, outputs, kernel, shared, how, seed
+    lanes, batch, inputs, outputs, kernel, shared, how, frame, seed
 ):
     images = normal(*(() if shared else (lanes,)), batch, inputs, 7, 6, seed=seed).double()
     weight = normal(lanes, outputs, inputs, kernel, kernel, seed=1).double()
     bias = normal(lanes, outputs, seed=2).double()
-    upstream = normal(lanes, batch, outputs, 8 - kernel, 7 - kernel, seed=3).double()
+    sides = (size + sum(frame) - kernel + 1 for size in (7, 6))
+    upstream = normal(lanes, batch, outputs, *sides, seed=3).double()
 
     def through(function):
         def loss(x, weight, bias, upstream):
@@ -39,10 +40,13 @@ def test_conv2d_under_vmap_and_grad_equals_torch(
         dims = (None if shared else 0, 0, 0, 0)
         return torch.func.vmap(grads, in_dims=dims)(images, weight, bias, upstream)
 
-    computed = through(partial(conv.conv2d, backend=how))
+    def framed(x, weight, bias):
+        return F.conv2d(F.pad(x, (*frame, *frame)), weight, bias)
+
+    computed = through(partial(conv.conv2d, backend=how, frame=frame))
     for ours, theirs in zip(
         torch.utils._pytree.tree_leaves(computed),
-        torch.utils._pytree.tree_leaves(through(F.conv2d)),
+        torch.utils._pytree.tree_leaves(through(framed)),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

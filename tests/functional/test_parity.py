@@ -132,13 +132,23 @@ def test_fifty_steps_of_each_optimizer_equal_torch_optim(drawn, seed):
     ],
 )
 def test_fifty_training_steps_equal_the_reference_model(algorithm, numbers, nesterov):
+    check_fifty_steps(SMALL, algorithm, numbers, nesterov)
+
+
+@pytest.mark.parametrize("padding", [1, 2, "same"])
+def test_fifty_training_steps_with_padding_equal_the_reference_model(padding):
+    config = ModelConfig(channels=(2, 3, 4), hidden=(5,), kernel_size=3, padding=padding)
+    check_fifty_steps(config, "adam", {}, nesterov=False)
+
+
+def check_fifty_steps(config, algorithm, numbers, nesterov):
     """10 epochs of 5 steps, the last step smaller: parameters, statistics and metrics."""
     split, held_out = random_split(43), random_split(20, seed=1)
     numbers = NUMBERS | {"learning_rate": 0.003} | numbers
-    group = make_group(SMALL, algorithm, nesterov, 10, ((3, numbers),))
+    group = make_group(config, algorithm, nesterov, 10, ((3, numbers),))
     ours = run_group(group, split, held_out, epochs=10, dtype=torch.float64)
     theirs = fit_reference(
-        SMALL, algorithm, numbers, split, held_out,
+        config, algorithm, numbers, split, held_out,
         batch_size=10, seed=3, epochs=10, nesterov=nesterov, dtype=torch.float64,
     )  # fmt: skip
     for mine, plain in zip(ours, theirs, strict=True):

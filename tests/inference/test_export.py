@@ -69,6 +69,8 @@ def test_baseline_predicts_the_same_in_onnxruntime(images, tmp_path, capfd):
         ModelConfig(channels=(2, 3, 4, 5), hidden=(7,), kernel_size=1, precision="tf32"),
         ModelConfig(channels=(8, 4), hidden=(9, 8, 7), dropout=0.5, precision="bfloat16"),
         ModelConfig(channels=(1, 5, 2), hidden=(1,), kernel_size=2, dropout=0.9),
+        ModelConfig(channels=(2, 3), hidden=(4,), kernel_size=3, padding=2),
+        ModelConfig(channels=(2, 3), hidden=(4,), padding="same"),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from strategies import tiny_data, tiny_study
 
 import fmnist
@@ -102,3 +103,21 @@ def test_a_display_is_opened_and_closed_by_its_caller(tmp_path):
     display = Display()
     fmnist.run_study(CONFIG, tmp_path, dataset=DATA, progress=display)
     assert "device cpu" in display.said
+
+
+def test_padding_is_an_axis_of_numbers_and_a_word(tmp_path):
+    study = {
+        "study": {"name": "padding", "epochs": 1, "holdout": 0},
+        "model": {"channels": [2, 2, 2], "hidden": [4], "kernel_size": 3},
+        "grid": {"padding": [0, 2, "same"]},
+    }
+    found = fmnist.run_study(study, tmp_path / "run", dataset=DATA)
+    assert [r.point["padding"] for r in found] == [0, 2, "same"]
+    assert {r.state for r in found} == {"COMPLETE"}
+    assert fmnist.run_study(study, tmp_path / "run", dataset=DATA) == found
+    run = fmnist.load_run(tmp_path / "run")
+    assert run.results.padding.astype(str).tolist() == ["0", "2", "same"]
+    images = DATA.test.images
+    logits = run.module()(images / 255)
+    chances = torch.from_numpy(run.predict(images))
+    torch.testing.assert_close(logits.double().softmax(dim=1), chances, rtol=0, atol=1e-5)
