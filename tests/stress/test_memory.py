@@ -54,7 +54,7 @@ def test_results_under_a_memory_limit_are_the_same(tmp_path):
     command = [
         sys.executable, str(HERE.parent / "slice_command.py"), "--whole", "--no-views",
         "--epochs", "1", "--set", "holdout=50000",
-        "--set", "batch_size=2000", "--set", "learning_rate=0.001",
+        "--set", "batch_size=5000", "--set", "learning_rate=0.001",
         "--set", f"seed={','.join(map(str, range(4)))}", "--out",
     ]  # fmt: skip
 

@@ -224,4 +224,8 @@ def _check_examples(examples: int, blocks: int) -> None:
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+    return [
+        # Most are so; the calls for the others take as long as a small step needs for arithmetic.
+        x.numpy() if x.is_contiguous() and not x.requires_grad else x.detach().contiguous().numpy()
+        for x in tensors
+    ]

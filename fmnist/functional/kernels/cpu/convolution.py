@@ -51,24 +51,27 @@ _compiled: Any = njit(cache=True, nogil=True)
 
 def _define_convolve(channels: int) -> Any:
     @_compiled
-    def convolve(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k):
+    def convolve(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k, before, after):
         columns = width - k + 1
         plane = (height - k + 1) * columns * WIDTH
         near = max(1, NEAR // (channels * k * k))
         for first in range(0, inputs, near):
             end = min(first + near, inputs)
             for h in range(top, bottom):
+                from_r, to_r = max(0, before - h), min(k, height - after - h)
                 for left in range(0, columns, 2):
+                    from_s, to_s = max(0, before - left - 1), min(k, width - after - left)
                     step = WIDTH if left + 1 < columns else 0  # an odd last pixel is computed twice
                     to = (h * columns + left) * WIDTH
                     sums = zeros(channels, 2)
                     if first:
                         sums = load_sums(sums, y, to, plane, step, outputs - o)
-                    tap = (o * inputs + first * channels) * k * k
                     for i in range(first, end):
-                        for r in range(k):
-                            at = ((i * height + h + r) * width + left) * WIDTH
-                            for _ in range(k):
+                        for r in range(from_r, to_r):
+                            tap = (o * inputs + i * channels) * k * k
+                            tap += (r * k + from_s) * channels
+                            at = ((i * height + h + r) * width + left + from_s) * WIDTH
+                            for _ in range(from_s, to_s):
                                 sums = add_scaled(sums, tiles, tap, x, at, step)
                                 at += WIDTH
                                 tap += channels
@@ -81,7 +84,7 @@ _convolve_large, _convolve_small = _define_convolve(TILE), _define_convolve(SMAL
 
 
 @_compiled
-def convolve_tile(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k):
+def convolve_tile(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k, before, after):
     """Compute some rows of the cross-correlation of ``x`` with the weights of a tile.
 
     Args:
@@ -91,12 +94,14 @@ def convolve_tile(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k
         o: the first output channel of the tile.
         inputs, outputs: numbers of channels.
         top, bottom: the first row and the end of the range.
-        height, width, k: sizes.
+        height, width, k: sizes, with the frame.
+        before, after: width of the frame of zeros, most of which is skipped.
     """
+    sizes = (inputs, outputs, top, bottom, height, width, k, before, after)
     if tile_size(o, outputs) == TILE:
-        _convolve_large(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k)
+        _convolve_large(x, tiles, y, o, *sizes)
     else:
-        _convolve_small(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k)
+        _convolve_small(x, tiles, y, o, *sizes)
 
 
 def _define_input_gradient(channels: int) -> Any:
@@ -188,7 +193,9 @@ def tap_places(inputs, height, width, k):
 
 
 @_compiled
-def weight_gradient(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k):
+def weight_gradient(
+    dy, block, x, image, sums, fresh, strips, places, first, end, rows, width, plane, k
+):  # fmt: skip
     """Add the contribution of some strips to the gradient for weights of ``OUTPUTS`` channels.
 
     Args:
@@ -203,12 +210,13 @@ def weight_gradient(dy, block, x, image, sums, fresh, strips, places, first, end
             should fit in the L1 cache.
         places: the result of :func:`tap_places`.
         first, end: the first tap and the end of the range, of whole input channels.
+        rows: the first row of ``x`` that is not in its frame, and the end.
         width: of ``x``.
         plane: length of a channel of a block of ``dy``.
         k: side of the kernel.
     """
     if k == WINDOW:
-        _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane)
+        _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, rows, width, plane)
     else:
         _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k)
 
@@ -233,7 +241,7 @@ def _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width
 
 
 @_compiled
-def _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane):
+def _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, rows, width, plane):
     """Do it for a row of taps at a time: the next pixel needs the same vectors of x but one."""
     columns, row = width - WINDOW + 1, OUTPUTS * WIDTH
     for tap in range(first, end, WINDOW):
@@ -242,8 +250,9 @@ def _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, wid
         if not fresh:
             products = load_sums(products, sums, to, WIDTH, row, OUTPUTS)
         for strip in range(len(strips)):
-            from_dy = strips[strip, 0] * block + strips[strip, 1] * columns * WIDTH
-            for h in range(strips[strip, 1], strips[strip, 2]):
+            r = tap // WINDOW % WINDOW
+            for h in range(max(strips[strip, 1], rows[0] - r), min(strips[strip, 2], rows[1] - r)):
+                from_dy = strips[strip, 0] * block + h * columns * WIDTH
                 at = strips[strip, 0] * image + places[tap] + h * width * WIDTH
                 window = zeros(1, WINDOW)
                 for _ in range(WINDOW - 1):

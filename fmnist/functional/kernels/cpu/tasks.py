@@ -97,7 +97,9 @@ def convolve_block(x, weight, tiles, y, means, squares, task, examples, before, 
     valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
     for o, end in tile_ranges(outputs):
         out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
-        convolve_tile(image, tiles[lane], out, o, inputs, outputs, 0, rows, height, width, k)
+        convolve_tile(
+            image, tiles[lane], out, o, inputs, outputs, 0, rows, height, width, k, before, after
+        )
         measure(out, plane, means[lane, block, o:end], squares[lane, block, o:end], valid)
 
 
@@ -127,7 +129,21 @@ def pool_block(
     for o, end in tile_ranges(outputs):
         out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
         if not y.size:
-            convolve_tile(image, tiles[lane], out, o, inputs, outputs, 0, rows, height, width, k)
+            convolve_tile(
+                image,
+                tiles[lane],
+                out,
+                o,
+                inputs,
+                outputs,
+                0,
+                rows,
+                height,
+                width,
+                k,
+                before,
+                after,
+            )
         pool(
             out, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows, columns,
             pooled[lane, block].reshape(-1)[o * small :],
@@ -150,7 +166,9 @@ def evaluate_block(x, weight, tiles, mean, scale, beta, pooled, task, before, af
     centred, which = scratch(TILE * small), np.empty(TILE * small, np.uint8)
     valid = np.ones(WIDTH, np.float32)
     for o, end in tile_ranges(outputs):
-        convolve_tile(image, tiles[lane], y, o, inputs, outputs, 0, rows, height, width, k)
+        convolve_tile(
+            image, tiles[lane], y, o, inputs, outputs, 0, rows, height, width, k, before, after
+        )
         pool(
             y, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows, columns,
             pooled[lane, block].reshape(-1)[o * small :], centred, which,
@@ -263,7 +281,7 @@ def gradients_of_chunk(
                         from_y = again
                         convolve_tile(
                             images[group[i, 0] * image :], tiles[lane], again, o, inputs,
-                            outputs, top, bottom, height, width, k,
+                            outputs, top, bottom, height, width, k, before, after,
                         )  # fmt: skip
                     spread_gradient(
                         grad[lane, block].reshape(-1)[small:], from_y,
@@ -275,7 +293,7 @@ def gradients_of_chunk(
                     weight_gradient(
                         here[more * plane :], kept, images, image,
                         sums[more // OUTPUTS * size :], j == 0, group, places, first, stop,
-                        width, plane, k,
+                        (before, height - after), width, plane, k,
                     )  # fmt: skip
             for c in range(count):
                 write_gradient(
