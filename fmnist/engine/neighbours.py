@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-EVERY = 0.5
+EVERY = 0.25
 """Seconds between two looks at least."""
 
 IDLE = 0.1
