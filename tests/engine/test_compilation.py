@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -60,3 +61,28 @@ def test_a_process_that_cannot_start_is_no_failure(environment, tmp_path):
     broken = f"import sys; sys.executable = {str(tmp_path)!r}\n" + FIRST
     own = environment | {"XDG_CACHE_HOME": str(tmp_path)}
     run(broken, own)
+
+
+KEEP = """
+import sys
+import fmnist.functional.kernels.cpu
+from numba.core.caching import IndexDataCacheFile
+file = IndexDataCacheFile(sys.argv[1], "kernel", "source")
+for i in range(100):
+    file.save((sys.argv[2], i), (sys.argv[2], i))
+"""
+
+
+def test_processes_that_compile_at_once_keep_each_version_apart(tmp_path):
+    """Without a lock, two versions had one number, and one was computed in place of the other."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", KEEP, str(tmp_path), name]) for name in "ab"
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    from numba.core.caching import IndexDataCacheFile
+
+    import fmnist.functional.kernels.cpu  # noqa: F401
+
+    file = IndexDataCacheFile(str(tmp_path), "kernel", "source")
+    for key in itertools.product("ab", range(100)):
+        assert file.load(key) == key
