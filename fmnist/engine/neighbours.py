@@ -1,9 +1,9 @@
 """Training leaves cores to other processes that need them.
 
 Threads that share a core with another process hold up all others, which wait for them and keep
-their cores busy: one busy process on two cores made a step three to five times as slow, two studies
-side by side made each other five times as slow. Fewer threads than cores avoid that. The number of
-threads changes no bit of the kernels of this package.
+their cores busy: one busy process on two cores made a step four to five times as slow, and two
+studies side by side were three to eight times as slow each. Fewer threads than cores avoid that.
+The number of threads changes no bit of the kernels of this package.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ Times = tuple[float, float, float]
 """The time, how long all cores of this process were busy, and how long with this process."""
 
 
+def _own_cores() -> set[int]:
+    """Return the cores that this process may use; none where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 def read_times() -> Times:
     """Read the times in seconds.
 
     Raises:
         OSError: The system does not say how busy the cores are.
     """
-    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    names = {f"cpu{core}" for core in _own_cores()}
     busy = 0
     for line in Path("/proc/stat").read_text().splitlines():
         name, *columns = line.split()
@@ -47,6 +52,7 @@ class FreeCores:
 
     Args:
         most: the number of threads without other processes.
+        cores: the number of cores that this process may use; None for that of the system.
         read: :func:`read_times`, or a substitute in a test.
         now: the clock, or a substitute.
     """
@@ -54,10 +60,12 @@ class FreeCores:
     def __init__(
         self,
         most: int,
+        cores: int | None = None,
         read: Callable[[], Times] = read_times,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most, self._times, self._now = most, read, now
+        self._most, self._cores = most, cores or len(_own_cores()) or most
+        self._times, self._now = read, now
         self.threads = most
         self._began = self._read() if most > 1 else None
         self._left = self._began[0] if self._began else 0.0
@@ -83,7 +91,7 @@ class FreeCores:
         if now is not None:
             passed, busy, own = (a - b for a, b in zip(now, self._began, strict=True))
             others = max(0.0, busy - own) / passed
-            self.threads = min(self._most, max(1, int(self._most - others + 0.5)))
+            self.threads = min(self._most, max(1, int(self._cores - others + 0.5)))
         self._began = now
 
     def _read(self) -> Times | None:

@@ -32,8 +32,8 @@ class Machine:
     def now(self):
         return self.time
 
-    def cores(self, most):
-        return FreeCores(most, self.read, self.now)
+    def cores(self, most, cores=None):
+        return FreeCores(most, cores or most, self.read, self.now)
 
     def work(self, cores, seconds, own, others):
         with cores.used():
@@ -64,6 +64,15 @@ def test_two_that_share_two_cores_have_one_each_and_the_last_has_both():
     assert cores.threads == 2
 
 
+def test_fewer_threads_than_cores_leave_room_already():
+    machine = Machine()
+    cores = machine.cores(2, cores=16)
+    machine.work(cores, 1, own=2, others=14)
+    assert cores.threads == 2
+    machine.work(cores, 1, own=2, others=15)
+    assert cores.threads == 1
+
+
 def test_what_others_do_while_nothing_is_computed_does_not_count():
     machine = Machine()
     cores = machine.cores(2)
@@ -77,20 +86,30 @@ def test_without_knowledge_the_threads_remain():
     def unknown():
         raise FileNotFoundError("/proc/stat")
 
-    cores = FreeCores(2, unknown)
+    cores = FreeCores(2, 2, unknown)
     with cores.used():
         assert cores.threads == 2
 
 
-def test_the_callers_threads_are_as_before(monkeypatch):
+@pytest.fixture
+def two_threads():
+    """Two threads of torch, and of Numba if it has as many."""
     before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(2)
+    numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
+    yield torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
+
+
+def test_the_callers_threads_are_as_before(two_threads):
     machine = Machine()
     cores = machine.cores(2)
     machine.work(cores, 1, own=1, others=1)
     with contextlib.suppress(KeyError), cores.used():
         assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
         raise KeyError
-    assert (torch.get_num_threads(), numba.get_num_threads()) == before
+    assert (torch.get_num_threads(), numba.get_num_threads()) == two_threads
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/stat")
@@ -110,11 +129,8 @@ def test_a_busy_process_is_seen():
     assert mine == pytest.approx(time.process_time() - own, abs=0.2)
 
 
-def test_the_number_of_threads_changes_no_bit(monkeypatch):
+def test_the_number_of_threads_changes_no_bit(two_threads, monkeypatch):
     """In turns, as when other processes come and go."""
-    before = torch.get_num_threads(), numba.get_num_threads()
-    torch.set_num_threads(2)
-    numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
     split, results = random_split(70), []
     arguments = (fmnist.cnn(channels=(3, 4), dropout=0.2), fmnist.adam, split, random_split(20))
     for threads in ([2], [1, 2], [1]):
@@ -129,7 +145,5 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
         lanes = {"learning_rate": [0.01, 0.003], "seed": [0, 1]}
         *_, last = fmnist.fit(*arguments, lanes=lanes, batch_size=20, epochs=2)
         results.append(optree.tree_leaves(last.train_state))
-    torch.set_num_threads(before[0])
-    numba.set_num_threads(before[1])
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))

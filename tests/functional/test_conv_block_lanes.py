@@ -23,9 +23,9 @@ EXAMPLES = 2 * WIDTH - 5
 BLOCKS = (2, 2, 6, 5, WIDTH)
 
 
-def lanes_of(*lanes, outputs=4, inputs=2, seed=0):
+def lanes_of(*lanes, outputs=4, seed=0):
     """Weights, scales and shifts for 3x3 kernels on images like ``BLOCKS``; and a gradient."""
-    weight = normal(*lanes, outputs, inputs, 3, 3, seed=seed)
+    weight = normal(*lanes, outputs, 2, 3, 3, seed=seed)
     return (weight, *numbers(*lanes, outputs, seed=seed)), normal(EXAMPLES, outputs, 2, 1, seed=9)
 
 

@@ -225,7 +225,7 @@ def _check_examples(examples: int, blocks: int) -> None:
 
 def _arrays(*tensors: Tensor) -> list[Any]:
     return [
-        # Most are so; the calls for the others take as long as a small step needs for arithmetic.
+        # Most are so, and each further call adds to the time of a small step.
         x.numpy() if x.is_contiguous() and not x.requires_grad else x.detach().contiguous().numpy()
         for x in tensors
     ]

@@ -147,17 +147,6 @@ def splat(typing, number):
 
 
 @intrinsic
-def spread(typing, array, at):
-    """Return a vector whose elements are all ``array[at]``, of a float32 array."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = element_pointer(context, builder, signature, args, ir.FloatType())
-        return broadcast(builder, builder.load(pointer))
-
-    return vector(array, types.intp), generate
-
-
-@intrinsic
 def fma(typing, a, b, c):
     """Return ``a * b + c``, with one rounding if the processor has such an instruction."""
 
