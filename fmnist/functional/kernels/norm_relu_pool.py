@@ -76,7 +76,7 @@ def norm_relu_pool(
     Raises:
         ValueError: With the fused kernel: the shapes do not go together.
     """
-    if _has_kernel(x):
+    if _has_kernel(x) or x.device.type == "cpu" and x.dtype == torch.float32:
         pooled, mean, var, *_ = _NormReluPool.apply(x, weight, bias)
         return pooled, mean, var
     return definition(x, weight, bias)
@@ -127,6 +127,20 @@ def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -
     from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
 
     return cuda_kernels.forward_given(x, weight, bias, mean, var, EPS)[0]
+
+
+@_forward.register_kernel("cpu")
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    from fmnist.functional.kernels.cpu import channels_last
+
+    return channels_last.forward(x, weight, bias, EPS)
+
+
+@_backward.register_kernel("cpu")
+def _(grad: Tensor, x: Tensor, weight: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from fmnist.functional.kernels.cpu import channels_last
+
+    return channels_last.backward(grad, x, weight, *saved, EPS)
 
 
 @_given.register_fake
