@@ -76,7 +76,7 @@ def norm_relu_pool(
     Raises:
         ValueError: With the fused kernel: the shapes do not go together.
     """
-    if _has_kernel(x) or x.device.type == "cpu" and x.dtype == torch.float32:
+    if _has_kernel(x) or x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         pooled, mean, var, *_ = _NormReluPool.apply(x, weight, bias)
         return pooled, mean, var
     return definition(x, weight, bias)

@@ -12,13 +12,64 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 DEAD = 4  # in `which`: the ReLU outputs zero; 0-3 are the pixels of a square, row-major
 
 _parallel: Any = njit(parallel=True, cache=True, nogil=True)
 _compiled: Any = njit(cache=True, nogil=True)
+
+
+@intrinsic
+def _from_bits(typing, bits):
+    """Return the float32 of these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _bits(typing, number):
+    """Return the bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+def _read(number):
+    """Return a float32, or the float32 of a bfloat16, whose bits are a uint16."""
+
+
+def _rounded(number, like):
+    """Return a float32, or the bits of the nearest bfloat16, as ``like`` is."""
+
+
+@overload(_read)
+def _(number):
+    if number == types.uint16:
+        return lambda number: _from_bits(np.uint32(number) << np.uint32(16))
+    return lambda number: number
+
+
+@overload(_rounded)
+def _(number, like):
+    if like.dtype == types.uint16:
+
+        def rounded(number, like):
+            bits = _bits(np.float32(number))
+            up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            quiet = np.uint32(0x7FC0)
+            return np.uint16(((bits + up) >> np.uint32(16)) if number == number else quiet)
+
+        return rounded
+    return lambda number, like: np.float32(number)
 
 
 def forward(
@@ -37,9 +88,9 @@ def forward(
     """
     batch, channels, height, width = x.shape
     small = (batch, height // 2, width // 2, channels)
-    pooled, centred = x.new_empty(small), x.new_empty(small)
+    pooled, centred = (x.new_empty(small, dtype=torch.float32) for _ in range(2))
     which = x.new_empty(small, dtype=torch.uint8)
-    mean, var = x.new_empty(channels), x.new_empty(channels)
+    mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     _forward(*_arrays(x), *_plain(weight, bias, pooled, centred, which, mean, var), eps)
     pooled, centred, which = (t.permute(0, 3, 1, 2) for t in (pooled, centred, which))
     return pooled, mean, var, centred, which
@@ -69,7 +120,10 @@ def _arrays(*tensors: Tensor) -> list[Any]:
 
 
 def _plain(*tensors: Tensor) -> list[Any]:
-    return [t.detach().contiguous().numpy() for t in tensors]
+    arrays = (t.detach().contiguous() for t in tensors)
+    return [
+        (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy() for t in arrays
+    ]
 
 
 @_compiled
@@ -80,7 +134,7 @@ def _moments(x, mean, square):
     for r in range(rows):
         for s in range(columns):
             for c in range(channels):
-                sums[c] += x[r, s, c]
+                sums[c] += _read(x[r, s, c])
     count = rows * columns
     for c in range(channels):
         mean[c] = sums[c] / np.float32(count)
@@ -88,7 +142,7 @@ def _moments(x, mean, square):
     for r in range(rows):
         for s in range(columns):
             for c in range(channels):
-                d = x[r, s, c] - mean[c]
+                d = _read(x[r, s, c]) - mean[c]
                 rest[c] += d
                 sums[c] += d * d
     for c in range(channels):
@@ -118,17 +172,17 @@ def _pool(x, mean, scale, bias, pooled, centred, which):
             d, e = x[2 * r + 1, 2 * s], x[2 * r + 1, 2 * s + 1]
             to_p, to_c, to_w = pooled[r, s], centred[r, s], which[r, s]
             for c in range(channels):
-                best = a[c] - mean[c]
+                best = _read(a[c]) - mean[c]
                 top, place = best * scale[c] + bias[c], np.uint8(0)
-                y = b[c] - mean[c]
+                y = _read(b[c]) - mean[c]
                 v = y * scale[c] + bias[c]
                 if v > top or v != v:
                     best, top, place = y, v, np.uint8(1)
-                y = d[c] - mean[c]
+                y = _read(d[c]) - mean[c]
                 v = y * scale[c] + bias[c]
                 if v > top or v != v:
                     best, top, place = y, v, np.uint8(2)
-                y = e[c] - mean[c]
+                y = _read(e[c]) - mean[c]
                 v = y * scale[c] + bias[c]
                 if v > top or v != v:
                     best, top, place = y, v, np.uint8(3)
@@ -175,7 +229,7 @@ def _spread(grad, x, which, mean, scale, slope, shift, dx):
             from_x, to = x[r, s], dx[r, s]
             for c in range(channels):
                 d = g[c] * scale[c] if w[c] == own else np.float32(0)
-                to[c] = d + (from_x[c] - mean[c]) * slope[c] + shift[c]
+                to[c] = _rounded(d + (_read(from_x[c]) - mean[c]) * slope[c] + shift[c], to)
 
 
 @_parallel
