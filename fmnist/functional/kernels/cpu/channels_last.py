@@ -154,13 +154,15 @@ def _moments(x, mean, square):
 @_compiled
 def _merge(means, squares, pixels, mean, var):
     batch, channels = means.shape
+    m, q = np.zeros(channels), np.zeros(channels)
+    for i in range(batch):  # image by image, as memory is read in this order
+        share, weight = 1 / (i + 1), pixels * i / (i + 1)
+        for c in range(channels):
+            d = means[i, c] - m[c]
+            m[c] += d * share
+            q[c] += squares[i, c] + d * d * weight
     for c in range(channels):
-        m, q = 0.0, 0.0
-        for i in range(batch):
-            d = means[i, c] - m
-            m += d / (i + 1)
-            q += squares[i, c] + d * d * pixels * i / (i + 1)
-        mean[c], var[c] = m, q / (batch * pixels)
+        mean[c], var[c] = m[c], q[c] / (batch * pixels)
 
 
 @_compiled
@@ -219,17 +221,23 @@ def _passed(grad, centred, which, sums):
 
 
 @_compiled
-def _spread(grad, x, which, mean, scale, slope, shift, dx):
-    rows, columns, channels = x.shape
+def _spread_pixel(g, w, own, x, factors, to):
+    """Compute the gradient of a pixel from that of its square."""
+    for c in range(len(x)):
+        d = g[c] * factors[1, c] if w[c] == own else np.float32(0)
+        to[c] = _rounded(d + (_read(x[c]) - factors[0, c]) * factors[2, c] + factors[3, c], to)
+
+
+@_compiled
+def _spread(grad, x, which, factors, dx):
+    rows, columns, _ = x.shape
+    high, wide, _ = grad.shape
     for r in range(rows):
         for s in range(columns):
-            inside = r // 2 < grad.shape[0] and s // 2 < grad.shape[1]
+            inside = r // 2 < high and s // 2 < wide
             own = np.uint8(r % 2 * 2 + s % 2) if inside else np.uint8(DEAD + 1)
-            g, w = grad[min(r // 2, grad.shape[0] - 1), min(s // 2, grad.shape[1] - 1)], which[min(r // 2, grad.shape[0] - 1), min(s // 2, grad.shape[1] - 1)]
-            from_x, to = x[r, s], dx[r, s]
-            for c in range(channels):
-                d = g[c] * scale[c] if w[c] == own else np.float32(0)
-                to[c] = _rounded(d + (_read(from_x[c]) - mean[c]) * slope[c] + shift[c], to)
+            i, j = min(r // 2, high - 1), min(s // 2, wide - 1)
+            _spread_pixel(grad[i, j], which[i, j], own, x[r, s], factors, dx[r, s])
 
 
 @_parallel
@@ -238,16 +246,19 @@ def _backward(grad, x, weight, mean, var, centred, which, dx, dweight, dbias, ep
     parts = np.empty((batch, 2, channels), np.float32)
     for i in prange(batch):
         _passed(grad[i], centred[i], which[i], parts[i])
-    scale, slope, shift = np.empty((3, channels), np.float32)
+    factors = np.empty((4, channels), np.float32)
     count = batch * rows * columns
+    totals, dots = np.zeros(channels), np.zeros(channels)
+    for i in range(batch):
+        for c in range(channels):
+            totals[c] += parts[i, 0, c]
+            dots[c] += parts[i, 1, c]
     for c in range(channels):
-        total, dot = 0.0, 0.0
-        for i in range(batch):
-            total += parts[i, 0, c]
-            dot += parts[i, 1, c]
+        total, dot = totals[c], dots[c]
         deviation = np.sqrt(np.float64(var[c]) + eps)
         ratio = weight[c] / deviation
-        scale[c], slope[c], shift[c] = ratio, -ratio * dot / (count * deviation**2), -ratio * total / count
+        factors[0, c], factors[1, c] = mean[c], ratio
+        factors[2, c], factors[3, c] = -ratio * dot / (count * deviation**2), -ratio * total / count
         dweight[c], dbias[c] = dot / deviation, total
     for i in prange(batch):
-        _spread(grad[i], x[i], which[i], mean, scale, slope, shift, dx[i])
+        _spread(grad[i], x[i], which[i], factors, dx[i])
