@@ -8,6 +8,7 @@ parameters and the optimizer are the same for all, so their losses must agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class Contender:
 class Lanes(Contender):
     """The lanes of this package: fmnist.fit()."""
 
-    precision = "float32"
+    precision: str | None = None  # None: that of the model
 
     def __init__(
         self, split: Split, batch_size: int, lanes: int, model: ModelConfig = ModelConfig()
@@ -60,7 +61,7 @@ class Lanes(Contender):
         self._epochs = fmnist.fit(
             fmnist.cnn(
                 channels=model.channels, hidden=model.hidden, kernel_size=model.kernel_size,
-                padding=model.padding, precision=self.precision,
+                padding=model.padding, precision=self.precision or model.precision,
             ),
             fmnist.adam, split, probe,
             lanes={"learning_rate": [rate(i) for i in range(lanes)]},
@@ -73,7 +74,7 @@ class Lanes(Contender):
 
 
 class Eager(Contender):
-    """The reference model with fused Adam and data on the device."""
+    """The reference model with fused Adam and data on the device; in bfloat16 under autocast."""
 
     sequential = True
     memory_format = torch.contiguous_format
@@ -83,16 +84,21 @@ class Eager(Contender):
     ) -> None:
         super().__init__(split, batch_size, lanes, model)
         probe = Split(split.images[:1], split.labels[:1])
+        exact = replace(model, precision="float32")
         self._epochs = [
             fit_reference(
-                model, "adam", NUMBERS | {"learning_rate": rate(i)}, split, probe,
+                exact, "adam", NUMBERS | {"learning_rate": rate(i)}, split, probe,
                 batch_size=batch_size, seed=0, epochs=1 << 30, memory_format=self.memory_format,
             )
             for i in range(lanes)
         ]  # fmt: skip
 
     def epoch(self) -> list[float]:
-        results = [next(epochs).train for epochs in self._epochs]
+        narrow = self.model.precision == "bfloat16"
+        kind = self.split.images.device.type
+        # Without its cache, which would keep the weights of the first step of the epoch.
+        with torch.autocast(kind, torch.bfloat16, enabled=narrow, cache_enabled=False):
+            results = [next(epochs).train for epochs in self._epochs]
         return [r.loss.item() for r in results]
 
 

@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--channels", default="12,24", help="of the blocks of the network")
     parser.add_argument("--kernel-size", type=int, default=5)
     parser.add_argument("--padding", default="0", help="a number, or same")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--images", type=int, default=0, help="of an epoch; times are scaled")
     parser.add_argument("--rounds", type=int, default=0, help="turns each engine takes")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds a turn may take")
@@ -84,6 +85,7 @@ def main() -> int:
         channels=tuple(map(int, args.channels.split(","))),
         kernel_size=args.kernel_size,
         padding=args.padding if args.padding == "same" else int(args.padding),
+        precision=args.precision,
     )
     if device.type != "cuda":
         del engines["compiled, CUDA graphs"]
@@ -128,6 +130,7 @@ def main() -> int:
                 "channels": args.channels,
                 "kernel_size": args.kernel_size,
                 "padding": args.padding,
+                "precision": args.precision,
             },
             "rows": [asdict(row) for row in rows],
             "ratios": found,

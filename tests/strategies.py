@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import optree
@@ -126,6 +126,24 @@ def optimizers(draw: st.DrawFn) -> tuple[str, dict[str, float], bool]:
     numbers["beta1"] = draw(st.sampled_from([0.0, 0.9, 0.95]))
     numbers["beta2"] = draw(st.sampled_from([0.9, 0.999]))
     return algorithm, numbers, False
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that returns an equal tensor with other strides and another offset."""
+    seed, step, offset = draw(seeds), draw(st.integers(1, 3)), draw(st.integers(0, 2))
+
+    def other(x: torch.Tensor) -> torch.Tensor:
+        if not x.dim():
+            return x
+        order = torch.randperm(x.dim(), generator=torch.Generator().manual_seed(seed)).tolist()
+        shape = [x.shape[i] for i in order]
+        large = torch.full((*shape[:-1], shape[-1] * step + offset), 99, dtype=x.dtype)
+        view = large[..., offset::step].permute([order.index(i) for i in range(x.dim())])
+        view.copy_(x)
+        return view
+
+    return other
 
 
 def assert_close(actual: object, expected: object, rtol: float = 1e-9) -> None:

@@ -6,6 +6,7 @@ after the other. The results are kept in a folder, see :mod:`fmnist.utils.runtim
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,58 +15,76 @@ from pathlib import Path
 
 import torch
 
-from fmnist.functional.kernels import adam_update, conv_block
+from fmnist.functional.kernels import adam_update, conv_block, norm_relu_pool
 
-KERNELS = {"loops": ("forward", "backward", "forward_given"), "adam": ("update", "weights")}
-"""The functions that Numba keeps, by module."""
+KERNELS = {
+    "blocks": {"loops": ("forward", "backward", "forward_given"), "adam": ("update", "weights")},
+    "lanes": {
+        "channels_last": ("forward", "backward", "forward_given"),
+        "adam": ("update", "weights"),
+    },
+}
+"""The functions that Numba keeps, by the variant of the model and the module."""
 
-_here = False
+_here: set[str] = set()
 
 
-def compiled() -> bool:
-    """Return whether all kernels are compiled, by this process or an earlier one."""
+def compiled(variant: str) -> bool:
+    """Return whether all kernels of a variant are compiled, by this process or an earlier one.
+
+    Args:
+        variant: its name, as :func:`fmnist.engine.autotune.choose` returns it.
+    """
     folder = os.environ.get("NUMBA_CACHE_DIR")
-    if _here or folder is None:
+    if variant not in KERNELS or variant in _here or folder is None:
         return True
     kept = [path.name for path in Path(folder).rglob("*.nbi")]
     return all(
         any(name.startswith(f"{module}.{function}-") for name in kept)
-        for module, functions in KERNELS.items()
+        for module, functions in KERNELS[variant].items()
         for function in functions
     )
 
 
-def compile_kernels() -> float:
-    """Compile the kernels if they are not, the backward pass in another process.
+def compile_kernels(variant: str) -> float:
+    """Compile the kernels of a variant if they are not, the slowest in another process.
 
     If that process cannot be started or fails, this one compiles the kernel later.
+
+    Args:
+        variant: as in :func:`compiled`.
 
     Returns:
         How many seconds it took.
     """
-    global _here
     began = time.perf_counter()
-    if not compiled():
+    if not compiled(variant):
         command = [
             sys.executable,
             "-c",
-            "from fmnist.engine import compilation as c; c._backward()",
+            "from fmnist.engine import compilation as c; c._blocks_backward()",
         ]
-        quiet = subprocess.DEVNULL
+        quiet, other = subprocess.DEVNULL, None
+        if variant == "blocks":
+            with contextlib.suppress(OSError):
+                other = subprocess.Popen(
+                    command, stdout=quiet, stderr=quiet, start_new_session=True
+                )
         try:
-            other = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
-        except OSError:
-            other = None
-        try:
-            _others()
+            _adam()
+            if variant == "blocks":
+                _blocks()
+            else:
+                _channels_last()
             if other:
                 other.wait()
         finally:
             if other:
                 other.kill()
                 other.wait()
-        _backward()  # loads it, or compiles it if the other process could not
-    _here = True
+        if variant == "blocks":
+            _blocks_backward()  # loads it, or compiles it if the other process could not
+    _here.add(variant)
     return time.perf_counter() - began
 
 
@@ -75,17 +94,28 @@ def _tensors() -> tuple[torch.Tensor, ...]:
     return images, torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1)
 
 
-def _others() -> None:
+def _adam() -> None:
+    number = torch.zeros(1, 1)
+    scalars, steps = [torch.ones(1, dtype=torch.float64)] * 5, torch.ones(1, dtype=torch.int64)
+    adam_update._update([number], [number], number, number, steps, scalars, False)
+
+
+def _channels_last() -> None:
+    images, number = torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16), torch.zeros(1)
+    pooled, *results = norm_relu_pool._forward(images, number, number)
+    norm_relu_pool._given(images, number, number, *results[:2])
+    norm_relu_pool._backward(pooled, images, number, *results)
+
+
+def _blocks() -> None:
     from fmnist.functional.kernels.cpu import blocks
 
     images, weight, number = _tensors()
     blocks.forward(images, weight, number, number, 1, 1.0)
     blocks.forward_given(images, weight, number, number, number, number, 1.0)
-    scalars, steps = [torch.ones(1, dtype=torch.float64)] * 5, torch.ones(1, dtype=torch.int64)
-    adam_update._update([number], [number], number, number, steps, scalars, False)
 
 
-def _backward() -> None:
+def _blocks_backward() -> None:
     from fmnist.functional.kernels.cpu import blocks
 
     images, weight, number = _tensors()

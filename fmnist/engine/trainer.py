@@ -157,8 +157,8 @@ def _train_lanes(
     done, train_state, total, position = resume or TrainerState(0, start(program, lanes, device))
     # Before tracing, as the variants may be timed.
     name, model = variant(program, lanes, training)
-    if name == "blocks":
-        compilation.compile_kernels()
+    if device.type == "cpu":
+        compilation.compile_kernels(name)
     # The bits of other models may depend on the number of threads.
     free = FreeCores(torch.get_num_threads() if name == "blocks" else 1)
     runs = {

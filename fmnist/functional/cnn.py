@@ -110,7 +110,7 @@ def _variants(config: ModelConfig, device: torch.device) -> dict[str, Model]:
     """Return a model for each convolution on a device. On a CPU it is the one that computes."""
     names: Sequence[str] = conv.BACKENDS
     if device.type == "cpu":
-        names = ("blocks",) if compute_dtype(config) is None else ("grouped",)
+        names = ("blocks",) if compute_dtype(config) is None else ("lanes",)
     return {name: build(config, name) for name in names}
 
 

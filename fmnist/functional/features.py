@@ -30,7 +30,7 @@ def features(
         train: normalise by the statistics of the batch; else by the running statistics.
         compute: dtype of the convolutions; None for the dtype of the images.
         convolution: ``"auto"`` or ``"blocks"`` for the fused CPU kernels where they support the
-            images, and otherwise ``"grouped"``; or a back end of
+            images, and otherwise ``"lanes"`` on a CPU and ``"grouped"`` elsewhere; or a back end of
             :func:`fmnist.functional.kernels.conv.conv2d`.
         frame: the zeros around the images of each convolution.
 
@@ -46,7 +46,7 @@ def features(
     if convolution in ("auto", "blocks"):
         if conv_block.serves(images, compute):
             return _fused(params, state, images, train, frame)
-        convolution = "grouped"
+        convolution = "grouped" if images.device.type == "cuda" else "lanes"
     return _layered(params, state, images, train, compute, convolution, frame)
 
 
@@ -59,13 +59,13 @@ def _layered(
     backend: str,
     frame: Frame,
 ) -> tuple[Tensor, State]:
-    new_state: State = {}
+    new_state, dtype = {}, x.dtype
     for i in range(1, len(state) + 1):
         x = layers.conv2d(params[f"conv{i}"], x, compute, train=train, backend=backend, frame=frame)
         x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
         )
-    return x.flatten(1), new_state
+    return x.flatten(1).to(dtype), new_state
 
 
 def _fused(

@@ -27,7 +27,7 @@ def linear(
         x: the input.
         compute: dtype of the product; None for that of ``x``. The result has the dtype of ``x``.
     """
-    return _in_precision(_linear, params, x, compute)
+    return _in_precision(_linear, params, x, compute, x.dtype)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,7 +48,8 @@ def conv2d(
     Args:
         params: ``weight [outputs, inputs, k, k]`` and ``bias [outputs]``.
         x: the input.
-        compute: dtype of the products; None for that of ``x``. The result has the dtype of ``x``.
+        compute: dtype of the products; None for that of ``x``. The result has this dtype if
+            :func:`norm_relu_pool` has a kernel for it, and else that of the parameters.
         train: if true, the bias gets no gradient. Batch norm subtracts the mean of the batch, so
             the exact gradient is zero.
         backend: as in :func:`fmnist.functional.kernels.conv.conv2d`.
@@ -63,9 +64,10 @@ def conv2d(
     if train:
         params = params | {"bias": params["bias"].detach()}
     function = partial(conv.conv2d, backend=backend, frame=frame)
-    if compute is not None and x.device.type == "cpu" and train:  # what follows reads it as it is
-        return function(x.to(compute), params["weight"].to(compute), params["bias"].to(compute))
-    return _in_precision(function, params, x, compute)
+    result = params["weight"].dtype
+    if compute is not None and kernels.reads(compute, params["weight"]):
+        result = compute
+    return _in_precision(function, params, x, compute, result)
 
 
 def _in_precision(
@@ -73,12 +75,13 @@ def _in_precision(
     params: dict[str, Tensor],
     x: Tensor,
     compute: torch.dtype | None,
+    result: torch.dtype,
 ) -> Tensor:
-    """Call ``function`` in the dtype ``compute`` and return the result in the dtype of ``x``."""
-    weight, bias = params["weight"], params["bias"]
-    if compute is None or compute == x.dtype:
-        return function(x, weight, bias)
-    return function(x.to(compute), weight.to(compute), bias.to(compute)).to(x.dtype)
+    """Call ``function`` in the dtype ``compute`` and return its value in the dtype ``result``."""
+    inputs = (x, params["weight"], params["bias"])
+    if compute is None:
+        return function(*inputs)
+    return function(*(t.to(compute) for t in inputs)).to(result)
 
 
 def norm_relu_pool(

@@ -163,13 +163,13 @@ def run_study(
 
 def _compile(config: StudyConfig, target: torch.device, progress: Progress, phases: Phases) -> None:
     """Compile the kernels that the study needs if they are not, and say so."""
-    fused = isinstance(config.model, ModelConfig) and {"float32", "tf32"} & {
-        *config.values("precision")
-    }
-    if target.type == "cpu" and fused and not compilation.compiled():
+    if target.type != "cpu" or not isinstance(config.model, ModelConfig):
+        return
+    wanted = {"lanes" if p == "bfloat16" else "blocks" for p in config.values("precision")}
+    if missing := sorted(name for name in wanted if not compilation.compiled(name)):
         progress.message("compiling the kernels for this processor, once: about 20 s")
         with phases("compiling the kernels"):
-            seconds = compilation.compile_kernels()
+            seconds = sum(map(compilation.compile_kernels, missing))
         progress.message(f"compiled in {seconds:.0f} s")
 
 

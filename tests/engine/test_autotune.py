@@ -72,7 +72,7 @@ def test_single_variant_is_not_timed():
 
 
 @pytest.mark.parametrize(
-    ("precision", "name"), [("float32", "blocks"), ("tf32", "blocks"), ("bfloat16", "grouped")]
+    ("precision", "name"), [("float32", "blocks"), ("tf32", "blocks"), ("bfloat16", "lanes")]
 )
 def test_name_of_the_variant_is_that_of_what_computes(monkeypatch, precision, name):
     found, model = choose(dataclasses.replace(SMALL, precision=precision))

@@ -13,9 +13,10 @@ FIRST = """
 from fmnist.utils import runtime
 runtime.prepare()
 from fmnist.engine import compilation
-assert not compilation.compiled()
-print(compilation.compile_kernels())
-assert compilation.compiled()
+for variant in compilation.KERNELS:
+    assert not compilation.compiled(variant)
+    compilation.compile_kernels(variant)
+    assert compilation.compiled(variant)
 """
 
 LATER = """
@@ -24,12 +25,14 @@ runtime.prepare()
 import torch, fmnist
 from fmnist.engine import compilation
 from numba.core import event
-assert compilation.compiled()
 with event.install_recorder("numba:compile") as compiled:
-    assert compilation.compile_kernels() < 1
+    for variant in compilation.KERNELS:
+        assert compilation.compiled(variant)
+        assert compilation.compile_kernels(variant) < 1
     images = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
     split = fmnist.Split(images, torch.zeros(20, dtype=torch.int64))
-    for options in ({}, {"padding": 1, "kernel_size": 3, "channels": (2, 3, 4)}):
+    other = {"padding": 1, "kernel_size": 3, "channels": (2, 3, 4)}
+    for options in ({}, other, other | {"precision": "bfloat16"}):
         model = fmnist.cnn(**options)
         lanes = {"learning_rate": 0.01}
         list(fmnist.fit(model, fmnist.adam, split, split, lanes=lanes, batch_size=16))

@@ -82,10 +82,10 @@ def test_every_back_end_equals_float64(how, train):
 
 
 @pytest.mark.parametrize(("dtype", "compute"), [("float64", None), ("float32", torch.bfloat16)])
-def test_other_precisions_use_grouped_convolutions(dtype, compute):
+def test_other_precisions_use_a_convolution_for_each_lane(dtype, compute):
     ours = results(*network(getattr(torch, dtype)), True, compute)
-    grouped = results(*network(getattr(torch, dtype)), True, compute, "grouped")
-    assert all(map(torch.equal, tree_leaves(ours), tree_leaves(grouped)))
+    lanes = results(*network(getattr(torch, dtype)), True, compute, "lanes")
+    assert all(map(torch.equal, tree_leaves(ours), tree_leaves(lanes)))
 
 
 @pytest.mark.parametrize("train", [True, False])

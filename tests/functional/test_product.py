@@ -11,15 +11,17 @@ from torch.func import vmap
 
 from fmnist.functional.kernels.product import linear
 
-SHAPES = [(10, 60), (60, 10), (120, 384), (3, 500), (1, 60), (60, 1), (1, 1)]
+SHAPES = [(10, 60), (60, 10), (120, 384), (3, 500), (120, 3136), (1, 60), (60, 1), (1, 1)]
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("batch", [1, 4, 37, 500])
-def test_other_lanes_change_no_bit_of_a_product(batch, inputs, outputs):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_lanes_change_no_bit_of_a_product(batch, inputs, outputs, dtype):
     """Also for a single lane, for which torch uses another routine with several threads."""
     x, weight = normal(5, batch, inputs, seed=0), normal(5, outputs, inputs, seed=1)
     upstream = normal(5, batch, outputs, seed=2)
+    x, weight, upstream = (t.to(dtype) for t in (x, weight, upstream))
 
     def all_of(lanes):
         out, pullback = torch.func.vjp(vmap(linear), x[:lanes], weight[:lanes])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SMALL, normal, random_split, seeds
+from strategies import SMALL, layouts, normal, random_split, seeds
 from torch.func import grad, vmap
 
 import fmnist
@@ -18,24 +18,6 @@ from fmnist.functional.kernels.cpu.simd import WIDTH
 from fmnist.functional.types import ModelConfig
 
 EXAMPLES = 2 * WIDTH - 5
-
-
-@st.composite
-def layouts(draw):
-    """A function that returns an equal tensor with other strides and another offset."""
-    seed, step, offset = draw(seeds), draw(st.integers(1, 3)), draw(st.integers(0, 2))
-
-    def other(x):
-        if not x.dim():
-            return x
-        order = torch.randperm(x.dim(), generator=torch.Generator().manual_seed(seed)).tolist()
-        shape = [x.shape[i] for i in order]
-        large = torch.full((*shape[:-1], shape[-1] * step + offset), 99, dtype=x.dtype)
-        view = large[..., offset::step].permute([order.index(i) for i in range(x.dim())])
-        view.copy_(x)
-        return view
-
-    return other
 
 
 def operands(lanes=3, *, shared=False, seed=0):

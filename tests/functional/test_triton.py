@@ -60,8 +60,9 @@ def test_compiled_kernels_have_no_fma_and_no_atomics(tmp_path):
 def test_definition_is_used_without_a_kernel():
     from fmnist.functional.kernels import norm_relu_pool as nrp
 
-    for others in (torch.empty(1), torch.empty(1, device="meta"), torch.empty(1).bfloat16()):
-        assert not nrp._has_kernel(others)
+    for others in (torch.empty(1), torch.empty(1, device="meta"), torch.empty(1).half()):
+        assert not nrp._has_kernel(others, torch.empty(1))
+    assert not nrp._has_kernel(torch.empty(1).bfloat16(), torch.empty(1).double())
     inputs = normal(3, 5, 6, 7), *numbers(5)
     ours, theirs = nrp.norm_relu_pool(*inputs), nrp.definition(*inputs)
     assert all(map(torch.equal, ours, theirs))
@@ -90,7 +91,7 @@ def test_kernels_on_a_gpu_equal_the_definition(shape):
     x = normal(*shape, scale=2.0, shift=1.0).cuda()
     weight, bias = (t.view(lanes, channels).cuda() for t in numbers(lanes * channels))
     upstream = normal(lanes, batch, channels, height // 2, width // 2, seed=3).cuda()
-    assert nrp._has_kernel(x)
+    assert nrp._has_kernel(x, weight)
     ours = torch.func.vmap(partial(gradients, nrp.norm_relu_pool))(x, weight, bias, upstream)
     flat = torch.utils._pytree.tree_leaves
     for i in range(lanes):

@@ -94,18 +94,18 @@ MATES = [(0,), (0, 0), (1, 0), (0, 0, 0), (3, 2, 1, 0), (1, 1, 1, 1, 1, 0)]
 
 
 @pytest.mark.parametrize(
-    ("hidden", "algorithm", "dropout", "batch_size"),
+    ("model", "algorithm", "batch_size"),
     [
-        ((120, 60), "adam", 0.0, 37),
-        ((120, 60), "adam", 0.3, 100),
-        ((7,), "sgd", 0.0, 25),  # matrices that begin anywhere
-        ((7, 13), "adamw", 0.3, 4),
+        (ModelConfig(), "adam", 37),
+        (ModelConfig(dropout=0.3), "adam", 100),
+        (ModelConfig(hidden=(7,)), "sgd", 25),  # matrices that begin anywhere
+        (ModelConfig(hidden=(7, 13), dropout=0.3), "adamw", 4),
+        (ModelConfig((12, 64), padding="same", precision="bfloat16"), "adam", 37),
     ],
 )
-def test_other_lanes_change_no_bit_of_a_lane(hidden, algorithm, dropout, batch_size):
-    """On a CPU in float32, for any number of lanes, with shared and separate images."""
+def test_other_lanes_change_no_bit_of_a_lane(model, algorithm, batch_size):
+    """On a CPU, for any number of lanes, with shared and separate images."""
     split, held_out = random_split(230), random_split(60, seed=1)
-    config = ModelConfig(hidden=hidden, dropout=dropout)
 
     def last_of(mates):
         """The result of the last lane, whose configuration is always the same."""
@@ -113,7 +113,7 @@ def test_other_lanes_change_no_bit_of_a_lane(hidden, algorithm, dropout, batch_s
             (seed, NUMBERS | {"learning_rate": 0.001 * (len(mates) - i)})
             for i, seed in enumerate(mates)
         ]
-        group = make_group(config, algorithm, False, batch_size, tuple(own))
+        group = make_group(model, algorithm, False, batch_size, tuple(own))
         end = list(run_group(group, split, held_out, epochs=2))[-1]
         return vmap.take(end[1:], torch.tensor(len(mates) - 1))
 

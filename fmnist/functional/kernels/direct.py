@@ -16,15 +16,17 @@ FUNCTIONS: dict[object, Callable[..., Any]] = {}
 """The function of each operator, for tensors on a CPU."""
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that makes a pure function of CPU tensors an operator of torch.
+def operator(name: str, *devices: str) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that makes a pure function of tensors an operator of torch.
 
     Args:
         name: ``"fmnist::NAME"``.
+        devices: the kinds of devices that the function works on; by default ``"cpu"``.
     """
+    kinds = devices or ("cpu",)
 
     def define(function: Callable[..., Any]) -> Any:
-        made = torch.library.custom_op(name, function, mutates_args=(), device_types="cpu")
+        made = torch.library.custom_op(name, function, mutates_args=(), device_types=kinds)
         FUNCTIONS[getattr(torch.ops.fmnist, name.partition("::")[2]).default] = function
         return made
 

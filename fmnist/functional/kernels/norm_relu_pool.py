@@ -6,6 +6,7 @@ backward. The fused operation reads its input twice forward and once backward.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +16,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fmnist.functional.kernels import direct
 from fmnist.functional.kernels import lanes as axis
 from fmnist.functional.kernels.fold import fold, unfold
 
 EPS = 1e-5
 """Added to the variance in batch norm, as in torch.nn."""
 
-# Triton is not imported here: that takes a second and is needed on a GPU only. The kernels for a
-# CPU are those of conv_block.py.
-_DEVICES = {"cuda"} if importlib.util.find_spec("triton") else set()
+# Kernels are not imported here: Triton takes a second and is needed on a GPU only. In float32 on a
+# CPU, the blocks of conv_block.py are faster.
+_KERNELS = {("cpu", torch.bfloat16): "cpu", ("meta", torch.bfloat16): ""}
+"""The package of the kernels for a device and dtype. On ``meta`` the memory is estimated."""
+
+if importlib.util.find_spec("triton"):
+    _KERNELS["cuda", torch.float32] = "cuda"
 
 Pooled = Float[Tensor, "batch channels height//2 width//2"]
 PerChannel = Float[Tensor, " channels"]
@@ -43,9 +49,10 @@ def definition(
 
     Returns:
         ``(pooled, mean, var)``: the 2x2 max pooling of ``max(0, (x - mean) / sqrt(var + EPS) *
-        weight + bias)``, and the mean and biased variance of each channel.
+        weight + bias)``, in the dtype of ``x``, and the mean and biased variance of each channel.
+        Arithmetic is in the dtype of ``weight``.
     """
-    var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+    var, mean = torch.var_mean(x.to(weight.dtype), dim=(0, 2, 3), correction=0)
     return definition_given(x, weight, bias, mean, var), mean, var
 
 
@@ -59,7 +66,7 @@ def definition_given(
     """Compute :func:`definition` with a given mean and variance, as in evaluation."""
     scale = weight * torch.rsqrt(var + EPS)
     normal = (x - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
-    return F.max_pool2d(torch.relu(normal), 2)
+    return F.max_pool2d(torch.relu(normal), 2).to(x.dtype)
 
 
 def norm_relu_pool(
@@ -76,7 +83,7 @@ def norm_relu_pool(
     Raises:
         ValueError: With the fused kernel: the shapes do not go together.
     """
-    if _has_kernel(x) or x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+    if _has_kernel(x, weight):
         pooled, mean, var, *_ = _NormReluPool.apply(x, weight, bias)
         return pooled, mean, var
     return definition(x, weight, bias)
@@ -90,24 +97,50 @@ def norm_relu_pool_given(
     var: PerChannel,
 ) -> Pooled:
     """Compute :func:`definition_given`, by a fused kernel where there is one."""
-    function = _Given.apply if _has_kernel(x) else definition_given
+    function = _Given.apply if _has_kernel(x, weight) else definition_given
     return function(x, weight, bias, mean, var)
 
 
-def _has_kernel(x: Tensor) -> bool:
-    return x.device.type in _DEVICES and x.dtype == torch.float32
+def reads(compute: torch.dtype, like: Tensor) -> bool:
+    """Return whether a kernel reads what convolutions in another precision write.
+
+    Args:
+        compute: the dtype that the convolutions compute in.
+        like: a tensor with the device of the images and the dtype of the parameters.
+    """
+    return like.dtype == torch.float32 and (like.device.type, compute) in _KERNELS
 
 
-@torch.library.custom_op("fmnist::norm_relu_pool", mutates_args=(), device_types="cuda")
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and (x.device.type, x.dtype) in _KERNELS
+
+
+def _kernels(x: Tensor) -> Any:
+    package = _KERNELS[x.device.type, x.dtype]
+    return importlib.import_module(f"fmnist.functional.kernels.{package}.norm_relu_pool")
+
+
+def _check(x: Tensor, *channels: Tensor, small: Sequence[Tensor] = ()) -> None:
+    """Check shapes, as the kernels have no checks of array bounds."""
+    if x.dim() != 4 or any(t.shape != x.shape[1:2] for t in channels):
+        shapes = ", ".join(str(tuple(t.shape)) for t in channels)
+        raise ValueError(f"images {tuple(x.shape)} do not go with numbers {shapes}")
+    pooled = _pooled_shape(x)
+    if any(t.shape != pooled for t in small):
+        raise ValueError(f"the results of forward and the gradient must be {pooled}")
+
+
+@direct.operator("fmnist::norm_relu_pool", "cpu", "cuda")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
+    _check(x, weight, bias)
+    results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    results = _kernels(x).forward(x, weight, bias, EPS)
+    return results
 
-    return cuda_kernels.forward(x, weight, bias, EPS)
 
-
-@torch.library.custom_op("fmnist::norm_relu_pool_grad", mutates_args=(), device_types="cuda")
+@direct.operator("fmnist::norm_relu_pool_grad", "cpu", "cuda")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -117,30 +150,17 @@ def _backward(
     centred: Tensor,
     which: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
+    _check(x, weight, mean, var, small=(grad, centred, which))
+    results: tuple[Tensor, Tensor, Tensor]
+    results = _kernels(x).backward(grad, x, weight, mean, var, centred, which, EPS)
+    return results
 
-    return cuda_kernels.backward(grad, x, weight, mean, var, centred, which, EPS)
 
-
-@torch.library.custom_op("fmnist::norm_relu_pool_given", mutates_args=(), device_types="cuda")
+@direct.operator("fmnist::norm_relu_pool_given", "cpu", "cuda")
 def _given(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    from fmnist.functional.kernels.cuda import norm_relu_pool as cuda_kernels
-
-    return cuda_kernels.forward_given(x, weight, bias, mean, var, EPS)[0]
-
-
-@_forward.register_kernel("cpu")
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    from fmnist.functional.kernels.cpu import channels_last
-
-    return channels_last.forward(x, weight, bias, EPS)
-
-
-@_backward.register_kernel("cpu")
-def _(grad: Tensor, x: Tensor, weight: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels.cpu import channels_last
-
-    return channels_last.backward(grad, x, weight, *saved, EPS)
+    _check(x, weight, bias, mean, var)
+    pooled: Tensor = _kernels(x).forward_given(x, weight, bias, mean, var, EPS)[0]
+    return pooled
 
 
 @_given.register_fake
@@ -163,7 +183,11 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *_: Tensor) -> tuple[Tensor, ...]
 
 
 def _empty_like_pooled(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return _empty_channels_last(x, (*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2), dtype)
+    return _empty_channels_last(x, _pooled_shape(x), dtype)
+
+
+def _pooled_shape(x: Tensor) -> tuple[int, ...]:
+    return *x.shape[:2], x.shape[2] // 2, x.shape[3] // 2
 
 
 def _empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

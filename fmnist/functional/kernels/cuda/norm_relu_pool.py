@@ -62,11 +62,7 @@ def forward(
         and are for :func:`backward`: ``x - mean`` at the pixel of each square that is the largest
         after batch norm, and the position of this pixel in the square in row-major order, or 4
         where the ReLU outputs zero.
-
-    Raises:
-        ValueError: The shapes do not go together.
     """
-    _check(x, weight, bias)
     x = _channels_last(x)
     rows, channels = x.numel() // x.shape[3], x.shape[3]
     size, parts, partial = _partition_rows(x, rows, channels)
@@ -83,9 +79,8 @@ def forward_given(
     """Compute :func:`forward` with a given mean and variance.
 
     Returns:
-        ``(pooled, centred, which)`` as in :func:`forward`, whose errors it raises.
+        ``(pooled, centred, which)`` as in :func:`forward`.
     """
-    _check(x, weight, bias, mean, var)
     batch, channels, height, width = x.shape
     shape = (batch, channels, height // 2, width // 2)
     pooled, centred, which = (
@@ -117,15 +112,8 @@ def backward(
 
     Returns:
         ``(dx, dweight, dbias)`` with the shapes and dtypes of ``x``, ``weight`` and ``weight``.
-
-    Raises:
-        ValueError: The shapes do not go together.
     """
-    _check(x, weight, mean, var)
     batch, channels, height, width = x.shape
-    small = (batch, channels, height // 2, width // 2)
-    if any(t.shape != small for t in (grad, centred, which)):
-        raise ValueError(f"the results of forward and the gradient must be {small}")
     grad, x, centred, which = (_channels_last(t) for t in (grad, x, centred, which))
     mean, var, weight = (t.contiguous() for t in (mean, var, weight))
     rows, n, tile = grad.numel() // channels, x.numel() // channels, _rows_per_tile(channels)
@@ -139,13 +127,6 @@ def backward(
     _launch(_gradient, -(-n // tile), channels, BLOCK, x, grad, which, mean, line, dx, n,
          height=height, width=width, tile=tile)  # fmt: skip
     return dx, dweight, dbias
-
-
-def _check(x: Tensor, *channels: Tensor) -> None:
-    """Check shapes, as the kernels have no checks of array bounds."""
-    if x.dim() != 4 or any(t.shape != x.shape[1:2] for t in channels):
-        shapes = ", ".join(str(tuple(t.shape)) for t in channels)
-        raise ValueError(f"images {tuple(x.shape)} do not go with numbers {shapes}")
 
 
 def _channels_last(x: Tensor) -> Tensor:
