@@ -231,9 +231,12 @@ def looks_and_logits(
         params, state, images,
         train=False, compute=compute, convolution=convolution, frame=cnn.frame(config),
     )  # fmt: skip
-    last = cnn.hidden(params, state, seen, compute)
+    last, _ = cnn.hidden(params, state, seen, compute)
     looks = (outlines, seen, last) if config.hidden else (outlines, last)
-    return looks, cnn.head(params, state, last, compute)
+    if config.flip_average:
+        model = build_model(config, convolution)
+        return looks, model.apply(params, state, images, train=False)[0]
+    return looks, cnn.head(params, last, compute)
 
 
 def look_widths(config: AnyModelConfig) -> tuple[int, ...]:

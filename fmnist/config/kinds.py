@@ -57,6 +57,7 @@ TEXT = Kind(str, "a text", lambda _: True)
 POSITIVE = Kind(float, "a finite number above 0", lambda x: x > 0)
 NOT_NEGATIVE = Kind(float, "a finite number, 0 or above", lambda x: x >= 0)
 BELOW_ONE = Kind(float, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+SHARE = Kind(float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 SWITCH = Kind(bool, "true or false", lambda _: True)
 
 BY_TYPE: Mapping[object, Kind] = {

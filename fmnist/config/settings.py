@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 from fmnist.config import kinds
 from fmnist.config.kinds import Kind
 from fmnist.config.results import Value
+from fmnist.functional.recipe import FLIPS
+from fmnist.functional.schedules import SCHEDULES
 from fmnist.utils.errors import UserError, printable
 
 NOTHING = object()
@@ -111,6 +113,19 @@ USUAL: Mapping[str, str] = {
     "kernel_size": "kernel kernels ks filter_size",
     "padding": "pad pads",
     "dropout": "drop p dropout_rate drop_rate",
+    "feature_dropout": "input_dropout conv_dropout dropout1",
+    "linear_norm": "batch_norm batchnorm bn norm",
+    "flip_average": "tta test_time_augmentation",
+    "decay_biases": "bias_decay decay_bias",
+    "flip": "hflip horizontal_flip mirror augment augmentation",
+    "shift": "translate translation crop random_crop",
+    "erasing": "random_erasing cutout erase",
+    "label_smoothing": "smoothing smooth ls",
+    "schedule": "scheduler lr_scheduler lr_schedule annealing",
+    "warmup": "warm_up warmup_ratio pct_start warmup_share",
+    "floor": "eta_min min_lr final_lr",
+    "ema_decay": "ema average averaging polyak swa",
+    "clip_norm": "clip max_norm grad_clip gradient_clipping max_grad_norm",
     "precision": "dtype amp fp16 bf16 half",
     "validation_accuracy": "accuracy acc val_acc val_accuracy",
     "validation_loss": "loss val_loss",
@@ -149,7 +164,7 @@ class Setting:
     """
 
     key: str
-    table: Literal["study", "model", "optimizer"]
+    table: Literal["study", "model", "optimizer", "training"]
     role: Literal["study", "static", "dynamic"]
     kind: Kind
     need: Need | None = None
@@ -222,6 +237,8 @@ def _widths(raw: object) -> Widths | None:
 _ADAM = Need("algorithm", "adam and adamw", ("adam", "adamw").__contains__)
 _SGD = Need("algorithm", "sgd", ("sgd",).__contains__)
 _HIDDEN = Need("hidden", "hidden layers", bool)
+_DECAY = Need("weight_decay", "a weight decay above 0", bool)
+_FALLING = Need("schedule", "linear, cosine and one-cycle", SCHEDULES[1:].__contains__)
 
 IMAGES = 60_000
 """The number of images for training and validation together."""
@@ -243,6 +260,9 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("kernel_size", "model", "static", kinds.integer(1, 27)),
         Setting("padding", "model", "static", kinds.integer_or(0, 26, "same")),
         Setting("dropout", "model", "static", kinds.BELOW_ONE, need=_HIDDEN),
+        Setting("feature_dropout", "model", "static", kinds.BELOW_ONE),
+        Setting("linear_norm", "model", "static", kinds.SWITCH, need=_HIDDEN),
+        Setting("flip_average", "model", "static", kinds.SWITCH),
         Setting("precision", "model", "static", kinds.choice("float32", "tf32", "bfloat16")),
         Setting("algorithm", "optimizer", "static", kinds.choice("adam", "adamw", "sgd")),
         Setting("learning_rate", "optimizer", "dynamic", kinds.POSITIVE),
@@ -252,6 +272,16 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("weight_decay", "optimizer", "dynamic", kinds.NOT_NEGATIVE),
         Setting("momentum", "optimizer", "dynamic", kinds.BELOW_ONE, need=_SGD),
         Setting("nesterov", "optimizer", "static", kinds.SWITCH, need=_SGD),
+        Setting("decay_biases", "optimizer", "static", kinds.SWITCH, need=_DECAY),
+        Setting("flip", "training", "static", kinds.choice(*FLIPS)),
+        Setting("shift", "training", "dynamic", kinds.integer(0, 27)),
+        Setting("erasing", "training", "dynamic", kinds.SHARE),
+        Setting("label_smoothing", "training", "dynamic", kinds.BELOW_ONE),
+        Setting("schedule", "training", "static", kinds.choice(*SCHEDULES)),
+        Setting("warmup", "training", "dynamic", kinds.BELOW_ONE),
+        Setting("floor", "training", "dynamic", kinds.SHARE, need=_FALLING),
+        Setting("ema_decay", "training", "dynamic", kinds.BELOW_ONE),
+        Setting("clip_norm", "training", "dynamic", kinds.NOT_NEGATIVE),
     )
 }
 """The settings of a study of the built-in network, by name."""
@@ -260,9 +290,10 @@ STATIC_KEYS = tuple(key for key, setting in SETTINGS.items() if setting.role == 
 """Trials with different values of these settings need different programs."""
 
 DYNAMIC_KEYS = tuple(key for key, setting in SETTINGS.items() if setting.role == "dynamic")
-"""Trials that differ only in these settings are lanes of one program."""
+"""Trials that differ only in these settings are lanes of one program, if they have the same ones of
+[training] at 0."""
 
-TABLES = ("study", "model", "optimizer", "grid")
+TABLES = ("study", "model", "optimizer", "training", "grid")
 
 FACTORY = "factory"
 """The setting of [model] that names a factory; see :mod:`fmnist.config.factory`."""

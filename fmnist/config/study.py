@@ -24,6 +24,7 @@ from fmnist.config.settings import (
     read_axis,
     unknown,
 )
+from fmnist.functional.recipe import NUMBERS, Recipe
 from fmnist.functional.types import ModelConfig
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "OptimizerConfig",
     "Static",
     "StudyConfig",
+    "TrainingConfig",
     "TrialConfig",
 ]
 
@@ -41,7 +43,7 @@ BASELINE_GRID: Mapping[str, tuple[Value, ...]] = {
     "batch_size": (100, 500, 1000),
 }
 MAX_POINTS = 100_000
-HYPERPARAMS = tuple(key for key in DYNAMIC_KEYS if SETTINGS[key].table == "optimizer")
+HYPERPARAMS = tuple(key for key in DYNAMIC_KEYS if SETTINGS[key].table != "study")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,28 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     momentum: float = 0.0
     nesterov: bool = False
+    decay_biases: bool = True
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a training step does besides; see :mod:`fmnist.functional.recipe`. 0 turns each off."""
+
+    flip: str = "none"
+    shift: int = 0
+    erasing: float = 0.0
+    label_smoothing: float = 0.0
+    schedule: str = "constant"
+    warmup: float = 0.0
+    floor: float = 0.0
+    ema_decay: float = 0.0
+    clip_norm: float = 0.0
+
+    @property
+    def recipe(self) -> Recipe:
+        """The features that are on, without their numbers."""
+        on = frozenset(name for name in NUMBERS if getattr(self, name))
+        return Recipe(self.flip, self.schedule, on)
 
 
 class Static(NamedTuple):
@@ -64,7 +88,9 @@ class Static(NamedTuple):
     model: AnyModelConfig
     algorithm: str
     nesterov: bool
+    decay_biases: bool
     batch_size: int
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -75,17 +101,20 @@ class TrialConfig:
     seed: int = 0
     model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     @property
     def static(self) -> Static:
         """The static settings. Trials with equal ones form a group."""
         optimizer = self.optimizer
-        return Static(self.model, optimizer.algorithm, optimizer.nesterov, self.batch_size)
+        switches = (optimizer.algorithm, optimizer.nesterov, optimizer.decay_biases)
+        return Static(self.model, *switches, self.batch_size, self.training.recipe)
 
     @property
     def hyperparams(self) -> dict[str, float]:
-        """The numbers of all optimizers, by name; each optimizer uses its own."""
-        return {key: getattr(self.optimizer, key) for key in HYPERPARAMS}
+        """The numbers of all optimizers and of the recipe, by name; each uses its own."""
+        own = vars(self.optimizer) | vars(self.training)
+        return {key: own[key] for key in HYPERPARAMS}
 
 
 @dataclass(frozen=True)
@@ -97,7 +126,8 @@ class StudyConfig:
         epochs: number of epochs of each trial.
         holdout: number of validation images; with 0 the test set is used for validation.
         metric: the metric that Optuna optimizes.
-        seed, batch_size, model, optimizer: values of the settings that are not axes of the grid.
+        seed, batch_size, model, optimizer, training: values of the settings that are not axes of
+            the grid.
         grid: values of each axis, in the order of the file; empty means one trial.
 
     Raises:
@@ -112,6 +142,7 @@ class StudyConfig:
     batch_size: int = 100
     model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     grid: Mapping[str, tuple[Value, ...]] = field(
         default_factory=lambda: dict(BASELINE_GRID), hash=False
     )
@@ -124,6 +155,7 @@ class StudyConfig:
             object.__setattr__(self, key, value)
         object.__setattr__(self, "model", self._model(values))
         object.__setattr__(self, "optimizer", self._optimizer(values))
+        object.__setattr__(self, "training", self._training(values))
         grid = {key: read_axis(self.settings, key, raw) for key, raw in self.grid.items()}
         object.__setattr__(self, "grid", grid)
         if self.size > MAX_POINTS:
@@ -176,6 +208,9 @@ class StudyConfig:
     def _optimizer(self, values: Mapping[str, Any]) -> OptimizerConfig:
         return OptimizerConfig(**self._of_table("optimizer", values))
 
+    def _training(self, values: Mapping[str, Any]) -> TrainingConfig:
+        return TrainingConfig(**self._of_table("training", values))
+
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
         """Whether Optuna maximizes or minimizes the metric."""
@@ -215,8 +250,9 @@ class StudyConfig:
             if setting.need and not setting.need.met(values[setting.need.key]):
                 values[key] = self._defaults[key]
         return TrialConfig(
-            values["batch_size"], values["seed"], self._model(values), self._optimizer(values)
-        )
+            values["batch_size"], values["seed"], self._model(values), self._optimizer(values),
+            self._training(values),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the tables of the study file as JSON values, without settings without effect."""
@@ -254,7 +290,7 @@ def _key(name: str) -> str:
 
 _DEFAULTS: Mapping[str, Any] = {
     entry.name: entry.default
-    for config in (StudyConfig, OptimizerConfig)
+    for config in (StudyConfig, OptimizerConfig, TrainingConfig)
     for entry in fields(config)
     if entry.name in SETTINGS
 }
@@ -280,6 +316,7 @@ def build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
         **of_table("study"),
         model=FactoryConfig.of(model) if FACTORY in model else ModelConfig(**model),
         optimizer=OptimizerConfig(**of_table("optimizer")),
+        training=TrainingConfig(**of_table("training")),
         grid=axes,
     )
     # The constructor does not check settings that were given with their default value.

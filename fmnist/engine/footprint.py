@@ -21,9 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fmnist.engine.evaluation import EVAL_BATCH
 from fmnist.engine.lanes import Lanes
 from fmnist.engine.step import Carry, Program, StepInputs, step_function, zero_metrics
-from fmnist.functional import vmap
+from fmnist.functional import train, vmap
 from fmnist.functional.kernels import conv_block
-from fmnist.functional.types import Batch, Split, TrainState, hashable
+from fmnist.functional.types import Batch, Split, hashable
 from fmnist.utils.isolation import torch_defaults
 
 META = torch.device("meta")
@@ -91,7 +91,7 @@ def _peak_of_lanes(
         numbers = {name: torch.empty(count, dtype=torch.float64) for name in names}
         params, state = optree.tree_map(cast, solo)
         first = {name: torch.empty((), dtype=torch.float64) for name in names}
-        alone = TrainState(params, state, program.optimizer(**first).init(params))
+        alone = train.start_from(params, state, first, program.optimizer, program.recipe)
         train_state = optree.tree_map(stacked, alone)
         images = torch.empty(examples, *shape, dtype=torch.uint8)
         split = Split(images, torch.empty(examples, dtype=torch.int64))
@@ -100,7 +100,7 @@ def _peak_of_lanes(
             split,
             torch.empty(*own, examples, dtype=torch.int64),
             numbers,
-            tuple(torch.empty(*own, size, width) for width in program.model.noise_widths),
+            tuple(torch.empty(*own, size, width) for width in program.noise_widths),
             carry.position,
         )
         step = step_function(program, program.model, shared, size)
@@ -112,7 +112,8 @@ def _peak_of_lanes(
         )
         evaluate = functools.partial(vmap.eval_step, model=program.model)
         evaluation = peak(
-            functools.partial(evaluate, *train_state[:2], batch), (carry, batch, inputs.order)
+            functools.partial(evaluate, *train_state.evaluated, batch),
+            (carry, batch, inputs.order),
         )
     # The state of the last snapshot is kept, too.
     snapshot = sum(leaf.nbytes for leaf in optree.tree_leaves(train_state))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fmnist.functional.recipe import NUMBERS
 from fmnist.functional.train import Optimizer
 from fmnist.functional.types import Numbers
 
@@ -59,21 +60,23 @@ def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]
     Args:
         optimizer: the optimizer. Numbers that are not given have its defaults.
         given: for each name, a list with one value for each lane, or one value for all lanes. The
-            name ``seed`` is the seed of each lane; the default is 0.
+            name ``seed`` is the seed of each lane; the default is 0. The numbers of a recipe
+            (:data:`fmnist.functional.recipe.NUMBERS`) are known, too.
 
     Returns:
         The lanes; one lane if no list is given.
 
     Raises:
-        ValueError: The optimizer does not take a number of this name, a number without default is
-            missing, lists are empty or differ in length, or a seed is not an integer from 0 to
-            2**32 - 1.
+        ValueError: Neither the optimizer nor a recipe takes a number of this name, a number
+            without default is missing, lists are empty or differ in length, or a seed is not an
+            integer from 0 to 2**32 - 1.
     """
-    known = optimizer_numbers(optimizer)
+    own = optimizer_numbers(optimizer)
+    known = {**dict.fromkeys(NUMBERS, 0), **own}
     columns: dict[str, float | tuple[float, ...]] = {}
     for name, value in given.items():
         if name not in known and name != "seed":
-            takes = ", ".join([*known, "seed"])
+            takes = ", ".join([*own, "seed", *NUMBERS])
             raise ValueError(f"the optimizer takes no number {name!r}; it takes {takes}")
         several = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
         columns[name] = tuple(value) if several else value  # type: ignore[arg-type, assignment]
@@ -100,10 +103,9 @@ def make_lanes(optimizer: Optimizer, given: Mapping[str, float | Iterable[float]
         for name, default in known.items()
         if name in given or not isinstance(default, int)
     }
-    return Lanes(
-        tuple(seeds),
-        {name: tuple(map(float, column(name, default))) for name, default in wanted.items()},
-    )
+    numbers = {name: tuple(map(float, column(name, value))) for name, value in wanted.items()}
+    # A number of a recipe that is zero in all lanes is off.
+    return Lanes(tuple(seeds), {n: c for n, c in numbers.items() if n in own or any(c)})
 
 
 def stacked_numbers(lanes: Lanes, device: torch.device) -> Numbers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fmnist.engine.lanes import Lanes
 from fmnist.functional import batching, train, vmap
+from fmnist.functional.recipe import PLAIN, Recipe
 from fmnist.functional.types import Metrics, Model, Numbers, Split, TrainState
 
 
@@ -25,12 +26,19 @@ class Program:
         optimizer: a function from numbers, given by name, to a gradient transformation.
         batch_size: number of examples in a step; the last step of an epoch may have fewer.
         dtype: dtype of parameters and images.
+        recipe: what a step does besides.
     """
 
     model: Model
     optimizer: train.Optimizer
     batch_size: int
     dtype: torch.dtype = torch.float32
+    recipe: Recipe = PLAIN
+
+    @property
+    def noise_widths(self) -> tuple[int, ...]:
+        """How many uniform numbers an example needs, for each random layer and change of images."""
+        return *self.model.noise_widths, *self.recipe.changes.values()
 
 
 class Carry(NamedTuple):
@@ -52,7 +60,7 @@ class StepInputs(NamedTuple):
 
 
 def step_function(
-    program: Program, model: Model, shared: bool, size: int
+    program: Program, model: Model, shared: bool, size: int, steps: int = 1
 ) -> Callable[[Carry, StepInputs], Carry]:
     """Return a step, which gathers the next examples of each lane and trains on them.
 
@@ -61,6 +69,7 @@ def step_function(
         model: the model, or a variant of it.
         shared: whether all lanes use the same examples and noise.
         size: number of examples.
+        steps: number of steps of the whole training.
     """
 
     def step(carry: Carry, inputs: StepInputs) -> Carry:
@@ -75,6 +84,8 @@ def step_function(
             shared=shared,
             model=model,
             optimizer=program.optimizer,
+            recipe=program.recipe,
+            steps=steps,
         )
         total = optree.tree_map(torch.add, carry.total, metrics)
         return Carry(train_state, total, carry.position + size)
@@ -103,25 +114,46 @@ def example_order(
 class EpochNoise:
     """The noise of an epoch, drawn a stretch at a time: that of a whole epoch takes much memory.
 
-    The numbers are those of :func:`fmnist.functional.batching.uniform_noise`.
+    First comes the noise of the model, with the numbers of
+    :func:`fmnist.functional.batching.uniform_noise`, then that of the changes of images. For
+    alternating flip, the numbers belong to an example and move by a half from epoch to epoch.
 
     Args:
+        program: the settings that all lanes share.
         lanes: the lanes.
         epoch: the epoch, counted from 1.
-        examples: number of examples in the epoch.
-        widths: for each random layer, how many numbers an example needs.
+        order: the order of the examples, as :func:`example_order` returns it.
         position: number of examples whose noise is skipped.
     """
 
     def __init__(
-        self, lanes: Lanes, epoch: int, examples: int, widths: Sequence[int], position: int
+        self,
+        program: Program,
+        lanes: Lanes,
+        epoch: int,
+        order: Int[Tensor, "*lanes examples"],
+        position: int,
     ) -> None:
-        seeds = lanes.seeds[:1] if lanes.shared else lanes.seeds
+        seeds, examples = lanes.seeds[:1] if lanes.shared else lanes.seeds, order.shape[-1]
         self._axis = () if lanes.shared else (len(seeds),)
-        self._widths = widths
+        self._widths, self._order, self._position = program.noise_widths, order, position
         self._generators = [
-            batching.noise_generators(seed, epoch, examples, widths, position) for seed in seeds
+            (
+                *batching.noise_generators(
+                    seed, epoch, examples, program.model.noise_widths, position
+                ),
+                *(
+                    batching.change_generator(name, seed, epoch, width, position)
+                    for name, width in program.recipe.changes.items()
+                ),
+            )
+            for seed in seeds
         ]
+        self._alternating: Tensor | None = None
+        if program.recipe.flip == "alternating":
+            drawn = torch.stack([batching.flip_numbers(seed, examples, epoch) for seed in seeds])
+            self._alternating = drawn.view(*self._axis, examples).to(order.device)
+            self._flip = len(program.model.noise_widths)
 
     def draw(
         self, examples: int, length: int, device: torch.device, dtype: torch.dtype
@@ -141,4 +173,8 @@ class EpochNoise:
             for row, generators in zip(rows, self._generators, strict=True):
                 torch.rand(examples, width, generator=generators[layer], out=row[:examples])
             layers.append(noise.to(device, dtype))
+        if self._alternating is not None:
+            chosen = self._order[..., self._position : self._position + examples]
+            layers[self._flip][..., :examples, 0] = self._alternating.gather(-1, chosen).to(dtype)
+        self._position += examples
         return tuple(layers)

@@ -11,7 +11,7 @@ import torch
 from fmnist.engine import autotune, compilation
 from fmnist.engine.cuda_graph import repeater
 from fmnist.engine.evaluation import evaluate_steps
-from fmnist.engine.lanes import Lanes, make_lanes, stacked_numbers
+from fmnist.engine.lanes import Lanes, make_lanes, optimizer_numbers, stacked_numbers
 from fmnist.engine.neighbours import FreeCores
 from fmnist.engine.step import (
     Carry,
@@ -22,7 +22,9 @@ from fmnist.engine.step import (
     step_function,
     zero_metrics,
 )
-from fmnist.functional import train, vmap
+from fmnist.functional import batching, train, vmap
+from fmnist.functional.recipe import FLIPS, NUMBERS, Recipe
+from fmnist.functional.schedules import SCHEDULES
 from fmnist.functional.trace import traced
 from fmnist.functional.types import Metrics, Model, Split, TrainState
 from fmnist.utils.device import cuda_arithmetic
@@ -73,6 +75,8 @@ def fit(
     epochs: int = 1,
     resume: TrainerState | None = None,
     dtype: torch.dtype = torch.float32,
+    flip: str = "none",
+    schedule: str = "constant",
 ) -> Iterator[EpochResult]:
     """Train one model per lane, all at once, on the device of the data.
 
@@ -83,23 +87,34 @@ def fit(
         training: examples to train on.
         validation: examples to evaluate on after each epoch, on the same device.
         lanes: for each number of the optimizer and for ``seed``, a list with one value for each
-            lane, or one value for all lanes: ``{"learning_rate": [0.01, 0.001], "seed": [0, 1]}``.
+            lane, or one value for all lanes: ``{"learning_rate": [0.01, 0.001], "seed": [0, 1]}``;
+            so, too, for the numbers of a recipe, :data:`fmnist.functional.recipe.NUMBERS`.
         batch_size: number of examples in a step.
         epochs: total number of epochs, including those before ``resume``.
         resume: the state to resume from; by default training starts from the lanes' seeds.
         dtype: dtype of parameters and images.
+        flip: whether images are mirrored: ``"none"``, ``"random"`` or ``"alternating"``.
+        schedule: of the learning rate, one of :data:`fmnist.functional.schedules.SCHEDULES`.
 
     Yields:
         The metrics and the state of all lanes after each epoch.
 
     Raises:
         ValueError: ``lanes`` does not fit the optimizer (see
-            :func:`fmnist.engine.lanes.make_lanes`). On the first iteration: ``batch_size`` is
-            below 1, or ``resume`` has another number of lanes.
+            :func:`fmnist.engine.lanes.make_lanes`), or ``flip`` or ``schedule`` is unknown, or the
+            optimizer has no ``learning_rate`` to schedule. On the first iteration: ``batch_size``
+            is below 1, or ``resume`` has another number of lanes.
         UserError: On the first iteration: this process was forked from one that has trained.
     """
-    program = Program(model, optimizer, batch_size, dtype)
     own = make_lanes(optimizer, lanes)
+    on = {*NUMBERS} & {*own.numbers} - {*optimizer_numbers(optimizer)}
+    recipe = Recipe(flip, schedule, frozenset(on))
+    for name, value, known in (("flip", flip, FLIPS), ("schedule", schedule, SCHEDULES)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    if recipe.scheduled and "learning_rate" not in own.numbers:
+        raise ValueError("a schedule needs an optimizer with a learning_rate")
+    program = Program(model, optimizer, batch_size, dtype, recipe)
     events = train_lanes(program, own, training, validation, epochs=epochs, resume=resume)
     return (event for event in events if isinstance(event, EpochResult))
 
@@ -161,13 +176,14 @@ def _train_lanes(
         compilation.compile_kernels(name)
     # The bits of other models may depend on the number of threads.
     free = FreeCores(torch.get_num_threads() if name == "blocks" else 1)
+    all_steps = epochs * batching.steps(examples, program.batch_size)
     runs = {
-        size: repeater(traced(step_function(program, model, lanes.shared, size)), device)
+        size: repeater(traced(step_function(program, model, lanes.shared, size, all_steps)), device)
         for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
     }
     for epoch in range(done + 1, epochs + 1):
         order = example_order(lanes, epoch, examples, device)
-        noise = EpochNoise(lanes, epoch, examples, program.model.noise_widths, position)
+        noise = EpochNoise(program, lanes, epoch, order, position)
         at = torch.tensor(position, dtype=torch.int64, device=device)
         carry = Carry(train_state, total or zero_metrics(len(lanes.seeds), device), at)
         while position < examples:
@@ -183,7 +199,9 @@ def _train_lanes(
         train_state = carry.train_state
         here = TrainerState(epoch - 1, train_state, carry.total, position)
         # Not the variant: it was chosen for training and may need too much memory here.
-        steps = evaluate_steps(program.model, *train_state[:2], validation, dtype=program.dtype)
+        steps = evaluate_steps(
+            program.model, *train_state.evaluated, validation, dtype=program.dtype
+        )
         seen = yield from _yield_between(steps, here, free)
         yield EpochResult(epoch, carry.total, seen, train_state)
         total, position = None, 0
@@ -226,6 +244,7 @@ def start(program: Program, lanes: Lanes, device: torch.device) -> TrainState:
             {name: values[lane] for name, values in numbers.items()},
             model=program.model,
             optimizer=program.optimizer,
+            recipe=program.recipe,
             dtype=program.dtype,
         )
         for lane, seed in enumerate(lanes.seeds)

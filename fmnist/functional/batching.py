@@ -17,6 +17,7 @@ from torch import Tensor
 from fmnist.functional.types import Batch, Split
 
 _ORDER, _NOISE = 0, 1
+_CHANGES = {"flip": 2, "shift": 3, "erasing": 4}
 _PIECE = 1 << 16
 
 
@@ -90,6 +91,42 @@ def noise_generators(
         if layer + 1 < len(widths):
             _skip(generator, examples * width)
     return tuple(of_layers)
+
+
+def change_generator(
+    change: str, seed: int, epoch: int, width: int, position: int = 0
+) -> torch.Generator:
+    """Return a generator for a random change of the images, independent of all other noise.
+
+    Args:
+        change: ``"flip"``, ``"shift"`` or ``"erasing"``.
+        seed: the trial's seed.
+        epoch: the epoch, counted from 1.
+        width: how many numbers an example needs.
+        position: number of examples whose noise is skipped.
+    """
+    generator = _generator(_CHANGES[change], seed, epoch)
+    _skip(generator, position * width)
+    return generator
+
+
+def flip_numbers(seed: int, examples: int, epoch: int) -> Float[Tensor, " examples"]:
+    """Return the number of each example for alternating flip, in [0, 1).
+
+    The numbers are uniform. Those of the next epoch differ by a half, so an example that is
+    mirrored, as its number is below a half, is not mirrored in the next epoch.
+
+    Args:
+        seed: the trial's seed.
+        examples: number of examples.
+        epoch: the epoch, counted from 1.
+
+    Returns:
+        float32 ``[examples]`` on the CPU, in the order of the training set.
+    """
+    generator = _generator(_CHANGES["flip"], seed)
+    first = torch.rand(examples, generator=generator, dtype=torch.float32, device="cpu")
+    return torch.where(first < 0.5, first + 0.5, first - 0.5) if epoch % 2 else first
 
 
 def _skip(generator: torch.Generator, numbers: int) -> None:

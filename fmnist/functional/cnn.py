@@ -35,6 +35,9 @@ def cnn(
     kernel_size: int = 5,
     padding: int | str = 0,
     dropout: float = 0.0,
+    feature_dropout: float = 0.0,
+    linear_norm: bool = False,
+    flip_average: bool = False,
     precision: str = "float32",
     convolution: str = "auto",
 ) -> Model:
@@ -47,6 +50,9 @@ def cnn(
         padding: rows and columns of zeros on each side of the images of a convolution, below
             ``kernel_size``; or ``"same"`` for as many as keep the size of the images.
         dropout: probability of dropping a hidden unit in training, in [0, 1).
+        feature_dropout: the same for the inputs of the first linear layer.
+        linear_norm: whether batch norm follows each hidden linear layer.
+        flip_average: whether evaluation averages the probabilities of an image and its mirror.
         precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, as in
             :class:`fmnist.functional.types.ModelConfig`.
         convolution: as in :func:`fmnist.functional.features.features`. With ``"auto"`` the
@@ -56,17 +62,21 @@ def cnn(
         The model.
 
     Raises:
-        ValueError: ``channels`` is empty, ``padding`` is not below ``kernel_size``, ``dropout`` is
-            not in [0, 1), ``precision`` or ``convolution`` is unknown, or the images are too small
-            for this kernel size and number of blocks.
+        ValueError: ``channels`` is empty, ``padding`` is not below ``kernel_size``, a rate of
+            dropout is not in [0, 1), ``precision`` or ``convolution`` is unknown, or the images are
+            too small for this kernel size and number of blocks.
     """
-    config = ModelConfig(tuple(channels), tuple(hidden), kernel_size, padding, dropout, precision)
+    config = ModelConfig(
+        tuple(channels), tuple(hidden), kernel_size, padding, dropout, precision,
+        feature_dropout, linear_norm, flip_average,
+    )  # fmt: skip
     if not config.channels:
         raise ValueError("channels must name at least one convolution block")
     if padding != "same" and not (isinstance(padding, int) and 0 <= padding < kernel_size):
         raise ValueError(f"padding must be 0 to {kernel_size - 1} or 'same', not {padding!r}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be from 0 to below 1, not {dropout}")
+    for name, rate in (("dropout", dropout), ("feature_dropout", feature_dropout)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} must be from 0 to below 1, not {rate}")
     for name, value, known in (
         ("precision", precision, ("float32", "tf32", "bfloat16")),
         ("convolution", convolution, ("auto", "blocks", *conv.BACKENDS)),
@@ -96,11 +106,13 @@ def _build(config: ModelConfig, convolution: str) -> Model:
         apply=functools.partial(
             apply,
             dropout=config.dropout,
+            feature_dropout=config.feature_dropout,
+            flip_average=config.flip_average,
             compute=compute_dtype(config),
             convolution=convolution,
             frame=frame(config),
         ),
-        noise_widths=config.hidden if config.dropout else (),
+        noise_widths=noise_widths(config),
         variants=functools.partial(_variants, config) if convolution == "auto" else None,
         tf32=config.precision == "tf32",
     )
@@ -142,6 +154,12 @@ def feature_count(config: ModelConfig) -> int:
     return config.channels[-1] * side * side
 
 
+def noise_widths(config: ModelConfig) -> tuple[int, ...]:
+    """Return how many random numbers an example needs for each layer of dropout."""
+    features = (feature_count(config),) if config.feature_dropout else ()
+    return features + (config.hidden if config.dropout else ())
+
+
 def compute_dtype(config: ModelConfig) -> torch.dtype | None:
     """Return the dtype that ``apply`` computes in, or None for the dtype of the images."""
     return torch.bfloat16 if config.precision == "bfloat16" else None
@@ -165,7 +183,8 @@ def init(
         variance 1). For block ``i``, counted from 1, there are ``params[f"conv{i}"]`` with weight
         ``[outputs, inputs, k, k]`` and bias ``[outputs]``, and ``params[f"norm{i}"]`` and
         ``state[f"norm{i}"]`` with leaves ``[outputs]``. For linear layer ``i`` there is
-        ``params[f"linear{i}"]`` with weight ``[outputs, inputs]`` and bias ``[outputs]``.
+        ``params[f"linear{i}"]`` with weight ``[outputs, inputs]`` and bias ``[outputs]``, and with
+        ``linear_norm``, for hidden ones, ``hidden_norm{i}`` in both trees, like ``norm{i}``.
 
     Raises:
         ValueError: The images are too small for this kernel size and number of blocks.
@@ -206,18 +225,23 @@ def _trees(
         weight = uniform(shape, math.sqrt(3.0) * (gain / math.sqrt(fan_in)))
         return {"weight": weight, "bias": uniform(shape[:1], 1 / math.sqrt(fan_in))}
 
+    def norm(width: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        ones, zeros = like.new_ones(width), like.new_zeros(width)
+        statistics = {"running_mean": zeros.clone(), "running_var": ones.clone()}
+        return {"weight": ones, "bias": zeros}, statistics
+
     params: Params = {}
     state: State = {}
     inputs = 1
     for i, outputs in enumerate(config.channels, 1):
         params[f"conv{i}"] = layer(outputs, inputs, config.kernel_size, config.kernel_size)
-        ones, zeros = like.new_ones(outputs), like.new_zeros(outputs)
-        params[f"norm{i}"] = {"weight": ones, "bias": zeros}
-        state[f"norm{i}"] = {"running_mean": zeros.clone(), "running_var": ones.clone()}
+        params[f"norm{i}"], state[f"norm{i}"] = norm(outputs)
         inputs = outputs
     widths = (feature_count(config), *config.hidden, CLASS_COUNT)
     for i, (width, outputs) in enumerate(itertools.pairwise(widths), 1):
         params[f"linear{i}"] = layer(outputs, width)
+        if config.linear_norm and i <= len(config.hidden):
+            params[f"hidden_norm{i}"], state[f"hidden_norm{i}"] = norm(outputs)
     return params, state
 
 
@@ -228,6 +252,8 @@ def apply(
     *,
     train: bool,
     dropout: float = 0.0,
+    feature_dropout: float = 0.0,
+    flip_average: bool = False,
     noise: tuple[Float[Tensor, "batch width"], ...] = (),
     compute: torch.dtype | None = None,
     convolution: str = "auto",
@@ -244,8 +270,11 @@ def apply(
         train: if true, normalise by the statistics of the batch and apply dropout; else
             normalise by the running statistics.
         dropout: probability of dropping a hidden unit in training.
-        noise: uniform numbers in [0, 1), one tensor for each hidden layer. Required in training
-            with dropout.
+        feature_dropout: probability of dropping an input of the first linear layer in training.
+        flip_average: in evaluation, return the logarithm of the mean probabilities of each image
+            and its mirror image.
+        noise: uniform numbers in [0, 1), one tensor for the inputs of the first linear layer, if
+            they are dropped, and one for each hidden layer, if these are. Required in training.
         compute: dtype of convolutions and matrix products; None for the dtype of the images.
         convolution: as in :func:`fmnist.functional.features.features`.
         frame: as in :func:`fmnist.functional.features.features`.
@@ -254,15 +283,25 @@ def apply(
         ``(logits, state)``. ``state`` is unchanged unless ``train``.
 
     Raises:
-        ValueError: ``train`` and ``dropout > 0``, and ``noise`` does not have one tensor for each
-            hidden layer; or ``train``, and there are no images.
+        ValueError: ``train``, and ``noise`` does not have one tensor for each layer of dropout; or
+            ``train``, and there are no images.
     """
-    x, new_state = features.features(
+    if flip_average and not train:
+        plain = functools.partial(
+            apply, params, state, train=False, compute=compute, convolution=convolution, frame=frame
+        )
+        first, second = (torch.log_softmax(plain(x)[0], 1) for x in (images, images.flip(3)))
+        return torch.logaddexp(first, second) - math.log(2), state
+    x, statistics = features.features(
         params, state, images,
         train=train, compute=compute, convolution=convolution, frame=frame,
     )  # fmt: skip
-    x = hidden(params, state, x, compute, dropout if train else 0.0, noise)
-    return head(params, state, x, compute), new_state
+    if train and feature_dropout > 0:
+        if not noise:
+            raise ValueError("dropout wants noise for the inputs of the first linear layer")
+        x, noise = layers.dropout(x, noise[0], feature_dropout), noise[1:]
+    x, more = hidden(params, state, x, compute, dropout if train else 0.0, noise, train=train)
+    return head(params, x, compute), {**statistics, **more} if train else state
 
 
 def hidden(
@@ -272,47 +311,52 @@ def hidden(
     compute: torch.dtype | None = None,
     dropout: float = 0.0,
     noise: tuple[Float[Tensor, "batch width"], ...] = (),
-) -> Float[Tensor, "batch width"]:
+    *,
+    train: bool = False,
+) -> tuple[Float[Tensor, "batch width"], State]:
     """Compute the input of the last linear layer from the features.
 
     Args:
         params: as in :func:`apply`.
-        state: as in :func:`apply`; only its number of batch norms is used.
+        state: as in :func:`apply`.
         x: the output of :func:`fmnist.functional.features.features`.
         compute: as in :func:`apply`.
         dropout: as in :func:`apply`.
-        noise: as in :func:`apply`.
+        noise: one tensor for each hidden layer.
+        train: as in :func:`apply`.
+
+    Returns:
+        The input, and in training the new statistics of the batch norms between linear layers.
 
     Raises:
         ValueError: ``dropout > 0``, and ``noise`` does not have one tensor for each hidden layer.
     """
-    count = _linear_count(params, state) - 1
+    count, statistics = _count(params, "linear") - 1, {}
     if dropout > 0 and len(noise) != count:
         raise ValueError(f"dropout wants noise for {count} hidden layers, got {len(noise)}")
     for i in range(1, count + 1):
-        x = torch.relu(layers.linear(params[f"linear{i}"], x, compute))
+        x, name = layers.linear(params[f"linear{i}"], x, compute), f"hidden_norm{i}"
+        if name in params:
+            x, statistics[name] = layers.batch_norm(params[name], state[name], x, train=train)
+        x = torch.relu(x)
         if dropout > 0:
             x = layers.dropout(x, noise[i - 1], dropout)
-    return x
+    return x, statistics
 
 
 def head(
-    params: Params,
-    state: State,
-    x: Float[Tensor, "batch width"],
-    compute: torch.dtype | None = None,
+    params: Params, x: Float[Tensor, "batch width"], compute: torch.dtype | None = None
 ) -> Float[Tensor, "batch 10"]:
     """Compute the logits by the last linear layer.
 
     Args:
         params: as in :func:`apply`.
-        state: as in :func:`apply`; only its number of batch norms is used.
         x: the output of :func:`hidden`.
         compute: as in :func:`apply`.
     """
-    return layers.linear(params[f"linear{_linear_count(params, state)}"], x, compute)
+    return layers.linear(params[f"linear{_count(params, 'linear')}"], x, compute)
 
 
-def _linear_count(params: Params, state: State) -> int:
-    """Return the number of linear layers. A block has two entries in params and one in state."""
-    return len(params) - 2 * len(state)
+def _count(params: Params, kind: str) -> int:
+    """Return the number of layers of a kind."""
+    return sum(name.startswith(kind) for name in params)

@@ -25,7 +25,7 @@ def features(
 
     Args:
         params: parameters as in :func:`fmnist.functional.cnn.apply`.
-        state: running statistics, one entry for each block.
+        state: running statistics; ``norm{i}`` for each block.
         images: pixels in [0, 1].
         train: normalise by the statistics of the batch; else by the running statistics.
         compute: dtype of the convolutions; None for the dtype of the images.
@@ -36,7 +36,7 @@ def features(
 
     Returns:
         ``(activations, state)``. The activations are flattened in the order channels, height,
-        width.
+        width. The state is that of the blocks.
 
     Raises:
         ValueError: ``convolution`` is unknown; or ``train``, and there are no images.
@@ -60,7 +60,7 @@ def _layered(
     frame: Frame,
 ) -> tuple[Tensor, State]:
     new_state, dtype = {}, x.dtype
-    for i in range(1, len(state) + 1):
+    for i in _blocks(params):
         x = layers.conv2d(params[f"conv{i}"], x, compute, train=train, backend=backend, frame=frame)
         x, new_state[f"norm{i}"] = layers.norm_relu_pool(
             params[f"norm{i}"], state[f"norm{i}"], x, train=train
@@ -72,7 +72,7 @@ def _fused(
     params: Params, state: State, images: Tensor, train: bool, frame: Frame
 ) -> tuple[Tensor, State]:
     x, new_state, side = conv_block.pack(images), {}, images.shape[-1]
-    for i in range(1, len(state) + 1):
+    for i in _blocks(params):
         conv, norm, running = params[f"conv{i}"], params[f"norm{i}"], state[f"norm{i}"]
         weights, bias = (conv["weight"], norm["weight"], norm["bias"]), conv["bias"].detach()
         if train:
@@ -87,3 +87,8 @@ def _fused(
             x = conv_block.conv_block_given(x, *weights, mean, running["running_var"], frame)
         new_state[f"norm{i}"] = running
     return conv_block.unpack(x, len(images)).flatten(1), new_state
+
+
+def _blocks(params: Params) -> range:
+    """Return the numbers of the blocks."""
+    return range(1, sum(name.startswith("conv") for name in params) + 1)

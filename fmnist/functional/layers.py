@@ -115,6 +115,23 @@ def norm_relu_pool(
     return pooled, update_running_stats(state, mean, var, x.numel() // x.shape[1])
 
 
+def batch_norm(
+    params: dict[str, Tensor],
+    state: dict[str, Tensor],
+    x: Float[Tensor, "batch width"],
+    *,
+    train: bool,
+) -> tuple[Float[Tensor, "batch width"], dict[str, Tensor]]:
+    """Apply batch norm to vectors, as torch.nn.BatchNorm1d; else as :func:`norm_relu_pool`."""
+    if train:
+        var, mean = torch.var_mean(x, dim=0, correction=0)
+    else:
+        mean, var = state["running_mean"], state["running_var"]
+    scale = params["weight"] * torch.rsqrt(var + kernels.EPS)
+    normal = (x - mean) * scale + params["bias"]
+    return normal, update_running_stats(state, mean, var, len(x)) if train else state
+
+
 def update_running_stats(
     state: dict[str, Tensor],
     mean: Float[Tensor, " channels"],

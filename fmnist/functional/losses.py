@@ -24,6 +24,26 @@ def cross_entropy(
     return -F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
 
 
+def smooth(
+    losses: Float[Tensor, " batch"],
+    logits: Float[Tensor, "batch classes"],
+    amount: Float[Tensor, ""],
+) -> Float[Tensor, " batch"]:
+    """Return the cross entropy with smoothed labels, as torch.nn.functional.cross_entropy.
+
+    Each label is ``1 - amount`` the class and ``amount`` all classes alike.
+    Source: Szegedy et al., Rethinking the Inception Architecture (2016), section 7.
+
+    Args:
+        losses: the cross entropy of each example, in nats.
+        logits: the logits of each example.
+        amount: from 0 to below 1.
+    """
+    amount = amount.to(losses.dtype)
+    uniform = torch.logsumexp(logits, 1) - logits.mean(1)
+    return losses * (1 - amount) + uniform * amount
+
+
 def measure(
     losses: Float[Tensor, " batch"],
     logits: Float[Tensor, "batch classes"],

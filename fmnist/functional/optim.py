@@ -71,6 +71,8 @@ def adam(
     beta2: Number = 0.999,
     eps: Number = 1e-8,
     weight_decay: Number = 0.0,
+    *,
+    decay_biases: bool = True,
 ) -> GradientTransformation:
     """Build Adam, with weight decay added to the gradient, as torch.optim.Adam.
 
@@ -82,8 +84,11 @@ def adam(
         beta2: decay rate of the running mean of the squared gradients.
         eps: added to the denominator.
         weight_decay: coefficient of the L2 penalty.
+        decay_biases: whether it applies to all leaves, or only to those of two axes and more, which
+            spares biases and the scales of norms.
     """
-    return _adam((learning_rate, beta1, beta2, eps, weight_decay), decoupled=False)
+    numbers = (learning_rate, beta1, beta2, eps, weight_decay)
+    return _adam(numbers, decoupled=False, decay_biases=decay_biases)
 
 
 def adamw(
@@ -92,6 +97,8 @@ def adamw(
     beta2: Number = 0.999,
     eps: Number = 1e-8,
     weight_decay: Number = 0.01,
+    *,
+    decay_biases: bool = True,
 ) -> GradientTransformation:
     """Build AdamW: Adam with decoupled weight decay, as torch.optim.AdamW.
 
@@ -103,12 +110,19 @@ def adamw(
         beta2: decay rate of the running mean of the squared gradients.
         eps: added to the denominator.
         weight_decay: coefficient of the decoupled weight decay.
+        decay_biases: as in :func:`adam`.
     """
-    return _adam((learning_rate, beta1, beta2, eps, weight_decay), decoupled=True)
+    numbers = (learning_rate, beta1, beta2, eps, weight_decay)
+    return _adam(numbers, decoupled=True, decay_biases=decay_biases)
 
 
-def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformation:
+def _adam(
+    numbers: Sequence[Number], *, decoupled: bool, decay_biases: bool
+) -> GradientTransformation:
     """Build Adam or AdamW. Their update is the fused operation where it is supported."""
+    rate, *_, decay = numbers
+    if not decay_biases:
+        numbers = (*numbers[:-1], 0.0)
 
     def init(params: Params) -> AdamState:
         zeros = torch.zeros_like(_to_vector(params))
@@ -116,6 +130,8 @@ def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformati
         return AdamState(count, zeros, zeros.clone())
 
     def update(grads: Params, state: AdamState, params: Params) -> tuple[Params, AdamState]:
+        if not decay_biases and not decoupled:
+            grads = _add_weights(grads, params, decay)
         leaves, count = optree.tree_leaves(params), state.count + 1
         rest = (state.mu, state.nu, count)
         if all(map(adam_update.serves, leaves)):
@@ -127,7 +143,10 @@ def _adam(numbers: Sequence[Number], *, decoupled: bool) -> GradientTransformati
             vector, mu, nu = adam_update.definition(
                 _to_vector(grads), _to_vector(params), *rest, numbers, decoupled=decoupled
             )
-        return _to_tree(vector, params), AdamState(count, mu, nu)
+        updates = _to_tree(vector, params)
+        if not decay_biases and decoupled:
+            updates = _add_weights(updates, params, -rate * decay)
+        return updates, AdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
 
@@ -138,6 +157,7 @@ def sgd(
     weight_decay: Number = 0.0,
     *,
     nesterov: bool = False,
+    decay_biases: bool = True,
 ) -> GradientTransformation:
     """Build stochastic gradient descent with momentum, as torch.optim.SGD with dampening 0.
 
@@ -148,13 +168,17 @@ def sgd(
         momentum: decay rate of the velocity.
         weight_decay: coefficient of the L2 penalty.
         nesterov: whether to use Nesterov's momentum.
+        decay_biases: as in :func:`adam`.
     """
 
     def init(params: Params) -> SgdState:
         return SgdState(torch.zeros_like(_to_vector(params)))
 
     def update(grads: Params, state: SgdState, params: Params) -> tuple[Params, SgdState]:
-        vector = add_scaled(_to_vector(grads), _to_vector(params), weight_decay)
+        if decay_biases:
+            vector = add_scaled(_to_vector(grads), _to_vector(params), weight_decay)
+        else:
+            vector = _to_vector(_add_weights(grads, params, weight_decay))
         velocity = state.velocity * cast_like(momentum, vector) + vector
         direction = add_scaled(vector, velocity, momentum) if nesterov else velocity
         return _to_tree(-cast_like(learning_rate, direction) * direction, params), SgdState(
@@ -162,6 +186,15 @@ def sgd(
         )
 
     return GradientTransformation(init, update)
+
+
+def _add_weights(tree: Params, params: Params, factor: Number) -> Params:
+    """Return ``tree + factor * params`` for the leaves that are no biases and no scales."""
+
+    def add(leaf: Tensor, param: Tensor) -> Tensor:
+        return add_scaled(leaf, param, factor) if param.dim() > 1 else leaf
+
+    return optree.tree_map(add, tree, params)
 
 
 def _to_scalar_tensor(number: Number, device: torch.device) -> Float[Tensor, ""]:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fmnist.functional import losses, optim
+from fmnist.functional import recipe as recipes
 from fmnist.functional.optim import GradientTransformation
+from fmnist.functional.recipe import PLAIN, Recipe
 from fmnist.functional.types import Batch, Metrics, Model, Numbers, Params, State, TrainState
 
 Optimizer = Callable[..., GradientTransformation]
@@ -22,15 +24,17 @@ def start(
     *,
     model: Model,
     optimizer: Optimizer,
+    recipe: Recipe = PLAIN,
     dtype: torch.dtype = torch.float32,
 ) -> TrainState:
     """Initialise a model and its optimizer, on the CPU.
 
     Args:
         seed: seed of the initial parameters.
-        numbers: the optimizer's numbers.
+        numbers: the numbers of the optimizer and the recipe.
         model: the model.
         optimizer: the optimizer.
+        recipe: what a step does besides.
         dtype: dtype of every floating-point leaf.
 
     Returns:
@@ -41,7 +45,21 @@ def start(
         return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
     params, state = optree.tree_map(cast, model.init(seed))
-    return TrainState(params, state, optimizer(**numbers).init(params))
+    return start_from(params, state, numbers, optimizer, recipe)
+
+
+def start_from(
+    params: Params, state: State, numbers: Numbers, optimizer: Optimizer, recipe: Recipe = PLAIN
+) -> TrainState:
+    """Return the state before the first step with these parameters; else as :func:`start`."""
+    opt_state = optimizer(**_split(recipe, numbers)[0]).init(params)
+    return TrainState(params, state, opt_state, recipes.start(recipe, params, state))
+
+
+def _split(recipe: Recipe, numbers: Numbers) -> tuple[Numbers, Numbers]:
+    """Return the numbers of the optimizer and those of the recipe."""
+    own = {name: numbers[name] for name in recipe.on}
+    return {name: number for name, number in numbers.items() if name not in own}, own
 
 
 def train_step(
@@ -51,20 +69,26 @@ def train_step(
     *,
     model: Model,
     optimizer: Optimizer,
+    recipe: Recipe = PLAIN,
+    steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Take one optimizer step on the mean cross entropy of ``batch``.
 
     Args:
         train_state: the state before the step.
         batch: the examples.
-        numbers: the optimizer's numbers.
+        numbers: the numbers of the optimizer, and those of the recipe that are on.
         model: the model.
         optimizer: the optimizer.
+        recipe: what the step does besides.
+        steps: number of steps of the whole training, for a schedule of the learning rate.
 
     Returns:
-        The state after the step, and the metrics of the batch *before* it.
+        The state after the step, and the metrics of the batch *before* it: of the changed images,
+        but without label smoothing.
     """
-
+    numbers, own = _split(recipe, numbers)
+    batch = recipes.change_images(recipe, batch, own)
     leaves, treespec = optree.tree_flatten(train_state.params)
     specs: list[optree.PyTreeSpec] = []  # of the state; torch would treat a None in it as a leaf
 
@@ -79,16 +103,26 @@ def train_step(
         each = losses.cross_entropy(logits, batch.labels)
         new, spec = optree.tree_flatten(state)
         specs.append(spec)
-        return each.mean(), (new, losses.measure(each, logits, batch.labels))
+        aim = each
+        if "label_smoothing" in recipe.on:
+            aim = losses.smooth(each, logits, own["label_smoothing"])
+        return aim.mean(), (new, losses.measure(each, logits, batch.labels))
 
     gradients, (new, metrics) = torch.func.grad(loss, has_aux=True)(leaves)
     grads = optree.tree_unflatten(treespec, gradients)
-    state = optree.tree_unflatten(specs[0], new)
+    state, extras = optree.tree_unflatten(specs[0], new), train_state.extras
+    if "clip_norm" in recipe.on:
+        grads = recipes.clip(grads, own["clip_norm"])
+    if recipe.scheduled:
+        factor = recipes.rate_factor(recipe, extras.step, steps, own)
+        numbers = {**numbers, "learning_rate": numbers["learning_rate"] * factor}
     updates, opt_state = optimizer(**numbers).update(
         grads, train_state.opt_state, train_state.params
     )
     params = optim.apply_updates(train_state.params, updates)
-    return TrainState(params, state, opt_state), metrics
+    if extras:
+        extras = recipes.advance(recipe, extras, params, state, own)
+    return TrainState(params, state, opt_state, extras), metrics
 
 
 def eval_step(params: Params, state: State, batch: Batch, *, model: Model) -> Metrics:

@@ -71,6 +71,9 @@ class ModelConfig:
         padding: rows and columns of zeros on each side of the images of a convolution, below
             ``kernel_size``; or ``"same"`` for as many as keep the size of the images.
         dropout: probability of dropping a hidden unit in training, in [0, 1).
+        feature_dropout: probability of dropping an input of the first linear layer in training.
+        linear_norm: whether batch norm follows each hidden linear layer.
+        flip_average: whether evaluation averages the probabilities of an image and its mirror.
         precision: of convolutions and matrix products: ``"float32"``, ``"tf32"`` (float32 with 10
             bits of mantissa, in training on NVIDIA GPUs; float32 elsewhere) or ``"bfloat16"``.
             Parameters, statistics, losses and the optimizer are always float32.
@@ -82,6 +85,9 @@ class ModelConfig:
     padding: int | str = 0
     dropout: float = 0.0
     precision: str = "float32"
+    feature_dropout: float = 0.0
+    linear_norm: bool = False
+    flip_average: bool = False
 
 
 def hashable(model: Model) -> bool:
@@ -109,11 +115,25 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a training step changes."""
+    """Everything that a training step changes.
+
+    Attributes:
+        params: the parameters.
+        state: the state of the model.
+        opt_state: the state of the optimizer.
+        extras: what the recipe needs (:class:`fmnist.functional.recipe.Extras`); mostly empty.
+    """
 
     params: Params
     state: State
     opt_state: OptState
+    extras: Any = ()
+
+    @property
+    def evaluated(self) -> tuple[Params, State]:
+        """The parameters and the state to evaluate: their averages, if the recipe has averages."""
+        average = self.extras.average if self.extras else ()
+        return average or (self.params, self.state)
 
 
 class Metrics(NamedTuple):

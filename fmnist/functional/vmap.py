@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fmnist.functional import train
+from fmnist.functional.recipe import PLAIN, Recipe
 from fmnist.functional.types import Batch, Metrics, Model, Numbers, Params, State, TrainState
 
 Tree = TypeVar("Tree")
@@ -54,21 +55,25 @@ def train_step(
     shared: bool,
     model: Model,
     optimizer: train.Optimizer,
+    recipe: Recipe = PLAIN,
+    steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Apply :func:`fmnist.functional.train.train_step` to every lane.
 
     Args:
         train_state: stacked state.
         batch: one batch for all lanes if ``shared``, else a stacked batch.
-        numbers: stacked numbers of the optimizer.
+        numbers: stacked numbers of the optimizer and the recipe.
         shared: whether all lanes use the same examples and noise.
         model: the model.
         optimizer: the optimizer.
+        recipe: what the step does besides.
+        steps: number of steps of the whole training.
 
     Returns:
         The stacked state after the step, and the metrics ``[lanes]`` before it.
     """
-    step = partial(train.train_step, model=model, optimizer=optimizer)
+    step = partial(train.train_step, model=model, optimizer=optimizer, recipe=recipe, steps=steps)
     stepped: tuple[TrainState, Metrics] = over_lanes(step, (0, None if shared else 0, 0))(
         train_state, batch, numbers
     )

@@ -59,9 +59,13 @@ def main(argv: Sequence[str]) -> int:
     if not isinstance(config.model, ModelConfig):
         reason = "is not the built-in network, the only one that there is in torch.nn, too"
         raise configs.ConfigError(reason, "factory", config.model.factory)
-    models = [config.trial(point).model for point in config.points()]
-    if any(isinstance(model, ModelConfig) and model.precision == "bfloat16" for model in models):
+    trials = [config.trial(point) for point in config.points()]
+    if "bfloat16" in config.values("precision"):
         raise configs.ConfigError("is not what the reference computes in", "precision", "bfloat16")
+    plain = configs.TrainingConfig()
+    if any(trial.training != plain or not trial.optimizer.decay_biases for trial in trials):
+        reason = "has features of [training] or decay_biases, which the reference has not"
+        raise configs.ConfigError(reason, "name", config.name)
     config, out, note = (
         places.Place(config, args.out, "") if args.out else places.place(config, reference=True)
     )

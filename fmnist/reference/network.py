@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from jaxtyping import Float
@@ -32,19 +33,31 @@ class Network(nn.Module):
         widths = (feature_count(config), *config.hidden, CLASS_COUNT)
         for i, (width, outputs) in enumerate(itertools.pairwise(widths), 1):
             self.add_module(f"linear{i}", nn.Linear(width, outputs))
+            if config.linear_norm and i <= len(config.hidden):
+                self.add_module(f"hidden_norm{i}", nn.BatchNorm1d(outputs))
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout(config.dropout)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
 
     def forward(self, images: Float[Tensor, "batch 1 28 28"]) -> Float[Tensor, "batch 10"]:
         """Return the logits of images with values from 0 to 1."""
+        if not self.config.flip_average or self.training:
+            return self._logits(images)
+        first, second = (self._logits(x).log_softmax(1) for x in (images, images.flip(3)))
+        return torch.logaddexp(first, second) - math.log(2)
+
+    def _logits(self, images: Tensor) -> Tensor:
         x = images
         for i in range(1, len(self.config.channels) + 1):
             x = self.get_submodule(f"norm{i}")(self.get_submodule(f"conv{i}")(x))
             x = self.pool(self.relu(x))
-        x = x.flatten(1)
+        x = self.feature_dropout(x.flatten(1))
         for i in range(1, len(self.config.hidden) + 1):
-            x = self.dropout(self.relu(self.get_submodule(f"linear{i}")(x)))
+            x = self.get_submodule(f"linear{i}")(x)
+            if self.config.linear_norm:
+                x = self.get_submodule(f"hidden_norm{i}")(x)
+            x = self.dropout(self.relu(x))
         last: Tensor = self.get_submodule(f"linear{len(self.config.hidden) + 1}")(x)
         return last
 

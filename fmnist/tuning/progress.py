@@ -228,17 +228,25 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "sgd with nesterov": partial(optim.sgd, nesterov=True),
 }
 
+_SPARING: Mapping[str, Optimizer] = {
+    name: partial(optimizer, decay_biases=False) for name, optimizer in OPTIMIZERS.items()
+}
+"""The same, with weight decay that spares biases and norms."""
+
 
 def program_of(config: TrialConfig) -> step.Program:
     """Return the program of a trial. Trials with equal static settings share it."""
     static = config.static
-    optimizer = OPTIMIZERS[static.algorithm + " with nesterov" * static.nesterov]
-    return step.Program(build_model(static.model), optimizer, static.batch_size)
+    optimizers = OPTIMIZERS if static.decay_biases else _SPARING
+    optimizer = optimizers[static.algorithm + " with nesterov" * static.nesterov]
+    model = build_model(static.model)
+    return step.Program(model, optimizer, static.batch_size, recipe=static.recipe)
 
 
 def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:
     """Return the lanes of configurations with equal static settings."""
-    known = optimizer_numbers(program_of(configs[0]).optimizer)
+    program = program_of(configs[0])
+    known = (*optimizer_numbers(program.optimizer), *sorted(program.recipe.on))
     numbers = [config.hyperparams for config in configs]
     return Lanes(
         tuple(config.seed for config in configs),

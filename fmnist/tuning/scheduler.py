@@ -210,7 +210,7 @@ def _train(
         assert progress.at is not None
         trained = progress.at.train_state
         for lane, (trial, result) in enumerate(zip(progress.trials, results, strict=True)):
-            params, state = vmap.take((trained.params, trained.state), torch.tensor(lane))
+            params, state = vmap.take(trained.evaluated, torch.tensor(lane))
             yield TrialFinished(result, params, state)
             grid.tell(study, trial, result, config)
         if checkpointer:
@@ -312,7 +312,7 @@ def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
     trained = progress.at.train_state
     model = program_of(progress.trials[0].config).model
     with user_errors(progress.trials[0].config):
-        tested = evaluate(model, trained.params, trained.state, test)
+        tested = evaluate(model, *trained.evaluated, test)
     test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
     for lane, trial in enumerate(progress.trials):

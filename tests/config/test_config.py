@@ -24,8 +24,10 @@ from fmnist.config.study import (
     OptimizerConfig,
     Static,
     StudyConfig,
+    TrainingConfig,
     TrialConfig,
 )
+from fmnist.functional.recipe import PLAIN
 from fmnist.functional.types import ModelConfig
 
 BASELINE = Path(__file__).parents[2] / "studies" / "baseline.toml"
@@ -69,7 +71,9 @@ def test_the_default_is_the_original_grid():
     assert study.grid == {"learning_rate": (0.01, 0.001), "batch_size": (100, 500, 1000)}
     assert (study.epochs, study.holdout, study.seed) == (25, 5000, 0)
     assert study.model == ModelConfig((12, 24), (120, 60), 5, 0.0)
-    assert study.optimizer == OptimizerConfig("adam", 0.001, 0.9, 0.999, 1e-8, 0.0, 0.0, False)
+    assert study.optimizer == OptimizerConfig(
+        "adam", 0.001, 0.9, 0.999, 1e-8, 0.0, 0.0, False, True
+    )
     assert (study.size, study.direction, study.validation_is_test) == (6, "maximize", False)
     assert [tuple(point.values()) for point in study.points()] == [
         (0.01, 100),
@@ -134,7 +138,7 @@ def test_trial_has_the_settings_of_its_point_and_the_study(write):
         model=ModelConfig(hidden=(8, 4), dropout=0.25),
         optimizer=OptimizerConfig(learning_rate=0.5, weight_decay=1.0),
     )
-    assert trial.static == Static(trial.model, "adam", False, 20)
+    assert trial.static == Static(trial.model, "adam", False, True, 20, PLAIN)
     assert tuple(trial.hyperparams) == HYPERPARAMS
     assert trial.hyperparams["weight_decay"] == 1.0
     for point in ({}, {"hidden": "8-4"}, {"hidden": "9", "learning_rate": 0.5, "batch_size": 20}):
@@ -464,8 +468,8 @@ def test_differences():
 
 
 def test_every_setting_has_one_role():
-    optimizer = [each.name for each in fields(OptimizerConfig)]
-    gridable = ["batch_size", "seed", *optimizer, *(each.name for each in fields(ModelConfig))]
+    tables = (OptimizerConfig, TrainingConfig, ModelConfig)
+    gridable = ["batch_size", "seed", *(each.name for table in tables for each in fields(table))]
     assert sorted(STATIC_KEYS + DYNAMIC_KEYS) == sorted(gridable)
     assert set(DYNAMIC_KEYS) == {"seed", *HYPERPARAMS}
     assert {key for key, each in SETTINGS.items() if each.role == "study"} == {
@@ -490,6 +494,7 @@ def widths(most, high, at_least=0):
 
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 below_one = st.floats(min_value=0, max_value=1, exclude_max=True).map(lambda x: x + 0.0)
+share = st.floats(min_value=0, max_value=1).map(lambda x: x + 0.0)
 VALUES = {
     "seed": st.integers(0, 2**32 - 1),
     "batch_size": st.integers(1, 60_000),
@@ -507,6 +512,19 @@ VALUES = {
     "weight_decay": st.floats(min_value=0, allow_infinity=False).map(lambda x: x + 0.0),
     "momentum": below_one,
     "nesterov": st.booleans(),
+    "feature_dropout": below_one,
+    "linear_norm": st.booleans(),
+    "flip_average": st.booleans(),
+    "decay_biases": st.booleans(),
+    "flip": st.sampled_from(["none", "random", "alternating"]),
+    "shift": st.integers(0, 27),
+    "erasing": share,
+    "label_smoothing": below_one,
+    "schedule": st.sampled_from(["constant", "linear", "cosine", "one-cycle"]),
+    "warmup": below_one,
+    "floor": share,
+    "ema_decay": below_one,
+    "clip_norm": st.floats(min_value=0, allow_infinity=False).map(lambda x: x + 0.0),
     "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
     "epochs": st.integers(1, 10_000),
     "holdout": st.integers(0, 50_000),
@@ -543,7 +561,13 @@ def studies(draw):
     if 0.0 in values("momentum", 0.0):
         drop("nesterov")
     if "none" in values("hidden", "120-60"):
-        drop("dropout")
+        drop("dropout", "linear_norm")
+    if 0.0 in values("weight_decay", 0.0):
+        drop("decay_biases")
+    if "one-cycle" in values("schedule", "constant") and 0.0 in values("warmup", 0.0):
+        drop("schedule")
+    if "constant" in values("schedule", "constant"):
+        drop("floor")
     blocks = max(len(text.split("-")) for text in values("channels", "12-24"))
     if any(isinstance(p, int) and p >= min(values("kernel_size", 5)) for p in values("padding", 0)):
         drop("padding")
@@ -599,7 +623,8 @@ def test_trials_share_a_program_exactly_when_they_differ_in_dynamic_keys(study, 
     one, two = study.trial(p), study.trial(q)
     assert list(p) == list(study.grid)
     differing = {key for key in p if p[key] != q[key]}
-    assert (one.static == two.static) == (differing <= set(DYNAMIC_KEYS))
+    same = one.training.recipe.on == two.training.recipe.on
+    assert (one.static == two.static) == (differing <= set(DYNAMIC_KEYS) and same)
     assert len({one.static, two.static}) == (1 if one.static == two.static else 2)
     assert (one == two) == (not differing), "no two points are the same trial"
     numbers = {k for k in HYPERPARAMS if one.hyperparams[k] != two.hyperparams[k]}

@@ -13,6 +13,7 @@ from strategies import (
     assert_close,
     learning_rates,
     make_group,
+    optimizer_of,
     random_split,
     run_group,
     seeds,
@@ -20,7 +21,7 @@ from strategies import (
 
 from fmnist.engine import trainer
 from fmnist.engine.lanes import Lanes, stacked_numbers
-from fmnist.engine.step import EpochNoise
+from fmnist.engine.step import EpochNoise, Program, example_order
 from fmnist.functional import batching, cnn, vmap
 from fmnist.functional.types import ModelConfig
 
@@ -197,7 +198,10 @@ def test_order_of_examples_depends_on_seed_and_epoch_only(seed, epoch, noise):
 def test_noise_in_stretches_is_that_of_the_whole_epoch(shared, examples, widths, data):
     own = Lanes((3, 3) if shared else (3, 4), {})
     position = data.draw(st.integers(0, examples))
-    noise = EpochNoise(own, 2, examples, widths, position)
+    model = cnn.build(SMALL)._replace(noise_widths=tuple(widths))
+    program = Program(model, optimizer_of("adam"), 1)
+    order = example_order(own, 2, examples, torch.device("cpu"))
+    noise = EpochNoise(program, own, 2, order, position)
     stretches = []
     while position < examples:
         count = data.draw(st.integers(1, examples - position))

@@ -1,0 +1,180 @@
+"""The features of a training step equal torch, see no other lanes, and survive interruptions."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import optree
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import SMALL, assert_close, normal, random_split, seeds
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fmnist
+from fmnist.engine import trainer
+from fmnist.functional import augment, batching, cnn, losses, recipe, vmap
+from fmnist.reference.network import from_module, to_module
+
+TRAIN, HELD_OUT = random_split(47), random_split(20, seed=1)
+MODEL = cnn.build(SMALL)
+EVERYTHING = {
+    "shift": 2.0,
+    "erasing": 0.5,
+    "label_smoothing": 0.1,
+    "clip_norm": 0.7,
+    "ema_decay": 0.9,
+    "warmup": 0.3,
+    "floor": 0.05,
+}
+
+
+def fit(lanes, *, epochs=2, dtype=torch.float32, **options):
+    options = {"flip": "random", "schedule": "cosine"} | options
+    return list(
+        fmnist.fit(
+            MODEL, fmnist.adamw, TRAIN, HELD_OUT, lanes=lanes, batch_size=10, epochs=epochs,
+            dtype=dtype, **options,
+        )
+    )  # fmt: skip
+
+
+@given(seeds, st.floats(0, 0.9))
+def test_smoothed_loss_equals_torch(seed, amount):
+    logits, labels = normal(9, 10, seed=seed), torch.arange(9)
+    each = losses.cross_entropy(logits, labels)
+    ours = losses.smooth(each, logits, torch.tensor(amount, dtype=torch.float64))
+    theirs = F.cross_entropy(logits, labels, reduction="none", label_smoothing=amount)
+    torch.testing.assert_close(ours, theirs)
+
+
+@given(seeds, st.floats(0.01, 100))
+def test_clipped_gradients_equal_torch(seed, most):
+    grads = {"a": normal(3, 4, seed=seed), "b": (normal(5, seed=seed ^ 1),)}
+    ours = recipe.clip(grads, torch.tensor(most, dtype=torch.float64))
+    theirs = [torch.zeros_like(leaf) for leaf in optree.tree_leaves(grads)]
+    for leaf, grad in zip(theirs, optree.tree_leaves(grads), strict=True):
+        leaf.grad = grad.clone()
+    torch.nn.utils.clip_grad_norm_(theirs, most)
+    for mine, its in zip(optree.tree_leaves(ours), theirs, strict=True):
+        torch.testing.assert_close(mine, its.grad)
+    kept = recipe.clip(grads, torch.tensor(0.0, dtype=torch.float64))
+    assert all(map(torch.equal, optree.tree_leaves(kept), optree.tree_leaves(grads)))
+
+
+def test_training_with_everything_equals_a_loop_of_torch():
+    """Parameters, averages, learning rates and losses, in float64."""
+    steps, rate, epochs = 10, 0.01, 2
+    (*_, last) = fit({"learning_rate": rate, **EVERYTHING}, dtype=torch.float64)
+    network = to_module(*MODEL.init(0), SMALL).double().train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    averaged = AveragedModel(
+        network, multi_avg_fn=get_ema_multi_avg_fn(EVERYTHING["ema_decay"]), use_buffers=True
+    )
+    warm = round(EVERYTHING["warmup"] * steps)
+    schedule = lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm - 1),
+            lr_scheduler.CosineAnnealingLR(
+                optimizer, steps - warm, eta_min=rate * EVERYTHING["floor"]
+            ),
+        ],
+        [warm],
+    )
+    for epoch in range(1, epochs + 1):
+        total = 0.0
+        noise = [
+            torch.rand(47, width, generator=batching.change_generator(name, 0, epoch, width))
+            for name, width in {"flip": 1, "shift": 2, "erasing": 5}.items()
+        ]
+        order, at = batching.permutation(0, epoch, len(TRAIN.labels)), 0
+        for chosen in order.split(10):
+            images, labels, _ = batching.gather(TRAIN, chosen, torch.float64)
+            own = [n[at : at + len(chosen)].double() for n in noise]
+            images = augment.flip(images, own[0])
+            images = augment.shift(images, own[1], torch.tensor(2.0))
+            images = augment.erase(images, own[2], torch.tensor(0.5))
+            optimizer.zero_grad()
+            logits = network(images)
+            F.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), EVERYTHING["clip_norm"])
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(network)
+            total += F.cross_entropy(logits, labels, reduction="sum").item()
+            at += len(chosen)
+    ours = vmap.unstack(last.train_state)[0]
+    assert_close((ours.params, ours.state), from_module(network), rtol=1e-7)
+    assert_close(ours.evaluated, from_module(averaged.module), rtol=1e-7)
+    assert last.train.loss_sum.item() == pytest.approx(total, rel=1e-9)
+    with torch.no_grad():
+        images, labels, _ = batching.gather(HELD_OUT, torch.arange(20), torch.float64)
+        logits = averaged.module.eval()(images)
+    assert last.validation.loss_sum.item() == pytest.approx(
+        F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-7
+    )
+
+
+@pytest.mark.parametrize("flip", recipe.FLIPS)
+@pytest.mark.parametrize("seed", [0, [0, 0, 0], [4, 5, 6]])
+def test_lanes_with_numbers_of_their_own_are_their_solo_runs(flip, seed):
+    """Bit for bit; also a lane for which a number is 0, where others have it on."""
+    table = {"learning_rate": [0.01, 0.001, 0.003], "seed": seed} | {
+        name: [value, 0.0, value / 2] for name, value in EVERYTHING.items()
+    }
+    table["shift"] = [2.0, 0.0, 1.0]
+    together = fit(table, flip=flip)
+    for lane in range(3):
+        own = {k: v[lane] if isinstance(v, list) else v for k, v in table.items()}
+        for ours, alone in zip(together, fit(own, flip=flip), strict=True):
+            taken = vmap.take((ours.train, ours.validation, ours.train_state[:3]),
+                              torch.tensor([lane]))  # fmt: skip
+            expected = (alone.train, alone.validation, alone.train_state[:3])
+            for mine, its in zip(*map(optree.tree_leaves, (taken, expected)), strict=True):
+                assert torch.equal(mine, its)
+
+
+def test_features_that_are_off_change_no_bit():
+    plain = fit({"learning_rate": 0.01}, flip="none", schedule="constant")
+    zeros = dict.fromkeys(recipe.NUMBERS, 0.0)
+    off = fit({"learning_rate": 0.01, **zeros}, flip="none", schedule="constant")
+    for ours, theirs in zip(off, plain, strict=True):
+        assert all(map(torch.equal, *map(optree.tree_leaves, (ours[1:], theirs[1:]))))
+
+
+@pytest.mark.parametrize("flip", recipe.FLIPS)
+def test_interrupted_training_ends_with_the_same_bits(flip):
+    """Also in the middle of an epoch."""
+    lanes = {"learning_rate": [0.01, 0.001], "seed": [1, 2]} | EVERYTHING
+    whole = fit(lanes, flip=flip)
+    first = fmnist.fit(
+        MODEL, fmnist.adamw, TRAIN, HELD_OUT, lanes=lanes, batch_size=10, epochs=2,
+        flip=flip, schedule="cosine",
+    )  # fmt: skip
+    resumed = copy.deepcopy(next(first))
+    state = trainer.TrainerState(1, resumed.train_state)
+    (after,) = fit(lanes, flip=flip, resume=state)
+    assert all(map(torch.equal, *map(optree.tree_leaves, (after[1:], whole[-1][1:]))))
+    program = trainer.Program(
+        MODEL, fmnist.adamw, 10, torch.float32,
+        recipe.Recipe(flip, "cosine", frozenset(EVERYTHING)),
+    )  # fmt: skip
+    own = trainer.make_lanes(fmnist.adamw, lanes)
+    events = trainer.train_lanes(program, own, TRAIN, HELD_OUT, epochs=2)
+    within = list(itertools.islice(events, 8))[-1]
+    assert (within.epoch, within.examples) == (1, 10)
+    rest = trainer.train_lanes(program, own, TRAIN, HELD_OUT, epochs=2, resume=within)
+    *_, end = rest
+    assert all(map(torch.equal, *map(optree.tree_leaves, (end[1:], whole[-1][1:]))))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["flip", "schedule"]))
+def test_unknown_words_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be one of"):
+        fit({"learning_rate": 0.01}, **{name: "sometimes"})
