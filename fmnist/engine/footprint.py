@@ -103,7 +103,7 @@ def _peak_of_lanes(
             tuple(torch.empty(*own, size, width) for width in program.noise_widths),
             carry.position,
         )
-        step = step_function(program, program.model, shared, size)
+        step = step_function(program, program.model, shared, size, program.recipe)
         kept = (carry, inputs[1:])
         training = peak(functools.partial(step, carry, inputs), kept)
         batch = Batch(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from fmnist.functional.recipe import NUMBERS
+from fmnist.functional.recipe import CHANGES, NUMBERS
 from fmnist.functional.train import Optimizer
 from fmnist.functional.types import Numbers
 
@@ -113,4 +113,17 @@ def stacked_numbers(lanes: Lanes, device: torch.device) -> Numbers:
     return {
         name: torch.tensor(values, dtype=torch.float64).to(device)
         for name, values in lanes.numbers.items()
+    }
+
+
+def common_numbers(lanes: Lanes, numbers: Numbers) -> Numbers:
+    """Return the stacked numbers, with scalars for what makes the images of all lanes the same.
+
+    Lanes that share their images then also share the changed images, and the first convolution.
+    """
+    if not lanes.shared:
+        return numbers
+    return {
+        name: number[0] if name in CHANGES and len(set(lanes.numbers[name])) == 1 else number
+        for name, number in numbers.items()
     }

@@ -60,7 +60,7 @@ class StepInputs(NamedTuple):
 
 
 def step_function(
-    program: Program, model: Model, shared: bool, size: int, steps: int = 1
+    program: Program, model: Model, shared: bool, size: int, recipe: Recipe
 ) -> Callable[[Carry, StepInputs], Carry]:
     """Return a step, which gathers the next examples of each lane and trains on them.
 
@@ -69,7 +69,7 @@ def step_function(
         model: the model, or a variant of it.
         shared: whether all lanes use the same examples and noise.
         size: number of examples.
-        steps: number of steps of the whole training.
+        recipe: the recipe of the program, with the length of the training and the longest move.
     """
 
     def step(carry: Carry, inputs: StepInputs) -> Carry:
@@ -84,8 +84,7 @@ def step_function(
             shared=shared,
             model=model,
             optimizer=program.optimizer,
-            recipe=program.recipe,
-            steps=steps,
+            recipe=recipe,
         )
         total = optree.tree_map(torch.add, carry.total, metrics)
         return Carry(train_state, total, carry.position + size)

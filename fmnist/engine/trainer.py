@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,13 @@ import torch
 from fmnist.engine import autotune, compilation
 from fmnist.engine.cuda_graph import repeater
 from fmnist.engine.evaluation import evaluate_steps
-from fmnist.engine.lanes import Lanes, make_lanes, optimizer_numbers, stacked_numbers
+from fmnist.engine.lanes import (
+    Lanes,
+    common_numbers,
+    make_lanes,
+    optimizer_numbers,
+    stacked_numbers,
+)
 from fmnist.engine.neighbours import FreeCores
 from fmnist.engine.step import (
     Carry,
@@ -168,7 +175,12 @@ def _train_lanes(
     if resume is not None and vmap.size(resume.train_state.params) != len(lanes.seeds):
         there = vmap.size(resume.train_state.params)
         raise ValueError(f"the state is of {there} lanes, not of {len(lanes.seeds)}")
-    numbers = stacked_numbers(lanes, device)
+    numbers = common_numbers(lanes, stacked_numbers(lanes, device))
+    recipe = dataclasses.replace(
+        program.recipe,
+        steps=epochs * batching.steps(examples, program.batch_size),
+        reach=int(max(lanes.numbers.get("shift", (0,)))),
+    )
     done, train_state, total, position = resume or TrainerState(0, start(program, lanes, device))
     # Before tracing, as the variants may be timed.
     name, model = variant(program, lanes, training)
@@ -176,9 +188,8 @@ def _train_lanes(
         compilation.compile_kernels(name)
     # The bits of other models may depend on the number of threads.
     free = FreeCores(torch.get_num_threads() if name == "blocks" else 1)
-    all_steps = epochs * batching.steps(examples, program.batch_size)
     runs = {
-        size: repeater(traced(step_function(program, model, lanes.shared, size, all_steps)), device)
+        size: repeater(traced(step_function(program, model, lanes.shared, size, recipe)), device)
         for size in {min(program.batch_size, examples), examples % program.batch_size} - {0}
     }
     for epoch in range(done + 1, epochs + 1):

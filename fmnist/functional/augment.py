@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,7 +36,9 @@ def flip(images: Images, noise: Float[Tensor, "batch 1"]) -> Images:
     return torch.where(noise[:, :, None, None] < 0.5, images.flip(3), images)
 
 
-def shift(images: Images, noise: Float[Tensor, "batch 2"], most: Float[Tensor, ""]) -> Images:
+def shift(
+    images: Images, noise: Float[Tensor, "batch 2"], most: Float[Tensor, ""], reach: int
+) -> Images:
     """Move each image by up to ``most`` pixels along both axes; all whole moves are equally likely.
 
     Source: torchvision.transforms.v2.RandomCrop(28, padding=most).
@@ -43,20 +46,17 @@ def shift(images: Images, noise: Float[Tensor, "batch 2"], most: Float[Tensor, "
     Args:
         images: the images.
         noise: uniform numbers in [0, 1), for the rows and for the columns.
-        most: a whole number of pixels, below the size of an image.
+        most: a whole number of pixels.
+        reach: at least ``most``: how far the images are padded, the same for all lanes.
     """
     most = most.to(noise.dtype)
     # The product is below 2 * most + 1 but may be rounded to it.
-    moves = torch.minimum(torch.floor(noise * (2 * most + 1)), 2 * most) - most
-    for dim in (2, 3):
-        size = images.shape[dim]
-        places = torch.arange(size, device=images.device) + moves[:, dim - 2, None].long()
-        inside = (places >= 0) & (places < size)
-        shape = [-1, 1, 1, 1]
-        shape[dim] = size
-        index = places.clamp(0, size - 1).view(shape).expand(images.shape)
-        images = torch.where(inside.view(shape), images.gather(dim, index), 0.0)
-    return images
+    drawn = torch.minimum(torch.floor(noise * (2 * most + 1)), 2 * most)
+    rows, columns = (drawn + (reach - most)).long().unbind(1)
+    height, width = images.shape[2:]
+    # Windows are views, and indexing copies the chosen ones by rows: half the time of a gather().
+    windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, rows, columns]
 
 
 def erase(images: Images, noise: Float[Tensor, "batch 5"], rate: Float[Tensor, ""]) -> Images:

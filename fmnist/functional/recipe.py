@@ -20,6 +20,9 @@ from fmnist.functional.types import Batch, Numbers, Params, State
 
 FLIPS = ("none", "random", "alternating")
 
+CHANGES = {"flip": 1, "shift": 2, "erasing": 5}
+"""The random changes of images, and how many uniform numbers an example needs for each."""
+
 NUMBERS = ("shift", "erasing", "label_smoothing", "clip_norm", "ema_decay", "warmup", "floor")
 """The numbers of a recipe by name; 0 turns each off.
 
@@ -38,18 +41,21 @@ class Recipe:
         flip: ``"none"``, ``"random"``, or ``"alternating"``: every example in every other epoch.
         schedule: one of :data:`fmnist.functional.schedules.SCHEDULES`.
         on: the numbers that are not zero in some lane.
+        steps: number of steps of the whole training; the engine fills it in.
+        reach: the largest shift of all lanes; the engine fills it in.
     """
 
     flip: str = "none"
     schedule: str = "constant"
     on: frozenset[str] = frozenset()
+    steps: int = 1
+    reach: int = 0
 
     @property
     def changes(self) -> dict[str, int]:
-        """The random changes of images, and how many uniform numbers an example needs for each."""
-        widths = {"flip": 1, "shift": 2, "erasing": 5}
+        """The :data:`CHANGES` that are on."""
         wanted = self.on | {"flip"} if self.flip != "none" else self.on
-        return {name: width for name, width in widths.items() if name in wanted}
+        return {name: width for name, width in CHANGES.items() if name in wanted}
 
     @property
     def scheduled(self) -> bool:
@@ -100,26 +106,26 @@ def change_images(recipe: Recipe, batch: Batch, numbers: Numbers) -> Batch:
     for name, noise in zip(recipe.changes, batch.noise[-count:], strict=True):
         if name == "flip":
             images = augment.flip(images, noise)
+        elif name == "shift":
+            images = augment.shift(images, noise, numbers[name], recipe.reach)
         else:
-            change = augment.shift if name == "shift" else augment.erase
-            images = change(images, noise, numbers[name])
+            images = augment.erase(images, noise, numbers[name])
     return batch._replace(images=images, noise=batch.noise[:-count])
 
 
 def rate_factor(
-    recipe: Recipe, step: Int[Tensor, ""], steps: int, numbers: Mapping[str, Tensor]
+    recipe: Recipe, step: Int[Tensor, ""], numbers: Mapping[str, Tensor]
 ) -> Float[Tensor, ""]:
     """Return what the learning rate of a step is multiplied by.
 
     Args:
         recipe: the features.
         step: number of steps before this one.
-        steps: number of steps of the whole training.
         numbers: the numbers of the recipe.
     """
     zero = torch.zeros((), dtype=torch.float64, device=step.device)
     own = {name: numbers.get(name, zero) for name in ("warmup", "floor")}
-    return schedules.factor(recipe.schedule, step, steps, **own)
+    return schedules.factor(recipe.schedule, step, recipe.steps, **own)
 
 
 def clip(grads: Params, most: Float[Tensor, ""]) -> Params:

@@ -70,7 +70,6 @@ def train_step(
     model: Model,
     optimizer: Optimizer,
     recipe: Recipe = PLAIN,
-    steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Take one optimizer step on the mean cross entropy of ``batch``.
 
@@ -81,7 +80,6 @@ def train_step(
         model: the model.
         optimizer: the optimizer.
         recipe: what the step does besides.
-        steps: number of steps of the whole training, for a schedule of the learning rate.
 
     Returns:
         The state after the step, and the metrics of the batch *before* it: of the changed images,
@@ -114,7 +112,7 @@ def train_step(
     if "clip_norm" in recipe.on:
         grads = recipes.clip(grads, own["clip_norm"])
     if recipe.scheduled:
-        factor = recipes.rate_factor(recipe, extras.step, steps, own)
+        factor = recipes.rate_factor(recipe, extras.step, own)
         numbers = {**numbers, "learning_rate": numbers["learning_rate"] * factor}
     updates, opt_state = optimizer(**numbers).update(
         grads, train_state.opt_state, train_state.params

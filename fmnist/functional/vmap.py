@@ -56,26 +56,30 @@ def train_step(
     model: Model,
     optimizer: train.Optimizer,
     recipe: Recipe = PLAIN,
-    steps: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Apply :func:`fmnist.functional.train.train_step` to every lane.
 
     Args:
         train_state: stacked state.
         batch: one batch for all lanes if ``shared``, else a stacked batch.
-        numbers: stacked numbers of the optimizer and the recipe.
+        numbers: stacked numbers of the optimizer and the recipe; a scalar is the same for all.
         shared: whether all lanes use the same examples and noise.
         model: the model.
         optimizer: the optimizer.
         recipe: what the step does besides.
-        steps: number of steps of the whole training.
 
     Returns:
         The stacked state after the step, and the metrics ``[lanes]`` before it.
     """
-    step = partial(train.train_step, model=model, optimizer=optimizer, recipe=recipe, steps=steps)
+    common = {name: number for name, number in numbers.items() if not number.dim()}
+    own = {name: number for name, number in numbers.items() if number.dim()}
+
+    def step(state: TrainState, batch: Batch, own: Numbers) -> tuple[TrainState, Metrics]:
+        both = {**own, **common}
+        return train.train_step(state, batch, both, model=model, optimizer=optimizer, recipe=recipe)
+
     stepped: tuple[TrainState, Metrics] = over_lanes(step, (0, None if shared else 0, 0))(
-        train_state, batch, numbers
+        train_state, batch, own
     )
     return stepped
 

@@ -19,6 +19,10 @@ def noise(width, seed=0, count=6):
     return torch.rand(count, width, generator=torch.Generator().manual_seed(seed))
 
 
+def shift(images, noise, most):
+    return augment.shift(images, noise, most, 5)
+
+
 def number(value):
     return torch.tensor(value, dtype=torch.float64)
 
@@ -37,7 +41,7 @@ def test_flip_equals_torchvision(seed):
 def test_shift_equals_padding_and_cropping_of_torchvision(seed, most):
     drawn = noise(2, seed)
     padded = v2.functional.pad(IMAGES, [most])
-    moved = augment.shift(IMAGES, drawn, number(most))
+    moved = augment.shift(IMAGES, drawn, number(most), most)
     for image, large, (row, column) in zip(moved, padded, drawn, strict=True):
         top, left = (min(int(u * (2 * most + 1)), 2 * most) for u in (row, column))
         assert torch.equal(image, v2.functional.crop(large, top, left, 28, 28))
@@ -48,7 +52,9 @@ def test_all_moves_are_equally_likely_and_there_are_no_others(most):
     count = 20_000
     image = torch.zeros(1, 1, 28, 28)
     image[..., 14, 14] = 1
-    moved = augment.shift(image.expand(count, -1, -1, -1), noise(2, count=count), number(most))
+    moved = augment.shift(
+        image.expand(count, -1, -1, -1), noise(2, count=count), number(most), most
+    )
     place = moved.flatten(1).argmax(1)
     for places in (place // 28, place % 28):
         found, times = places.unique(return_counts=True)
@@ -60,8 +66,8 @@ def test_all_moves_are_equally_likely_and_there_are_no_others(most):
 def test_largest_random_number_stays_within_the_moves():
     """0.99999994 * 5 rounds to 5 in float32."""
     drawn = torch.full((6, 2), 1 - 2**-24)
-    moved = augment.shift(IMAGES, drawn, number(2))
-    assert torch.equal(moved, augment.shift(IMAGES, drawn * 0 + 0.9, number(2)))
+    moved = augment.shift(IMAGES, drawn, number(2), 2)
+    assert torch.equal(moved, augment.shift(IMAGES, drawn * 0 + 0.9, number(2), 5))
 
 
 @given(seeds, st.floats(0, 1))
@@ -83,7 +89,7 @@ def test_erased_rectangle_is_within_the_ranges_and_equals_torchvision(seed, rate
 
 
 def test_nothing_is_changed_by_a_zero():
-    assert torch.equal(augment.shift(IMAGES, noise(2), number(0)), IMAGES)
+    assert torch.equal(augment.shift(IMAGES, noise(2), number(0), 3), IMAGES)
     assert torch.equal(augment.erase(IMAGES, noise(5), number(0)), IMAGES)
 
 
@@ -92,7 +98,7 @@ def test_nothing_is_changed_by_a_zero():
 def test_lanes_equal_each_alone_and_inputs_are_kept(seed):
     before, drawn = IMAGES.clone(), noise(5, seed)
     rates, mosts = number([0.0, 0.5, 1.0]), number([0.0, 2.0, 5.0])
-    for function, width, values in ((augment.erase, 5, rates), (augment.shift, 2, mosts)):
+    for function, width, values in ((augment.erase, 5, rates), (shift, 2, mosts)):
         own = drawn[:, :width]
         for images, dim in ((IMAGES, None), (torch.stack([IMAGES, -IMAGES, 2 * IMAGES]), 0)):
             together = vmap(function, in_dims=(dim, None, 0))(images, own, values)

@@ -97,7 +97,7 @@ def test_training_with_everything_equals_a_loop_of_torch():
             images, labels, _ = batching.gather(TRAIN, chosen, torch.float64)
             own = [n[at : at + len(chosen)].double() for n in noise]
             images = augment.flip(images, own[0])
-            images = augment.shift(images, own[1], torch.tensor(2.0))
+            images = augment.shift(images, own[1], torch.tensor(2.0), 2)
             images = augment.erase(images, own[2], torch.tensor(0.5))
             optimizer.zero_grad()
             logits = network(images)
