@@ -59,7 +59,7 @@ def study(part: Part) -> str:
                [(name, f"{seconds:.1f}") for name, seconds in phases.items()])  # fmt: skip
     part.table(
         "The study's trials", ("trial", "validation", "test", "seconds"),
-        [(r.label, f"{r.last.validation_accuracy:.4f}", f"{r.test_accuracy:.4f}",
+        [(r.label, f"{r.final.validation_accuracy:.4f}", f"{r.test_accuracy:.4f}",
           f"{r.seconds:.1f}") for r in results],
     )  # fmt: skip
     if late_by:

@@ -37,9 +37,12 @@ class TrialResult:
         point: the values of the grid's axes, in the order of the grid.
         state: ``"COMPLETE"``, or ``"FAIL"`` if training diverged.
         history: the metrics of each epoch in which all of them were finite.
-        test_loss, test_accuracy: metrics on the test set after the last epoch; NaN if it failed.
+        test_loss, test_accuracy: metrics on the test set of the parameters that are its result;
+            NaN if it failed.
         seconds: the trial's share of its group's wall time.
         reason: the reason of a failure; empty if the trial is complete.
+        kept: the epoch whose parameters are its result; 0 is the last.
+        window: over how many last epochs its final metrics are means; 1 if another epoch is kept.
     """
 
     number: int
@@ -50,6 +53,8 @@ class TrialResult:
     test_accuracy: float = math.nan
     seconds: float = 0.0
     reason: str = ""
+    kept: int = 0
+    window: int = 1
 
     @property
     def label(self) -> str:
@@ -62,9 +67,21 @@ class TrialResult:
         return len(self.history) + (self.state == "FAIL")
 
     @property
-    def last(self) -> EpochMetrics:
-        """The metrics of the last epoch; all NaN if there is none."""
-        return self.history[-1] if self.history else EpochMetrics(*[math.nan] * 4)
+    def final(self) -> EpochMetrics:
+        """The metrics that count: of the kept epoch, or means; all NaN if there is no epoch."""
+        if self.kept:
+            return self.history[self.kept - 1]
+        if self.window == 1 or not self.history:
+            return self.history[-1] if self.history else EpochMetrics(*[math.nan] * 4)
+        counting = self.history[-self.window :]
+        return EpochMetrics(*(math.fsum(c) / len(c) for c in zip(*counting, strict=True)))
+
+
+def best_epoch(history: Sequence[EpochMetrics], metric: str) -> int:
+    """Return the epoch with the best value of the metric, from 1, the first of equals; or 0."""
+    sign = -1.0 if metric.endswith("accuracy") else 1.0
+    values = [sign * getattr(metrics, metric) for metrics in history]
+    return values.index(min(values)) + 1 if values else 0
 
 
 def configuration(point: Point) -> Point:
@@ -87,7 +104,7 @@ def rank(trials: Sequence[TrialResult], metric: str) -> tuple[bool, float, int]:
     number. So a configuration that fails with some seeds is behind all that never do.
     """
     sign = -1.0 if metric == "validation_accuracy" else 1.0
-    known = [getattr(r.last, metric) for r in trials if r.state == "COMPLETE"]
+    known = [getattr(r.final, metric) for r in trials if r.state == "COMPLETE"]
     values = [value for value in known if math.isfinite(value)]
     mean = sign * math.fsum(values) / len(values) if values else math.inf
     return len(values) < len(trials), mean, min(r.number for r in trials)
@@ -119,7 +136,7 @@ def ranked(results: Iterable[TrialResult], metric: str) -> list[TrialResult]:
 def winner(results: Iterable[TrialResult], metric: str) -> TrialResult | None:
     """Return the trial that stands for the best configuration; None when no trial is complete.
 
-    The best configuration has the best mean of the metric's last value over its seeds; of equals
+    The best configuration has the best mean of the metric's final value over its seeds; of equals
     it is the one with the lowest number. Its median trial stands for it.
 
     Args:
@@ -150,7 +167,7 @@ def results_csv(results: Sequence[TrialResult], keys: Sequence[str]) -> str:
             r.number,
             *(r.point[key] for key in keys),
             r.state,
-            *map(_number, (*r.last, r.test_loss, r.test_accuracy)),
+            *map(_number, (*r.final, r.test_loss, r.test_accuracy)),
             r.epochs,
             f"{r.seconds:.1f}",
             r.reason,

@@ -106,8 +106,10 @@ USUAL: Mapping[str, str] = {
     "epochs": "epoch n_epochs num_epochs max_epochs iterations steps",
     "seed": "seeds random_seed random_state rng manual_seed",
     "name": "study_name title",
-    "holdout": "val validation val_size validation_size val_split validation_split",
+    "holdout": "val val_size validation_size val_split validation_split",
     "metric": "objective monitor criterion",
+    "metric_window": "window smoothing_window last_epochs",
+    "keep": "checkpoint save_best keep_best",
     "channels": "filters conv widths width out_channels features",
     "hidden": "layers units hidden_size hidden_sizes hidden_units neurons dense fc mlp",
     "kernel_size": "kernel kernels ks filter_size",
@@ -238,6 +240,8 @@ _ADAM = Need("algorithm", "adam and adamw", ("adam", "adamw").__contains__)
 _SGD = Need("algorithm", "sgd", ("sgd",).__contains__)
 _HIDDEN = Need("hidden", "hidden layers", bool)
 _DECAY = Need("weight_decay", "a weight decay above 0", bool)
+_KEEPS_LAST = Need("keep", '"last"', "last".__eq__)
+_NOTHING_HELD = Need("holdout", "a holdout of 0", lambda images: images == 0)
 _FALLING = Need("schedule", "linear, cosine and one-cycle", SCHEDULES[1:].__contains__)
 
 IMAGES = 60_000
@@ -250,6 +254,9 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("epochs", "study", "study", kinds.integer(1, 10_000)),
         Setting("holdout", "study", "study", kinds.integer(0, 50_000)),
         Setting("metric", "study", "study", kinds.choice("validation_accuracy", "validation_loss")),
+        Setting("metric_window", "study", "study", kinds.integer(1, 1000), need=_KEEPS_LAST),
+        Setting("keep", "study", "study", kinds.choice("last", "best")),
+        Setting("validation", "study", "study", kinds.choice("test", "train"), need=_NOTHING_HELD),
         Setting("seed", "study", "dynamic", kinds.integer(0, 2**32 - 1)),
         Setting("batch_size", "study", "static", kinds.integer(1, IMAGES)),
         Setting("channels", "model", "static", kinds.integers(1, 4, 1024, '[12, 24] or "12-24"')),

@@ -43,6 +43,9 @@ BASELINE_GRID: Mapping[str, tuple[Value, ...]] = {
     "batch_size": (100, 500, 1000),
 }
 MAX_POINTS = 100_000
+SAMPLE = 5000
+"""Training images that stand for validation with ``validation = "train"``."""
+
 HYPERPARAMS = tuple(key for key in DYNAMIC_KEYS if SETTINGS[key].table != "study")
 
 
@@ -124,8 +127,13 @@ class StudyConfig:
     Attributes:
         name: name of the study and of its folder.
         epochs: number of epochs of each trial.
-        holdout: number of validation images; with 0 the test set is used for validation.
+        holdout: number of validation images, which are not trained on.
         metric: the metric that Optuna optimizes.
+        metric_window: over how many last epochs the metric of a trial is a mean.
+        keep: which epoch's parameters and metrics are the result of a trial: those of the
+            ``"last"``, or of the one that is ``"best"`` by the metric.
+        validation: what stands for the validation images if none are held out: those of the
+            ``"test"`` set, or some of those to ``"train"`` on.
         seed, batch_size, model, optimizer, training: values of the settings that are not axes of
             the grid.
         grid: values of each axis, in the order of the file; empty means one trial.
@@ -139,6 +147,9 @@ class StudyConfig:
     holdout: int = 5000
     seed: int = 0
     metric: str = "validation_accuracy"
+    metric_window: int = 1
+    keep: str = "last"
+    validation: str = "test"
     batch_size: int = 100
     model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -219,7 +230,16 @@ class StudyConfig:
     @property
     def validation_is_test(self) -> bool:
         """Whether the test set is used for validation, as in the original project."""
-        return self.holdout == 0
+        return self.holdout == 0 and self.validation == "test"
+
+    @property
+    def validation_is_trained(self) -> bool:
+        """Whether the model was trained on the images that stand for validation."""
+        return self.holdout == 0 and self.validation == "train"
+
+    def validation_images(self, tested: int) -> int:
+        """Return how many images the ``validation_*`` metrics are of, given those of the test."""
+        return self.holdout or (SAMPLE if self.validation_is_trained else tested)
 
     @property
     def size(self) -> int:

@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     if any(trial.training != plain or not trial.optimizer.decay_biases for trial in trials):
         reason = "has features of [training] or decay_biases, which the reference has not"
         raise configs.ConfigError(reason, "name", config.name)
+    if config.keep != "last":
+        raise configs.ConfigError("is not what the reference keeps", "keep", config.keep)
     config, out, note = (
         places.Place(config, args.out, "") if args.out else places.place(config, reference=True)
     )
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
                 results.append(_train(folder, number, point, examples))
             if not args.quiet:
                 result = results[-1]
-                accuracy = f"validation accuracy {result.last.validation_accuracy:.4f}"
+                accuracy = f"validation accuracy {result.final.validation_accuracy:.4f}"
                 ended = f"failed, {result.reason}" if result.reason else accuracy
                 print(f"{result.label}: {ended}, {result.seconds:.0f} s")
         wall = time.perf_counter() - began
@@ -156,4 +158,5 @@ def _train(
         test_accuracy=math.nan if reason else test_accuracy,
         seconds=time.perf_counter() - began,
         reason=reason,
+        window=folder.config.metric_window,
     )

@@ -214,7 +214,7 @@ def quantile(probability: float, degrees: int) -> float:
 
 def _scores(trials: Sequence[TrialResult], metric: str) -> dict[object, float]:
     """The score of each completed trial, by seed."""
-    return {r.point.get("seed"): getattr(r.last, metric) for r in trials if r.state == "COMPLETE"}
+    return {r.point.get("seed"): getattr(r.final, metric) for r in trials if r.state == "COMPLETE"}
 
 
 def _mean(scores: dict[object, float]) -> float:

@@ -67,7 +67,7 @@ class Findings:
     @cached_property
     def comparison(self) -> Comparison:
         """The configurations, compared with the best one."""
-        images = self.config.holdout or len(self.dataset.test.labels)
+        images = self.config.validation_images(len(self.dataset.test.labels))
         return compare(self.config, self.results, images)
 
     @cached_property

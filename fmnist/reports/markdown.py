@@ -149,7 +149,7 @@ def print_outcome(
     if not console.is_terminal:
         # A log file has no right edge, and in 80 columns the table would wrap.
         console.width = max(console.width, 200)
-    comparison = compare(study, results, study.holdout or TEST_IMAGES)
+    comparison = compare(study, results, study.validation_images(TEST_IMAGES))
     table, lines = results_table(study, results, comparison, reasons=True), []
     wide = console.options.update(max_width=10_000)
     if table.__rich_measure__(console, wide).maximum > console.width:
@@ -279,7 +279,7 @@ def short_header(study: StudyConfig) -> list[str]:
 
 def exact(result: TrialResult) -> dict[str, float]:
     """Column -> number, of the metrics and the time."""
-    metrics = [*result.last, result.test_loss, result.test_accuracy]
+    metrics = [*result.final, result.test_loss, result.test_accuracy]
     # The last finite epoch of a failed trial says nothing about its configuration.
     known = metrics if result.state == "COMPLETE" else [math.nan] * len(METRICS)
     return {**dict(zip(METRICS, known, strict=True)), "time": result.seconds}

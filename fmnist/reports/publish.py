@@ -141,7 +141,7 @@ def _write_best(
         "number": best.number,
         "point": dict(best.point),
         "model": settings,
-        config.metric: getattr(best.last, config.metric),
+        config.metric: getattr(best.final, config.metric),
         "test_accuracy": best.test_accuracy,
         "classes": list(findings.classes),
     }

@@ -14,8 +14,8 @@ from fmnist.config.study import StudyConfig
 
 
 def score(study: StudyConfig, result: TrialResult) -> float:
-    """The selecting metric of a trial after its last epoch; NaN when the trial failed."""
-    return float(getattr(result.last, study.metric)) if result.state == "COMPLETE" else math.nan
+    """The final value of the selecting metric of a trial; NaN when the trial failed."""
+    return float(getattr(result.final, study.metric)) if result.state == "COMPLETE" else math.nan
 
 
 def scores(study: StudyConfig, results: Sequence[TrialResult]) -> list[float]:

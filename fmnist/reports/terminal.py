@@ -303,6 +303,6 @@ def outcome(result: TrialResult) -> str:
     if result.state != "COMPLETE":
         return f"{name} failed, {result.reason}"
     return (
-        f"{name} validation accuracy {decimals(result.last.validation_accuracy)}, "
+        f"{name} validation accuracy {decimals(result.final.validation_accuracy)}, "
         f"test accuracy {decimals(result.test_accuracy)}, {duration(result.seconds)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from fmnist.config.results import TrialResult, label
 from fmnist.config.study import StudyConfig
-from fmnist.reports.comparison import Comparison, Interval, wilson
+from fmnist.reports.comparison import Comparison, Interval, Standing, wilson
 from fmnist.reports.confusion import most_confused
 from fmnist.reports.scores import score
 
@@ -42,8 +43,19 @@ def protocol_note(study: StudyConfig, form: str = "{}") -> str:
 
 
 def held_out(study: StudyConfig) -> str:
-    """The split that the ``validation_*`` metrics are of: ``"validation"`` or ``"test"``."""
+    """What the ``validation_*`` metrics are of: ``"validation"``, ``"test"`` or ``"sample"``."""
+    if study.validation_is_trained:
+        return "sample"
     return "test" if study.validation_is_test else "validation"
+
+
+def when(study: StudyConfig) -> str:
+    """Which epochs of a trial count, such as ``"after the last epoch"``."""
+    if study.keep == "best":
+        return "at its best epoch"
+    if study.metric_window > 1:
+        return f"over the last {study.metric_window} epochs"
+    return "after the last epoch"
 
 
 def metric_name(study: StudyConfig) -> str:
@@ -111,19 +123,21 @@ def winner_sentence(
     if winner is None:
         return "No trial was completed, so there is no winner."
     best, metric = comparison.standings[0], metric_name(study)
+    if study.validation_is_trained:
+        return _tested_sentence(best, tested)
     within = "" if math.isnan(best.interval[0]) else f" (95% interval {interval(best.interval)})"
     seeded = len(best.trials) > 1 and "seed" in winner.point
     if seeded:
         text = (
             f"The winner is {one_line(label(best.point))}, with the best mean {metric} over its "
-            f"{counted(len(best.complete), 'seed')} after the last epoch, {decimals(best.score)}"
+            f"{counted(len(best.complete), 'seed')} {when(study)}, {decimals(best.score)}"
             f"{within}. Trial {winner.number} (seed {winner.point['seed']}), the median of its "
             f"seeds with {decimals(score(study, winner))}, stands for it."
         )
     else:
         text = (
             f"The winner is trial {winner.number} ({one_line(winner.label)}), with the best "
-            f"{metric} after its last epoch, {decimals(best.score)}{within}."
+            f"{metric} {when(study)}, {decimals(best.score)}{within}."
         )
     if study.validation_is_test:
         return f"{text} The test set itself chose it, so this figure is optimistic."
@@ -133,6 +147,19 @@ def winner_sentence(
     return (
         f"{text} On the test set, which had no part in the choice, {whose} accuracy is "
         f"{decimals(accuracy)}{within} and its loss {decimals(winner.test_loss)}."
+    )
+
+
+def _tested_sentence(best: Standing, tested: int) -> str:
+    """Say how a configuration does on the test set, by which nothing was chosen."""
+    found = [r.test_accuracy for r in best.complete if math.isfinite(r.test_accuracy)]
+    mean = math.fsum(found) / len(found) if found else math.nan
+    spread = f" (standard deviation {decimals(statistics.stdev(found))})" if found[1:] else ""
+    within = f" (95% interval {interval(wilson(mean, tested))})" if found and tested else ""
+    return (
+        f"Nothing was held out and nothing was chosen here. {one_line(label(best.point))}: the "
+        f"mean accuracy on the test set over {counted(len(found), 'trial')} is {decimals(mean)}"
+        f"{spread or within}."
     )
 
 
@@ -187,11 +214,18 @@ def protocol_sentences(study: StudyConfig) -> str:
             "epoch, and it chose the winner. This is a protocol to compare with others, not an "
             "estimate of how well the winner does on new images."
         )
+    if study.validation_is_trained:
+        return (
+            f"Every trial trains for {epochs} on all training images, unless it fails. What stands "
+            "where validation would is a sample of these images, so it says nothing about new "
+            "ones, and no configuration should be chosen by it. The test set was evaluated once a "
+            "trial, at its end."
+        )
     return (
         f"Every trial trains for {epochs}, unless it fails. {study.holdout:,} images, the same for "
-        f"every trial, were held out from training: the {metric_name(study)} on them after the "
-        "last epoch picks the winner. The test set was evaluated once a trial, at its end; it is "
-        "reported and was never used to choose."
+        f"every trial, were held out from training: the {metric_name(study)} on them "
+        f"{when(study)} picks the winner. The test set was evaluated once a trial, at its end; it "
+        "is reported and was never used to choose."
     )
 
 

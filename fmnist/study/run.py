@@ -12,7 +12,7 @@ import torch
 
 from fmnist.config import loading, widths
 from fmnist.config.results import TrialResult
-from fmnist.config.study import StudyConfig
+from fmnist.config.study import SAMPLE, StudyConfig
 from fmnist.data import fashion_mnist, given
 from fmnist.data.fashion_mnist import Dataset
 from fmnist.engine import compilation
@@ -39,8 +39,11 @@ from fmnist.utils.signals import Stop
 
 
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
-    """Return the examples of a study on a device. With ``holdout = 0``, validation is test."""
+    """Return the examples of a study on a device."""
     training, validation = fashion_mnist.holdout_split(dataset.train, config.holdout)
+    if config.validation_is_trained:
+        count = min(SAMPLE, len(training.labels) - 1)
+        _, validation = fashion_mnist.holdout_split(dataset.train, count)
     training, validation, test = (
         Split(split.images.to(device), split.labels.to(device))
         for split in (training, validation, dataset.test)

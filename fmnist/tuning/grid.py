@@ -18,7 +18,7 @@ from optuna.distributions import (
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from fmnist.config.results import EpochMetrics, Point, TrialResult, Value
+from fmnist.config.results import EpochMetrics, Point, TrialResult, Value, best_epoch
 from fmnist.config.study import StudyConfig, TrialConfig
 from fmnist.tuning.origin import CHECK, HISTORY, ORIGIN, REASON, origin, ours, point_attrs
 from fmnist.tuning.storage import DAMAGED, sound, trials
@@ -213,7 +213,7 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
     else:
         trial.handle.set_user_attr("test_loss", result.test_loss)
         trial.handle.set_user_attr("test_accuracy", result.test_accuracy)
-        value, state = getattr(result.last, config.metric), TrialState.COMPLETE
+        value, state = getattr(result.final, config.metric), TrialState.COMPLETE
     try:
         study.tell(trial.handle, value, state=state)
     except RuntimeError as error:
@@ -221,6 +221,13 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
         # error: optuna/optuna#4121. The trial is already stored.
         if "Study.stop" not in str(error):
             raise
+
+
+def counting(config: StudyConfig, history: Sequence[EpochMetrics]) -> dict[str, int]:
+    """Return which epochs of a trial count: ``kept`` and ``window`` of its result."""
+    if config.keep == "best":
+        return {"kept": best_epoch(history, config.metric), "window": 1}
+    return {"kept": 0, "window": config.metric_window}
 
 
 def note_parameters(study: optuna.Study, number: int, sha256: str) -> None:
@@ -286,8 +293,9 @@ def _result(trial: FrozenTrial, config: StudyConfig) -> TrialResult:
         test_accuracy=attrs.get("test_accuracy", math.nan),
         seconds=attrs["seconds"],
         reason=attrs.get(REASON, ""),
+        **counting(config, [EpochMetrics(*row) for row in system_attrs[HISTORY]]),
     )
-    values = [getattr(result.last, config.metric)] if result.state == "COMPLETE" else None
+    values = [getattr(result.final, config.metric)] if result.state == "COMPLETE" else None
     digest = _digest(result, system_attrs, trial.intermediate_values)
     if trial.values != values or system_attrs[CHECK] != digest:
         raise ValueError(f"trial {trial.number} is not as it was written")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optree
 import torch
@@ -47,6 +48,7 @@ class GroupProgress:
         histories: metrics of the epochs so far, by trial number.
         failed: reasons of failures, by trial number.
         seconds: time of training so far.
+        kept: stacked ``(params, state)`` of the best epoch of each lane, if a study keeps these.
     """
 
     trials: Sequence[Trial]
@@ -54,6 +56,7 @@ class GroupProgress:
     histories: dict[int, list[EpochMetrics]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+    kept: Any = None
 
     @property
     def epoch(self) -> int:
@@ -62,10 +65,10 @@ class GroupProgress:
 
     def take(self, chosen: Sequence[int]) -> GroupProgress:
         """Return the progress of the lanes at these positions."""
-        at = self.at
+        at, kept = self.at, self.kept
         if at is not None:
             index = torch.tensor(chosen, dtype=torch.int64)
-            state, total = vmap.take((at.train_state, at.total), index)
+            state, total, kept = vmap.take((at.train_state, at.total, kept), index)
             at = at._replace(train_state=state, total=total)
         trials = [self.trials[i] for i in chosen]
         numbers = {trial.number for trial in trials}
@@ -75,6 +78,7 @@ class GroupProgress:
             {number: list(past) for number, past in self.histories.items() if number in numbers},
             {number: reason for number, reason in self.failed.items() if number in numbers},
             self.seconds * len(chosen) / len(self.trials),
+            kept,
         )
 
     def halves(self) -> list[GroupProgress]:
@@ -161,7 +165,7 @@ def snapshot(progress: GroupProgress) -> Snapshot:
     """Make a snapshot of lanes whose training has started."""
     assert progress.at is not None
     return Snapshot(
-        _named(progress.at),
+        _named(progress.at, progress.kept),
         {
             "trials": [[trial.number, dict(trial.point)] for trial in progress.trials],
             "epoch": progress.at.epoch,
@@ -169,6 +173,7 @@ def snapshot(progress: GroupProgress) -> Snapshot:
             "histories": {str(n): past for n, past in progress.histories.items()},
             "failed": {str(n): reason for n, reason in progress.failed.items()},
             "seconds": progress.seconds,
+            "kept": progress.kept is not None,
         },
     )
 
@@ -202,14 +207,15 @@ def restored(
     first = pending[about["trials"][chosen[0]][0]]
     one_lane = trainer.start(program_of(first.config), lanes_of([first.config]), device)
     total = step.zero_metrics(1, device) if about["examples"] else None
-    names, leaves, treespec = named_leaves((one_lane, total))
+    kept = one_lane.evaluated if about.get("kept") else None
+    names, leaves, treespec = named_leaves((one_lane, total, kept))
     if sorted(names) != sorted(saved.tensors):
         raise ValueError("its tensors are not those of such a network and optimizer")
     tensors = [saved.tensors[name].to(device) for name in names]
     for name, tensor, leaf in zip(names, tensors, leaves, strict=True):
         if tensor.shape != (len(points), *leaf.shape[1:]) or tensor.dtype != leaf.dtype:
             raise ValueError(f"its {name} has another shape or type")
-    state, total = optree.tree_unflatten(treespec, tensors)
+    state, total, kept = optree.tree_unflatten(treespec, tensors)
     group = GroupProgress(
         # Finished trials are missing in `pending`; `take` drops their lanes.
         [pending.get(number, first) for number, _ in about["trials"]],
@@ -217,6 +223,7 @@ def restored(
         {int(n): [EpochMetrics(*row) for row in past] for n, past in about["histories"].items()},
         {int(n): reason for n, reason in about["failed"].items()},
         about["seconds"],
+        kept,
     )
     return group.take(chosen)
 
@@ -254,9 +261,9 @@ def lanes_of(configs: Sequence[TrialConfig]) -> Lanes:
     )
 
 
-def _named(at: trainer.TrainerState) -> dict[str, Tensor]:
+def _named(at: trainer.TrainerState, kept: Any) -> dict[str, Tensor]:
     """Return the tensors of a state by their names, in order."""
-    names, leaves, _ = named_leaves((at.train_state, at.total))
+    names, leaves, _ = named_leaves((at.train_state, at.total, kept))
     return dict(zip(names, leaves, strict=True))
 
 

@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+import optree
 import optuna
 import torch
+from torch import Tensor
 
-from fmnist.config.results import EpochMetrics, TrialResult, label
+from fmnist.config.results import EpochMetrics, TrialResult, best_epoch, label
 from fmnist.config.study import StudyConfig, TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
@@ -199,7 +201,7 @@ def _train(
     """
     try:
         yield from _epochs(config, progress, splits, checkpointer, stop)
-        results = _finish(progress, splits.test)
+        results = _finish(config, progress, splits.test)
     except (RuntimeError, MemoryError, OSError) as error:
         if not memory.ran_out(error):
             raise
@@ -208,9 +210,9 @@ def _train(
             raise UserError(f"there is not enough memory to train {name} even alone") from error
     else:
         assert progress.at is not None
-        trained = progress.at.train_state
+        trained = progress.kept or progress.at.train_state.evaluated
         for lane, (trial, result) in enumerate(zip(progress.trials, results, strict=True)):
-            params, state = vmap.take(trained.evaluated, torch.tensor(lane))
+            params, state = vmap.take(trained, torch.tensor(lane))
             yield TrialFinished(result, params, state)
             grid.tell(study, trial, result, config)
         if checkpointer:
@@ -271,6 +273,8 @@ def _epochs(
             progress.at = event
         else:
             metrics = _record_metrics(config, progress, event)
+            if config.keep == "best":
+                _keep_best(config, progress, event)
             progress.at = trainer.TrainerState(event.epoch, event.train_state)
             yield EpochFinished(event.epoch, metrics, progress.seconds)
         done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
@@ -305,28 +309,47 @@ def _record_metrics(
     return recorded
 
 
-def _finish(progress: GroupProgress, test: Split) -> list[TrialResult]:
+def _keep_best(config: StudyConfig, progress: GroupProgress, epoch: trainer.EpochResult) -> None:
+    """Keep the parameters of the lanes for which this epoch is the best so far."""
+    evaluated = epoch.train_state.evaluated
+    if progress.kept is None:
+        progress.kept = optree.tree_map(torch.clone, evaluated)  # a snapshot has both
+        return
+    histories = [progress.histories.get(trial.number, []) for trial in progress.trials]
+    best = [best_epoch(history, config.metric) == epoch.epoch for history in histories]
+
+    def chosen(old: Tensor, new: Tensor) -> Tensor:
+        better = torch.tensor(best, device=new.device).view(-1, *[1] * (new.dim() - 1))
+        return torch.where(better, new, old)
+
+    progress.kept = optree.tree_map(chosen, progress.kept, evaluated)
+
+
+def _finish(config: StudyConfig, progress: GroupProgress, test: Split) -> list[TrialResult]:
     """Evaluate the lanes on the test set and return the results of their trials."""
     assert progress.at is not None
     began = time.perf_counter()
-    trained = progress.at.train_state
+    trained = progress.kept or progress.at.train_state.evaluated
     model = program_of(progress.trials[0].config).model
     with user_errors(progress.trials[0].config):
-        tested = evaluate(model, *trained.evaluated, test)
+        params, state = trained
+        tested = evaluate(model, params, state, test)
     test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
     for lane, trial in enumerate(progress.trials):
         failed = trial.number in progress.failed
+        history = tuple(progress.histories.get(trial.number, ()))
         results.append(
             TrialResult(
                 number=trial.number,
                 point=trial.point,
                 state="FAIL" if failed else "COMPLETE",
-                history=tuple(progress.histories.get(trial.number, ())),
+                history=history,
                 test_loss=math.nan if failed else test_loss[lane].item(),
                 test_accuracy=math.nan if failed else test_accuracy[lane].item(),
                 seconds=(progress.seconds + time.perf_counter() - began) / len(progress.trials),
                 reason=progress.failed.get(trial.number, ""),
+                **grid.counting(config, history),
             )
         )
     return results

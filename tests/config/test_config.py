@@ -477,6 +477,9 @@ def test_every_setting_has_one_role():
         "epochs",
         "holdout",
         "metric",
+        "metric_window",
+        "keep",
+        "validation",
     }
 
 
@@ -529,6 +532,9 @@ VALUES = {
     "epochs": st.integers(1, 10_000),
     "holdout": st.integers(0, 50_000),
     "metric": st.sampled_from(["validation_accuracy", "validation_loss"]),
+    "metric_window": st.integers(1, 1000),
+    "keep": st.sampled_from(["last", "best"]),
+    "validation": st.sampled_from(["test", "train"]),
 }
 
 
@@ -577,6 +583,10 @@ def studies(draw):
         given["kernel_size"] = 1
     if max(values("batch_size", 100)) > 60_000 - given.get("holdout", 5000):
         drop("batch_size", "holdout")
+    if given.get("keep") == "best":
+        drop("metric_window")
+    if given.get("holdout", 5000):
+        drop("validation")
     order = draw(st.permutations(sorted(axes)))
     tables = {"grid": {key: axes[key] for key in order}}
     for key, value in given.items():

@@ -121,7 +121,7 @@ def test_tables_hold_what_was_written(tmp_path_factory, results):
         assert [type(row[key]) for key in ("nesterov", "precision", "seed")] == [bool, str, int]
         assert (row["epochs"], row["seconds"]) == (result.epochs, 0.2)
         assert row["reason"] == result.reason
-        metrics = (*result.last, result.test_loss, result.test_accuracy)
+        metrics = (*result.final, result.test_loss, result.test_accuracy)
         assert repr([row[name] for name in run.results.columns[7:13]]) == repr([*metrics])
     assert run.history.dtypes["epoch"] == run.history.dtypes["number"] == "int64"
     past = [row for r in results for row in [(r.number, *m) for m in r.history]]

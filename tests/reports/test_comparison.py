@@ -61,7 +61,7 @@ def means(study, made):
     found = {}
     for trials in by_configuration(made):
         if all(r.state == "COMPLETE" for r in trials):
-            values = [getattr(r.last, study.metric) for r in trials]
+            values = [getattr(r.final, study.metric) for r in trials]
             found[trials[0].point["learning_rate"]] = statistics.fmean(values)
     return found
 
@@ -76,10 +76,10 @@ def test_the_winner_has_the_best_mean_and_is_its_median_seed(case):
     if found:
         wanted = max(found.values()) if study.direction == "maximize" else min(found.values())
         assert found[best.point["learning_rate"]] == pytest.approx(wanted)
-        of_it = [getattr(r.last, study.metric) for r in made
+        of_it = [getattr(r.final, study.metric) for r in made
                  if r.point["learning_rate"] == best.point["learning_rate"]]  # fmt: skip
         unlucky = statistics.median_low if study.direction == "maximize" else statistics.median_high
-        assert getattr(best.last, study.metric) == unlucky(of_it)
+        assert getattr(best.final, study.metric) == unlucky(of_it)
 
 
 def test_a_lucky_seed_does_not_win():

@@ -186,7 +186,7 @@ def test_every_trial_has_a_note_and_that_of_the_winner_has_its_files(site):
         if result.number == 2:
             assert "**Failed**: the loss was \\| NaN. It had completed 1 epoch." in note
         else:
-            assert f"Complete after 10 epochs: validation accuracy {result.last[3]:.4f}, " in note
+            assert f"Complete after 10 epochs: validation accuracy {result.final[3]:.4f}, " in note
         assert f"It took {duration(result.seconds)}, " in note
     ids = {artifact["filename"]: artifact["artifact_id"] for artifact in study["artifacts"]}
     note = study["trials"][best.number]["note"]["body"]

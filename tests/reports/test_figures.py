@@ -112,7 +112,8 @@ def test_pictures_of_images(pictures, tmp_path):
 
 def test_names_are_drawn_as_they_are(pictures, tmp_path):
     study = SimpleNamespace(name="a $b$ \\frac{ \x1b\n服装", grid={}, metric="validation_loss",
-                            direction="minimize", validation_is_test=True)  # fmt: skip
+                            direction="minimize", validation_is_test=True,
+                            validation_is_trained=False)  # fmt: skip
     figures.curves([TrialResult(0, {"$x": "$"}, "COMPLETE", history(1))], study, tmp_path / "a.png")
     figures.samples(*pictures[:2], ("服$",) * 10, tmp_path / "b.png")
 

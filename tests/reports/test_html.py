@@ -150,7 +150,7 @@ def test_the_grid_shows_means_and_failures(tmp_path):
         for batch_size, text in zip((100, 200, 300), row[1:], strict=True):
             trials = [r for r in results if str(r.point["learning_rate"]) == row[0]
                       and r.point["batch_size"] == batch_size]  # fmt: skip
-            values = [r.last.validation_accuracy for r in trials if r.state == "COMPLETE"]
+            values = [r.final.validation_accuracy for r in trials if r.state == "COMPLETE"]
             failed = f"{2 - len(values)} failed" if len(values) < 2 else ""
             tied = "tied" if text.endswith("tied") else ""
             assert text == (decimals(np.mean(values)) + tied + failed if values else "failed")
@@ -250,7 +250,9 @@ def test_a_path_has_a_point_a_value_and_gaps(values):
 def odd_study(text):
     study = SimpleNamespace(
         name=text, grid={text: (text, f"{text}2"), "b<": ('"', "'")}, metric="validation_loss",
-        direction="minimize", epochs=1, holdout=9, validation_is_test=False, size=4,
+        direction="minimize", epochs=1, holdout=9,
+        validation_is_test=False, validation_is_trained=False, keep="last",
+        metric_window=1, size=4, validation_images=lambda tested: 9,
         to_toml=lambda: f"name = {json.dumps(text)}\n",
     )  # fmt: skip
     return study, results_of(study, fail=(3,))
@@ -527,8 +529,8 @@ def test_pointing_shows_the_values_of_the_nearest_epoch(shown):
     text = shown.js(f"{tip}.innerText")
     assert "epoch 3" in text
     best = winner(results_of(STUDY, fail=(1,)), STUDY.metric)
-    assert decimals(best.last.validation_accuracy) in text
-    assert decimals(best.last.train_accuracy) in text
+    assert decimals(best.final.validation_accuracy) in text
+    assert decimals(best.final.train_accuracy) in text
     hot = "[...document.querySelectorAll('.panels .hot path')].length"
     assert shown.js(hot) == 4  # two lines in each panel
     shown.point(left + 0.03 * width, top + 0.5 * height)

@@ -151,7 +151,7 @@ def test_the_page_of_little_shows_curves_or_says_why_not(case, tmp_path):
         assert "There are none: no trial finished an epoch with finite values." in section
         return
     for kind, panel in zip(("loss", "accuracy"), section.split("<figure")[1:], strict=True):
-        known = any(math.isfinite(getattr(r.last, f"validation_{kind}")) for r in results)
+        known = any(math.isfinite(getattr(r.final, f"validation_{kind}")) for r in results)
         assert ("No value is finite." in panel) != known
         paths = re.findall(r"<path([^>]*) d=\"(M[^\"]*)\"/>", panel.split("<g", 1)[1])
         assert bool(paths) == known

@@ -77,7 +77,9 @@ def test_holdout_0_is_marked(tmp_path):
     study = StudyConfig(epochs=3, holdout=0)
     text = written(tmp_path, study)
     assert text.count(TEST_WAS_SEEN) == 3  # under the title, at the table, at the curves
-    assert "validation" not in text.replace("validation_accuracy", "").replace("where valid", "")
+    for known in ("validation_accuracy", "where valid", 'validation = "test"'):
+        text = text.replace(known, "")
+    assert "validation" not in text
     assert "The test set itself chose it" in text
     shown = terminal(table(study))
     assert TEST_WAS_SEEN in shown
@@ -95,7 +97,8 @@ def test_untrusted_text_stays_text(tmp_path):
     odd = "a|b *c* _d_ <script>x</script> `e` [f](g) $h$ &lt; ~~i~~ \\ \x1b[2J\nnew"
     study = SimpleNamespace(
         name=odd, grid={odd: (odd,)}, metric="validation_loss", direction="minimize", epochs=1,
-        holdout=9, validation_is_test=False, to_toml=lambda: "name = '````'\n",
+        holdout=9, validation_is_test=False, validation_is_trained=False, keep="last",
+        metric_window=1, validation_images=lambda tested: 9, to_toml=lambda: "name = '````'\n",
     )  # fmt: skip
     results = [TrialResult(0, {odd: odd}, "COMPLETE", history(1)),
                TrialResult(1, {odd: odd}, "FAIL", (), reason=odd)]  # fmt: skip

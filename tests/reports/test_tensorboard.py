@@ -76,7 +76,7 @@ def test_tensorboard_shows_typed_hparams_metrics_and_status(board):
         named(good): "STATUS_SUCCESS", named(bad): "STATUS_FAILURE", named(going): "STATUS_UNKNOWN",
     }  # fmt: skip
     values = {v["name"]["tag"]: v["value"] for v in rows[named(good)]["metricValues"]}
-    assert values["accuracy/validation"] == pytest.approx(good.last.validation_accuracy)
+    assert values["accuracy/validation"] == pytest.approx(good.final.validation_accuracy)
     assert values["accuracy/test"] == pytest.approx(0.875)
     assert values["loss/test"] == pytest.approx(0.25)
     assert len(values) == 6
@@ -232,7 +232,16 @@ def test_600_trials_are_listed_with_typed_values(tmp_path):
         "nesterov": (True, False),
         "seed": tuple(range(5)),
     }
-    study = SimpleNamespace(name="many", grid=grid, size=600, epochs=25, validation_is_test=False)
+    study = SimpleNamespace(
+        name="many",
+        grid=grid,
+        size=600,
+        epochs=25,
+        validation_is_test=False,
+        validation_is_trained=False,
+        keep="last",
+        metric_window=1,
+    )
     results = results_of(study, fail=(7,))
     began = time.perf_counter()
     with TensorBoardMirror(tmp_path, study) as mirror:
@@ -251,7 +260,7 @@ def test_600_trials_are_listed_with_typed_values(tmp_path):
         values = {v["name"]["tag"]: v["value"] for v in session["metricValues"]}
         if result.state == "COMPLETE":
             assert session["status"] == "STATUS_SUCCESS"
-            assert values["accuracy/validation"] == pytest.approx(result.last.validation_accuracy)
+            assert values["accuracy/validation"] == pytest.approx(result.final.validation_accuracy)
             assert values["accuracy/test"] == pytest.approx(0.875)
         else:
             assert session["status"] == "STATUS_FAILURE"
@@ -296,7 +305,7 @@ def test_the_layout_is_written_anew_only_when_it_changed(tmp_path):
 def test_odd_axes_are_written(tmp_path):
     study = SimpleNamespace(
         name="odd", grid={"a": (1, 0.5), "b": (True, False), "c": ("x", 1)}, size=8,
-        validation_is_test=True,
+        validation_is_test=True, validation_is_trained=False,
     )  # fmt: skip
     with TensorBoardMirror(tmp_path, study) as mirror:
         mirror.finish(TrialResult(0, {"a": 1, "b": True, "c": 1}, "COMPLETE", history(2), 0.1, 0.9))

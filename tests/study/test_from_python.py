@@ -36,7 +36,7 @@ def test_a_study_is_a_dictionary_or_the_path_of_a_file(file, tmp_path):
     assert fmnist.run_study(CONFIG, tmp_path / "run", dataset=DATA) == found
     run = fmnist.load_run(tmp_path / "run")
     assert run.config == CONFIG
-    last = [result.last.validation_accuracy for result in found]
+    last = [result.final.validation_accuracy for result in found]
     assert run.results.validation_accuracy.tolist() == last
 
 

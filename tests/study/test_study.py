@@ -120,7 +120,7 @@ def test_best_parameters_reproduce_the_accuracy_of_the_winner(run, real):
 def test_optuna_has_the_results(run):
     out, results = run
     loaded = optuna.load_study(study_name="slice", storage=f"sqlite:///{out}/study.db")
-    assert [t.value for t in loaded.trials] == [r.last.validation_accuracy for r in results]
+    assert [t.value for t in loaded.trials] == [r.final.validation_accuracy for r in results]
     assert loaded.best_trial.number == winner(results, CONFIG.metric).number
 
 
@@ -171,7 +171,7 @@ def test_study_killed_between_trials_continues(run, tmp_path):
     assert [t.state.name for t in finished.trials] == ["COMPLETE"] * 6
     for row, result in zip(rows(out / "results.csv"), undisturbed, strict=True):
         assert float(row["learning_rate"]) == result.point["learning_rate"]
-        assert float(row["train_loss"]) == pytest.approx(result.last.train_loss, rel=2e-3)
+        assert float(row["train_loss"]) == pytest.approx(result.final.train_loss, rel=2e-3)
 
 
 def test_report_marks_a_study_without_holdout(tmp_path):
@@ -180,7 +180,7 @@ def test_report_marks_a_study_without_holdout(tmp_path):
     tiny = Dataset(random_split(60), random_split(30, 1), "noise")
     config = replace(CONFIG, holdout=0, grid={"batch_size": (30,)}, epochs=1)
     (result,) = run_study(config, tmp_path, dataset=tiny)
-    assert result.last.validation_accuracy == result.test_accuracy
+    assert result.final.validation_accuracy == result.test_accuracy
     assert "holdout = 0" in (tmp_path / "report.md").read_text()
 
 

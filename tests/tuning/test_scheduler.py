@@ -61,7 +61,7 @@ def test_every_point_of_the_grid_is_one_complete_trial(storage):
     assert [(r.number, dict(r.point)) for r in results] == [*enumerate(map(dict, CONFIG.points()))]
     assert all(t.state == TrialState.COMPLETE for t in study.trials)
     assert all(
-        t.value == r.last.validation_accuracy for t, r in zip(study.trials, results, strict=True)
+        t.value == r.final.validation_accuracy for t, r in zip(study.trials, results, strict=True)
     )
     assert all(list(t.intermediate_values) == [1, 2] for t in study.trials)
     groups = [e for e in events if isinstance(e, scheduler.GroupStarted)]

@@ -70,6 +70,7 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     text = TEMPLATE.render(
         study=study,
+        when=words.when(study),
         trials=findings.results,
         comparison=findings.comparison,
         tested=len(findings.dataset.test.labels),
