@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import optree
 import pytest
 import torch
@@ -40,6 +42,8 @@ def configs(draw):
         hidden=tuple(draw(st.lists(st.integers(1, 9), max_size=3))),
         kernel_size=kernel,
         padding=padding,
+        linear_norm=draw(st.booleans()),
+        flip_average=draw(st.booleans()),
     )
 
 
@@ -74,7 +78,7 @@ def test_shapes_are_those_of_init_without_memory(config):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@given(seeds, CONFIGS, st.integers(1, 5), st.booleans())
+@given(seeds, CONFIGS, st.integers(2, 5), st.booleans())  # torch refuses to normalise one row
 @settings(max_examples=25, deadline=None)
 def test_logits_gradients_and_statistics_equal_the_reference_model(
     seed, config, examples, training
@@ -97,16 +101,22 @@ def test_logits_gradients_and_statistics_equal_the_reference_model(
     assert_close(new_state, from_module(network)[1])
 
 
-@given(optimizers(), seeds)
-@settings(max_examples=20, deadline=None)
-def test_fifty_steps_of_each_optimizer_equal_torch_optim(drawn, seed):
+@given(optimizers(), seeds, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_fifty_steps_of_each_optimizer_equal_torch_optim(drawn, seed, decay_biases):
     """On given gradients: a loss would amplify rounding where Adam divides by small numbers."""
     algorithm, numbers, nesterov = drawn
     generator = torch.Generator().manual_seed(seed)
     layer = torch.nn.Linear(5, 3).double()
     params = {"layer": {k: v.detach().clone() for k, v in layer.named_parameters()}}
     torch_optimizer = make_optimizer(layer, algorithm, numbers, nesterov=nesterov)
-    ours = optimizer_of(algorithm, nesterov=nesterov)(**hyperparams(algorithm, **numbers))
+    make = optimizer_of(algorithm, nesterov=nesterov)
+    if not decay_biases:
+        make = partial(make, decay_biases=False)
+        (group,) = torch_optimizer.param_groups
+        group["params"] = [layer.weight]
+        torch_optimizer.add_param_group({"params": [layer.bias], "weight_decay": 0.0})
+    ours = make(**hyperparams(algorithm, **numbers))
     opt_state = ours.init(params)
     for _ in range(50):
         grads = {

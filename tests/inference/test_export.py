@@ -71,6 +71,7 @@ def test_baseline_predicts_the_same_in_onnxruntime(images, tmp_path, capfd):
         ModelConfig(channels=(1, 5, 2), hidden=(1,), kernel_size=2, dropout=0.9),
         ModelConfig(channels=(2, 3), hidden=(4,), kernel_size=3, padding=2),
         ModelConfig(channels=(2, 3), hidden=(4,), padding="same"),
+        ModelConfig((2, 3), (4, 3), linear_norm=True, flip_average=True, feature_dropout=0.5),
     ],
     ids=str,
 )
