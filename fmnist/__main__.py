@@ -15,6 +15,7 @@ COMMANDS = {
     "study": "train every configuration of a study file",
     "view": "show runs in TensorBoard and optuna-dashboard",
     "predict": "classify pictures with the models of a run",
+    "ensemble": "average the models of a run",
     "reference": "train a study file with the reference model",
 }
 

@@ -344,6 +344,12 @@ def build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
     return config
 
 
+def model_values(model: AnyModelConfig) -> dict[str, Any]:
+    """Return the settings of a model as JSON can hold them, for :func:`read_model`."""
+    values = vars(model) if isinstance(model, ModelConfig) else model.values()
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
 def read_model(table: object) -> AnyModelConfig:
     """Read the settings of a model from a table [model]; missing ones have their default.
 

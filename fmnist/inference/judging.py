@@ -47,7 +47,8 @@ def turn_upright(run: Path, items: Sequence[Item]) -> list[Item]:
     """Keep of each item the angle at which it is nearest to what the winner was trained on.
 
     Args:
-        run: the folder of the run. With one of an earlier version, nothing is turned.
+        run: the folder of the run. With one of an earlier version, or the file of an ensemble,
+            nothing is turned.
         items: what is to be predicted. What was found is added to ``about``.
 
     Returns:
@@ -63,7 +64,8 @@ def turn_upright(run: Path, items: Sequence[Item]) -> list[Item]:
     from fmnist.inference.views import ANGLES
 
     first = [item.views[:, 0] for item in items]
-    near = trained.familiarity(run, torch.cat(first)[:, None]) if items else None
+    known = items and run.is_dir()
+    near = trained.familiarity(run, torch.cat(first)[:, None]) if known else None
     turned, begin = [], 0
     for item in items:
         chosen = 0

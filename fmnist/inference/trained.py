@@ -38,12 +38,16 @@ class TrainedModel(NamedTuple):
         point: the values of the grid's axes; empty when they are not known.
         model: its settings.
         path: the file of its parameters.
+        prefix: of the names of its tensors in this file.
+        weight: how often it counts in a mean.
     """
 
     number: int
     point: Point
     model: AnyModelConfig
     path: Path
+    prefix: str = ""
+    weight: int = 1
 
     @property
     def label(self) -> str:
@@ -61,7 +65,7 @@ def best_model(run: Path) -> TrainedModel:
     try:
         about = json.loads(read_text(path, run, MAX_ABOUT))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({_line(error)})") from error
+        raise UserError(f"{path}: is not valid JSON ({one_line(error)})") from error
     number = about.get("number") if isinstance(about, dict) else None
     if not isinstance(number, int) or isinstance(number, bool):
         raise UserError(f"{path}: does not describe a trial: it has no number")
@@ -83,7 +87,7 @@ def class_names(run: Path) -> tuple[str, ...] | None:
         return None
     names = about.get("classes") if isinstance(about, dict) else None
     if isinstance(names, list) and len(names) == CLASS_COUNT:
-        return tuple(map(_line, names))
+        return tuple(map(one_line, names))
     return None
 
 
@@ -125,7 +129,7 @@ def read_results(run: Path) -> tuple[StudyConfig, list[Line]]:
     except KeyError as error:
         raise UserError(f"{path}: has no column {error}") from error
     except (ValueError, TypeError, csv.Error, UserError) as error:
-        raise UserError(f"{path}, line {lines.line_num}: {_line(error)}") from error
+        raise UserError(f"{path}, line {lines.line_num}: {one_line(error)}") from error
     return study, sorted(found, key=lambda line: line.cells["number"])
 
 
@@ -174,6 +178,11 @@ def complete_models(run: Path) -> list[TrainedModel]:
     return trials
 
 
+def has_seeds(run: Path) -> bool:
+    """Return whether the complete trials of a run have different seeds."""
+    return len({trial.point.get("seed") for trial in complete_models(run)}) > 1
+
+
 def ensemble(run: Path) -> list[TrainedModel]:
     """Return the models to average: the winner's seeds when the seed is an axis, else all.
 
@@ -198,7 +207,7 @@ def probabilities(
     """Return the probability of each class, averaged over the models.
 
     Args:
-        trials: the models to average; at least one.
+        trials: the models to average by their weights; at least one.
         images: grey values, integers from 0 to 255 or floats from 0 to 1.
 
     Returns:
@@ -207,9 +216,10 @@ def probabilities(
     Raises:
         UserError: A trial's parameters cannot be read, do not fit its model, or give NaN.
     """
-    of_models = []
+    of_models, weights = [], []
     for trial in trials:
-        params, state = models.load_model(trial.path, trial.model)
+        weights.append(float(trial.weight))
+        params, state = models.load_model(trial.path, trial.model, trial.prefix)
         # Compiling the kernels takes 20 seconds, too long for a few pictures.
         apply = build_model(trial.model, "grouped").apply
         with torch.no_grad():
@@ -219,7 +229,10 @@ def probabilities(
         of_models.append(torch.cat(logits).double().softmax(dim=1))
         if not of_models[-1].isfinite().all():
             raise UserError(f"{trial.path}: is damaged: it gives no probabilities, but NaN")
-    return torch.stack(of_models).mean(dim=0)
+    if len(set(weights)) == 1:
+        return torch.stack(of_models).mean(dim=0)
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    return (torch.stack(of_models) * shares[:, None, None]).sum(dim=0)
 
 
 class Familiarity(NamedTuple):
@@ -297,5 +310,6 @@ def read_text(path: Path, run: Path, limit: int) -> str:
         raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
-def _line(text: object) -> str:
+def one_line(text: object) -> str:
+    """Return a text on one line, cut to 200 characters."""
     return clipped(str(text), 200)

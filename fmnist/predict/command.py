@@ -89,10 +89,15 @@ def main(argv: Sequence[str]) -> int:
         seen.check(args.show)
 
     from fmnist.data.fashion_mnist import CLASS_NAMES
-    from fmnist.inference import trained
+    from fmnist.inference import ensembles, trained
 
-    trials = trained.ensemble(run) if args.ensemble else [trained.best_model(run)]
-    failures, classes = Failures(), trained.class_names(run) or CLASS_NAMES
+    saved = ensembles.read(run) if run.is_file() else None
+    if saved:
+        trials, known = saved.members, saved.classes
+    else:
+        trials = trained.ensemble(run) if args.ensemble else [trained.best_model(run)]
+        known = trained.class_names(run) or CLASS_NAMES
+    failures, classes = Failures(), known
     if classes != CLASS_NAMES and numbers:
         reason = f"--test is for runs of Fashion-MNIST; {run} has other classes"
         failures.add("test", ",".join(numbers), _line(reason))
@@ -105,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     probabilities = judging.stated(trials, items)
     name = f"trial {trials[0].number}, {trials[0].label}"
     which = ", ".join(str(trial.number) for trial in trials)
-    source = f"mean of {len(trials)} trials ({which})" if args.ensemble else name
+    source = f"mean of {len(trials)} trials ({which})" if args.ensemble or saved else name
     title = _line(f"{run}: {source}")
     if args.json:
         document = {
@@ -304,7 +309,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run",
         metavar="RUN",
-        help="a folder that `python -m fmnist.study` left (default: the latest in runs/)",
+        help="a folder that `python -m fmnist.study` left (default: the latest in runs/), or a "
+        "file that `python -m fmnist.ensemble --save` wrote",
     )
     parser.add_argument(
         "--test",

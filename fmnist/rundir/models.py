@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from fmnist.utils.errors import UserError
 
 MAX_HEADER = 1_000_000
 """Bytes of a file's header, at most. Parsing a header of a million names takes half a minute."""
+
+ABOUT = "fmnist"
+"""The entry of a file's metadata that describes an ensemble."""
 
 MAX_CALIBRATION = 10_000
 """Images whose distances :func:`save_features` keeps, at most."""
@@ -67,12 +71,15 @@ def save_model(path: Path, params: Params, state: State) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Params, State]:
-    """Read a file that :func:`save_model` wrote.
+def load_model(
+    path: Path, config: AnyModelConfig = ModelConfig(), prefix: str = ""
+) -> tuple[Params, State]:
+    """Read a file that :func:`save_model` wrote, or a member from one of :func:`save_ensemble`.
 
     Args:
         path: the file.
         config: the settings of its model.
+        prefix: of the names of its tensors.
 
     Returns:
         The parameters and the running statistics, on the CPU.
@@ -81,7 +88,11 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
         CheckpointError: The file is missing or damaged, is no safetensors file, or holds other
             tensors than such a model has.
     """
-    tensors = _read(path, "parameters")
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in _read(path, "parameters").items()
+        if name.startswith(prefix)
+    }
     names, leaves, treespec = named_leaves(_like(config), skip=1)
     expected = {name: _shape(leaf) for name, leaf in zip(names, leaves, strict=True)}
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
@@ -96,6 +107,44 @@ def load_model(path: Path, config: AnyModelConfig = ModelConfig()) -> tuple[Para
         )
     params, state = optree.tree_unflatten(treespec, [tensors[name] for name in names])
     return params, state
+
+
+def prefix(member: int) -> str:
+    """Return the prefix of the names of a member's tensors in the file of an ensemble."""
+    return f"member{member}."
+
+
+def save_ensemble(path: Path, about: str, members: Sequence[tuple[Params, State]]) -> None:
+    """Write several models as one file.
+
+    Args:
+        path: the file to write.
+        about: a description, which :func:`read_about` returns.
+        members: the parameters and the running statistics of each.
+    """
+    tensors = {}
+    for place, tree in enumerate(members):
+        names, leaves, _ = named_leaves(tree, skip=1)
+        for name, leaf in zip(names, leaves, strict=True):
+            tensors[prefix(place) + name] = leaf.detach().cpu().contiguous()
+    write_bytes(path, safetensors.torch.save(tensors, metadata={ABOUT: about}))
+
+
+def read_about(path: Path) -> str:
+    """Return the description in a file of :func:`save_ensemble`.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or has no description.
+    """
+    _check_header(path, "an ensemble")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = (file.metadata() or {}).get(ABOUT)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an ensemble ({error})") from error
+    if about is None:
+        raise CheckpointError(f"{path}: is no ensemble")
+    return str(about)
 
 
 def save_features(path: Path, known: Familiar) -> None:
@@ -152,16 +201,23 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing or damaged, or is no such file.
     """
+    _check_header(path, what)
     try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MAX_HEADER:
-            raise CheckpointError(f"{path}: cannot be read as {what} (its header is too long)")
         return safetensors.torch.load_file(path)
-    # ValueError: a NUL in the path.
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path}: cannot be read as {what} ({reason})") from error
+
+
+def _check_header(path: Path, what: str) -> None:
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read as {what} ({reason})") from error
+    if header > MAX_HEADER:
+        raise CheckpointError(f"{path}: cannot be read as {what} (its header is too long)")
 
 
 def _like(config: AnyModelConfig) -> tuple[Params, State]:

@@ -1,0 +1,126 @@
+"""The command line ``python -m fmnist.ensemble``: averages the models of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist.rundir import found
+from fmnist.utils import command_line, interpreter, runtime
+
+if TYPE_CHECKING:
+    from fmnist.inference.ensembles import Found
+
+PROG = "fmnist.ensemble"
+
+_ABOUT = """\
+Members are taken from the complete trials, the best on the held-out images first, and averaged one
+by one: a line for each number of members. The test set is reported and chooses nothing.
+
+  all       every trial
+  seeds     the trials of the winner's configuration, when the seed is an axis (the default then)
+  best:K    the K best trials
+  greedy:K  up to K trials, each the one with which the mean has the least loss on the held-out
+            images; one may be taken several times (Caruana et al., 2004)
+
+--save FILE writes the members as one file, which `predict --run FILE` takes.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure an ensemble and print what it gains.
+
+    Args:
+        argv: the arguments of the command line.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: The run has no such members, or a file cannot be read or written.
+    """
+    args = _parser().parse_args(argv)
+    interpreter.need_torch("ensemble")
+    run = Path(args.run) if args.run else found.latest(found.FINISHED)
+    runtime.prepare()
+
+    from fmnist.data import fashion_mnist
+    from fmnist.inference import ensembles, trained
+    from fmnist.utils.errors import UserError
+
+    classes = trained.class_names(run) or fashion_mnist.CLASS_NAMES
+    if classes != fashion_mnist.CLASS_NAMES:
+        raise UserError(f"{run}: was trained on other data than Fashion-MNIST, which is not here")
+    members = args.members or ("seeds" if trained.has_seeds(run) else "all")
+    measured = ensembles.measure(run, fashion_mnist.load(args.data), members)
+    if args.save:
+        ensembles.save(args.save, measured.members, classes)
+    if args.json:
+        print(json.dumps(_document(run, members, measured), indent=2, allow_nan=False))
+    else:
+        print("\n".join([f"{run}: {members}", *_table(measured)]))
+        if args.save:
+            print(f"saved: {args.save}")
+    return 0
+
+
+def _table(measured: Found) -> list[str]:
+    """A line for each number of members, and a sentence."""
+    header = f"{'members':>7}  {'trial':>5}"
+    if measured.validation:
+        header += f"  {'validation':>10}  {'its loss':>8}"
+    lines = [header + f"  {'test':>6}  {'± 95%':>6}  {'its loss':>8}  {'calibration error':>17}"]
+    for place, (member, test) in enumerate(zip(measured.order, measured.test, strict=True)):
+        line = f"{place + 1:>7}  {member.number:>5}"
+        if measured.validation:
+            held_out = measured.validation[place]
+            line += f"  {held_out.accuracy:>10.4f}  {held_out.loss:>8.4f}"
+        margin = measured.margin(test)
+        line += f"  {test.accuracy:.4f}  {margin:.4f}  {test.loss:>8.4f}"
+        lines.append(line + f"  {test.calibration_error:>17.4f}")
+    mean = sum(measured.singles) / len(measured.singles)
+    lines.append(
+        f"A single member has a test accuracy of {min(measured.singles):.4f} to "
+        f"{max(measured.singles):.4f}, {mean:.4f} on average; two of them differ on "
+        f"{measured.disagreement:.1%} of the test images."
+    )
+    return lines
+
+
+def _document(run: Path, members: str, measured: Found) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "members": members,
+        "trials": [member.number for member in measured.order],
+        "test": [own._asdict() for own in measured.test],
+        "validation": [own._asdict() for own in measured.validation],
+        "disagreement": measured.disagreement,
+        "test_accuracy_of_each": list(measured.singles),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.Parser(
+        prog=command_line.called(PROG),
+        description="How good is the mean of several models of a run?",
+        epilog=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="a folder that `python -m fmnist.study` left (default: the latest in runs/)",
+    )
+    parser.add_argument("--members", metavar="WHICH", help="all, seeds, best:K or greedy:K; below")
+    parser.add_argument(
+        "--save", type=command_line.path, metavar="FILE", help="write the members as one file"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--data", type=command_line.path, metavar="DIR", help="where the four IDX files are"
+    )
+    return parser

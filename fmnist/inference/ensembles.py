@@ -1,0 +1,231 @@
+"""Averages the models of a run: chooses them, measures what they gain, and keeps them as a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from fmnist.config import study as configs
+from fmnist.config.study import StudyConfig
+from fmnist.data.fashion_mnist import Dataset, holdout_split
+from fmnist.functional import ensembles
+from fmnist.functional.cnn import CLASS_COUNT
+from fmnist.functional.ensembles import Measures
+from fmnist.functional.types import Split
+from fmnist.inference import trained
+from fmnist.inference.trained import TrainedModel
+from fmnist.rundir import models
+from fmnist.utils.errors import UserError
+
+MOST = 1000
+"""Members of an ensemble, at most."""
+
+ROUNDING = 0.005
+"""How far another machine may change an accuracy, with much to spare."""
+
+FORMS = "all, seeds, best:K or greedy:K"
+
+
+class Found(NamedTuple):
+    """An ensemble and what it gains.
+
+    Attributes:
+        order: the members as they are added, the same one perhaps several times.
+        test: the measures on the test set of the first member, of the mean of two, and so on.
+        validation: the same on the images that the run held out; empty if it held out none.
+        disagreement: see :func:`fmnist.functional.ensembles.disagreement`, on the test set.
+        singles: the accuracy of each member on the test set, in this order.
+        images: number of test images.
+    """
+
+    order: Sequence[TrainedModel]
+    test: Sequence[Measures]
+    validation: Sequence[Measures]
+    disagreement: float
+    singles: Sequence[float]
+    images: int
+
+    def margin(self, measures: Measures) -> float:
+        """Return half of the 95 % interval of an accuracy on the test set."""
+        share = measures.accuracy
+        return 1.96 * math.sqrt(share * (1 - share) / self.images)
+
+    @property
+    def members(self) -> list[TrainedModel]:
+        """The members with their weights, the first added first."""
+        counts = Counter(member.number for member in self.order)
+        distinct = {member.number: member for member in self.order}
+        return [m._replace(weight=counts[number]) for number, m in distinct.items()]
+
+
+def measure(run: Path, dataset: Dataset, members: str) -> Found:
+    """Choose models of a run and measure their mean.
+
+    Args:
+        run: the folder of a finished run.
+        dataset: the data that it was trained on.
+        members: ``"all"`` complete trials, the best first; ``"seeds"``, the trials of the winner's
+            configuration; ``"best:K"``, the K trials that are best on the held-out images; or
+            ``"greedy:K"``, up to K of them by :func:`fmnist.functional.ensembles.greedy`.
+
+    Raises:
+        UserError: ``members`` is none of these; the run has no such members, or held out no
+            images to choose by; it was trained on other data; or a file is missing or damaged.
+    """
+    study, lines = trained.read_results(run)
+    held_out = _held_out(study, dataset)
+    candidates, most = _candidates(run, study, lines, members, held_out)
+    on_test = _probabilities(candidates, dataset.test)
+    on_held_out = _probabilities(candidates, held_out) if held_out else None
+    chosen = list(range(len(candidates)))
+    if members.startswith("greedy"):
+        assert on_held_out is not None
+        assert held_out is not None
+        chosen = ensembles.greedy(on_held_out, held_out.labels, most)
+    labels = dataset.test.labels
+    singles = [ensembles.measures(own, labels).accuracy for own in on_test]
+    _check_recorded(run, lines, candidates, singles)
+    validation: list[Measures] = []
+    if held_out and on_held_out is not None:
+        validation = ensembles.growing(on_held_out, held_out.labels, chosen)
+    distinct = list(dict.fromkeys(chosen))
+    return Found(
+        [candidates[place] for place in chosen],
+        ensembles.growing(on_test, labels, chosen),
+        validation,
+        ensembles.disagreement(on_test[distinct]),
+        [singles[place] for place in distinct],
+        len(labels),
+    )
+
+
+def _check_recorded(
+    run: Path,
+    lines: Sequence[trained.Line],
+    candidates: Sequence[TrainedModel],
+    accuracies: Sequence[float],
+) -> None:
+    """Check that models are as accurate on the test set as the study found them.
+
+    Raises:
+        UserError: One is not: the data are others.
+    """
+    recorded = {line.cells["number"]: line.cells["test_accuracy"] for line in lines}
+    for model, accuracy in zip(candidates, accuracies, strict=True):
+        if abs(recorded[model.number] - accuracy) > ROUNDING:
+            raise UserError(
+                f"{run}: trial {model.number} has a test accuracy of {accuracy:.4f} on these data, "
+                f"not {recorded[model.number]:.4f} as recorded: they are not those of the run"
+            )
+
+
+def _held_out(study: StudyConfig, dataset: Dataset) -> Split | None:
+    return holdout_split(dataset.train, study.holdout)[1] if study.holdout else None
+
+
+def _candidates(
+    run: Path,
+    study: StudyConfig,
+    lines: Sequence[trained.Line],
+    members: str,
+    held_out: Split | None,
+) -> tuple[list[TrainedModel], int]:
+    """Return the trials to choose from, the best first, and how many are chosen at most."""
+    form = re.fullmatch(r"(all|seeds)|(best|greedy):([0-9]{1,4})", members)
+    most = int(form[3]) if form and form[3] else MOST
+    if form is None or not 1 <= most <= MOST:
+        raise UserError(f"--members {members!r}: must be {FORMS}, with K from 1 to {MOST}")
+    if members == "seeds":
+        return trained.ensemble(run), MOST
+    if form[2] and held_out is None:
+        raise UserError(f"{run}: held out no images to choose members by; take all or seeds")
+    by_number = {model.number: model for model in trained.complete_models(run)}
+    sign = 1 if study.metric.endswith("loss") else -1
+    scores = {line.cells["number"]: sign * line.cells[study.metric] for line in lines}
+    ordered = sorted(by_number.values(), key=lambda m: (scores[m.number], m.number))
+    return ordered[:most] if form[2] == "best" else ordered, most
+
+
+def _probabilities(
+    candidates: Sequence[TrainedModel], split: Split
+) -> Float64[Tensor, "members examples 10"]:
+    return torch.stack([trained.probabilities([model], split.images) for model in candidates])
+
+
+# An ensemble as a file
+
+
+def save(path: Path, members: Sequence[TrainedModel], classes: Sequence[str]) -> None:
+    """Write the members of an ensemble as one safetensors file.
+
+    Args:
+        path: the file; one that exists is replaced.
+        members: the members, with their weights.
+        classes: the names of the classes.
+
+    Raises:
+        UserError: A member's parameters are missing or damaged.
+    """
+    about = {
+        "classes": list(classes),
+        "members": [
+            {
+                "number": member.number,
+                "point": dict(member.point),
+                "weight": member.weight,
+                "model": configs.model_values(member.model),
+            }
+            for member in members
+        ],
+    }
+    trees = [models.load_model(m.path, m.model, m.prefix) for m in members]
+    models.save_ensemble(path, json.dumps(about, allow_nan=False), trees)
+
+
+class Saved(NamedTuple):
+    """An ensemble from a file: its members, and the names of the classes."""
+
+    members: list[TrainedModel]
+    classes: tuple[str, ...]
+
+
+def read(path: Path) -> Saved:
+    """Read a file that :func:`save` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged, or is none of these.
+    """
+    text = models.read_about(path)
+    try:
+        about = json.loads(text)
+        members = [
+            TrainedModel(
+                int(member["number"]),
+                dict(member["point"]),
+                configs.read_model(member["model"]),
+                path,
+                models.prefix(place),
+                int(member["weight"]),
+            )
+            for place, member in enumerate(about["members"])
+        ]
+        classes = tuple(trained.one_line(name) for name in about["classes"])
+        if not members or len(classes) != CLASS_COUNT:
+            raise ValueError("it has no members, or not ten classes")
+        if any(not 1 <= member.weight <= MOST for member in members):
+            raise ValueError("a weight is out of range")
+    except configs.ConfigError as error:
+        error.source = str(path)
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: is no ensemble ({trained.one_line(error)})") from error
+    return Saved(members, classes)
