@@ -5,17 +5,18 @@ BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: study view predict reference test lint format bench clean help
+.PHONY: study view predict ensemble reference test lint format bench clean help
 
 help:
 	@echo "make study [ARGS='--epochs 1']   run the baseline study (sets everything up first)"
 	@echo "make view [ARGS=runs/baseline]   show the latest run, or others, until Ctrl-C"
+	@echo "make ensemble                    average the models of the latest run, or of ARGS=RUN"
 	@echo "make predict ARGS=shoe.png       classify pictures with the latest run, or --run RUN"
 	@echo "make reference [ARGS=...]        run a study with plain torch.nn, trial by trial"
 	@echo "make test [ARGS='-k lanes']      run the tests, in WORKERS=2 processes"
 	@echo "make lint | format | bench | clean"
 
-study view predict reference: $(VENV)/.package
+study view predict ensemble reference: $(VENV)/.package
 	$(BIN)/python -m fmnist.$@ $(ARGS)
 
 test: $(VENV)/.test
