@@ -59,13 +59,8 @@ def main(argv: Sequence[str]) -> int:
     if not isinstance(config.model, ModelConfig):
         reason = "is not the built-in network, the only one that there is in torch.nn, too"
         raise configs.ConfigError(reason, "factory", config.model.factory)
-    trials = [config.trial(point) for point in config.points()]
     if "bfloat16" in config.values("precision"):
         raise configs.ConfigError("is not what the reference computes in", "precision", "bfloat16")
-    plain = configs.TrainingConfig()
-    if any(trial.training != plain or not trial.optimizer.decay_biases for trial in trials):
-        reason = "has features of [training] or decay_biases, which the reference has not"
-        raise configs.ConfigError(reason, "name", config.name)
     if config.keep != "last":
         raise configs.ConfigError("is not what the reference keeps", "keep", config.keep)
     config, out, note = (
@@ -141,6 +136,8 @@ def _train(
         seed=trial.seed,
         epochs=folder.config.epochs,
         nesterov=trial.optimizer.nesterov,
+        decay_biases=trial.optimizer.decay_biases,
+        recipe=trial.training.recipe,
     ):
         metrics = EpochMetrics(*numbers(epoch.train), *numbers(epoch.validation))
         if not all(map(math.isfinite, metrics)):

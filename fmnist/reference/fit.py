@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 
 from fmnist.functional import batching
 from fmnist.functional.losses import measure
+from fmnist.functional.recipe import PLAIN, Recipe
 from fmnist.functional.types import Metrics, ModelConfig, Split
+from fmnist.reference.features import Features
 from fmnist.reference.network import Network
 
 EVAL_BATCH = 1000
@@ -26,7 +29,12 @@ class ReferenceEpoch(NamedTuple):
 
 
 def make_optimizer(
-    network: Network, algorithm: str, numbers: Mapping[str, float], *, nesterov: bool = False
+    network: torch.nn.Module,
+    algorithm: str,
+    numbers: Mapping[str, float],
+    *,
+    nesterov: bool = False,
+    decay_biases: bool = True,
 ) -> torch.optim.Optimizer:
     """Make a fused optimizer of torch.optim.
 
@@ -35,17 +43,23 @@ def make_optimizer(
         algorithm: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         numbers: learning_rate and weight_decay; beta1, beta2 and eps of Adam; momentum of SGD.
         nesterov: whether SGD uses Nesterov momentum.
+        decay_biases: whether weight decay applies to all parameters, or spares biases and norms.
 
     Raises:
         ValueError: There is no such algorithm.
     """
+    parameters: list[Any] = list(network.parameters())
+    if not decay_biases:
+        spared = [p for p in parameters if p.dim() < 2]
+        weights = [p for p in parameters if p.dim() > 1]
+        parameters = [{"params": weights}, {"params": spared, "weight_decay": 0.0}]
     common: dict[str, Any] = {
         "lr": numbers["learning_rate"],
         "weight_decay": numbers["weight_decay"],
     }
     if algorithm == "sgd":
         return torch.optim.SGD(
-            network.parameters(),
+            parameters,
             **common,
             momentum=numbers["momentum"],
             nesterov=nesterov,
@@ -55,9 +69,7 @@ def make_optimizer(
     if algorithm not in adams:
         raise ValueError(f"no optimizer is called {algorithm!r}; there are adam, adamw and sgd")
     betas = (numbers["beta1"], numbers["beta2"])
-    return adams[algorithm](
-        network.parameters(), **common, betas=betas, eps=numbers["eps"], fused=True
-    )
+    return adams[algorithm](parameters, **common, betas=betas, eps=numbers["eps"], fused=True)
 
 
 def _sum(total: Metrics | None, metrics: Metrics) -> Metrics:
@@ -91,20 +103,25 @@ def fit_reference(
     seed: int,
     epochs: int,
     nesterov: bool = False,
+    decay_biases: bool = True,
+    recipe: Recipe = PLAIN,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[ReferenceEpoch]:
     """Train one configuration on the device of the training examples.
 
-    The order of the examples is that of the lanes, so single steps can be compared.
+    The order of the examples and their random changes are those of the lanes, so steps can be
+    compared.
 
     Args:
         model: the settings of the network.
-        algorithm, numbers, nesterov: as for :func:`make_optimizer`.
+        algorithm, nesterov, decay_biases: as for :func:`make_optimizer`.
+        numbers: as for :func:`make_optimizer`, and the numbers of the recipe.
         train, validation: examples with uint8 images, on the device.
         batch_size: number of examples in a step; the last step of an epoch may have fewer.
         seed: seed of the initial parameters and of the order of the examples.
         epochs: number of epochs.
+        recipe: what a step does besides.
         dtype: dtype of parameters and images.
         memory_format: memory format of the network and the images.
 
@@ -121,22 +138,32 @@ def fit_reference(
     with random:
         network = Network(model)
     network.to(device=device, dtype=dtype).to(memory_format=memory_format)
-    optimizer = make_optimizer(network, algorithm, numbers, nesterov=nesterov)
+    optimizer = make_optimizer(
+        network, algorithm, numbers, nesterov=nesterov, decay_biases=decay_biases
+    )
+    steps = epochs * batching.steps(len(train.labels), batch_size)
+    reach = int(numbers.get("shift", 0))
+    features = Features(replace(recipe, steps=steps, reach=reach), numbers, network, optimizer)
     for epoch in range(1, epochs + 1):
         network.train()
         total = None
         order = batching.permutation(seed, epoch, len(train.labels)).to(device)
+        features.begin(seed, epoch, order)
         with random:
-            for indices in order.split(batch_size):
-                images, labels, _ = batching.gather(train, indices, dtype)
+            for step, indices in enumerate(order.split(batch_size)):
+                batch = batching.gather(train, indices, dtype)
+                images, labels = features.changed(batch, step * batch_size), batch.labels
                 optimizer.zero_grad(set_to_none=True)
                 logits = network(images.contiguous(memory_format=memory_format))
                 losses = F.cross_entropy(logits, labels, reduction="none")
-                losses.mean().backward()
+                features.smoothed(losses, logits, labels).mean().backward()
+                features.clip()
                 optimizer.step()
+                features.advance()
                 total = _sum(total, measure(losses, logits, labels))
         assert total is not None
-        yield ReferenceEpoch(epoch, total, evaluate(network, validation, dtype), network)
+        evaluated = features.evaluated
+        yield ReferenceEpoch(epoch, total, evaluate(evaluated, validation, dtype), evaluated)
 
 
 class _RandomState:

@@ -28,6 +28,7 @@ def number(value):
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_flip_equals_torchvision(seed):
     drawn = noise(1, seed)
     flipped = v2.functional.horizontal_flip(IMAGES)
@@ -38,6 +39,7 @@ def test_flip_equals_torchvision(seed):
 
 
 @given(seeds, st.integers(0, 27))
+@settings(deadline=None)
 def test_shift_equals_padding_and_cropping_of_torchvision(seed, most):
     drawn = noise(2, seed)
     padded = v2.functional.pad(IMAGES, [most])
@@ -71,6 +73,7 @@ def test_largest_random_number_stays_within_the_moves():
 
 
 @given(seeds, st.floats(0, 1))
+@settings(deadline=None)
 def test_erased_rectangle_is_within_the_ranges_and_equals_torchvision(seed, rate):
     drawn, images = noise(5, seed), torch.ones(6, 1, 28, 28)
     for image, u in zip(augment.erase(images, drawn, number(rate)), drawn, strict=True):
@@ -94,7 +97,7 @@ def test_nothing_is_changed_by_a_zero():
 
 
 @given(seeds)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_lanes_equal_each_alone_and_inputs_are_kept(seed):
     before, drawn = IMAGES.clone(), noise(5, seed)
     rates, mosts = number([0.0, 0.5, 1.0]), number([0.0, 2.0, 5.0])
@@ -109,6 +112,7 @@ def test_lanes_equal_each_alone_and_inputs_are_kept(seed):
 
 
 @given(seeds, st.integers(1, 50), st.integers(1, 9))
+@settings(deadline=None)
 def test_alternating_flip_mirrors_each_example_in_every_other_epoch(seed, examples, epoch):
     now, later = (batching.flip_numbers(seed, examples, e) for e in (epoch, epoch + 1))
     assert torch.equal(now < 0.5, later >= 0.5)

@@ -22,6 +22,7 @@ def drawn(seed, members=4, examples=30, sharpness=2.0):
 
 
 @given(seeds, st.integers(1, 40), st.sampled_from([0.1, 2.0, 20.0]))
+@settings(deadline=None)
 def test_accuracy_and_loss_equal_torch(seed, examples, sharpness):
     members, labels = drawn(seed, 1, examples, sharpness)
     found = ensembles.measures(members[0], labels)
@@ -32,6 +33,7 @@ def test_accuracy_and_loss_equal_torch(seed, examples, sharpness):
 
 
 @given(seeds, st.integers(1, 60), st.sampled_from([0.1, 2.0, 20.0]))
+@settings(deadline=None)
 def test_calibration_error_equals_its_definition(seed, examples, sharpness):
     members, labels = drawn(seed, 1, examples, sharpness)
     confidence, predicted = members[0].max(1)
@@ -55,6 +57,7 @@ def test_calibration_of_what_is_sure():
 
 
 @given(seeds, st.integers(1, 5))
+@settings(deadline=None)
 def test_disagreement_is_the_mean_over_pairs(seed, members):
     probabilities, _ = drawn(seed, members)
     classes = probabilities.argmax(2)
@@ -81,6 +84,7 @@ def test_greedy_choice_is_the_best_at_each_step(seed, most):
 
 
 @given(seeds)
+@settings(deadline=None)
 def test_growing_ensembles_are_means_of_their_first_members(seed):
     members, labels = drawn(seed)
     chosen = [2, 0, 2, 3]

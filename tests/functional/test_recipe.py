@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from functools import partial
 
 import optree
 import pytest
@@ -11,14 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import SMALL, assert_close, normal, random_split, seeds
-from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from strategies import NUMBERS, SMALL, assert_close, normal, random_split, seeds
 
 import fmnist
 from fmnist.engine import trainer
-from fmnist.functional import augment, batching, cnn, losses, recipe, vmap
-from fmnist.reference.network import from_module, to_module
+from fmnist.functional import cnn, losses, recipe, vmap
+from fmnist.reference import fit_reference, from_module
 
 TRAIN, HELD_OUT = random_split(47), random_split(20, seed=1)
 MODEL = cnn.build(SMALL)
@@ -44,6 +43,7 @@ def fit(lanes, *, epochs=2, dtype=torch.float32, **options):
 
 
 @given(seeds, st.floats(0, 0.9))
+@settings(deadline=None)
 def test_smoothed_loss_equals_torch(seed, amount):
     logits, labels = normal(9, 10, seed=seed), torch.arange(9)
     each = losses.cross_entropy(logits, labels)
@@ -53,6 +53,7 @@ def test_smoothed_loss_equals_torch(seed, amount):
 
 
 @given(seeds, st.floats(0.01, 100))
+@settings(deadline=None)
 def test_clipped_gradients_equal_torch(seed, most):
     grads = {"a": normal(3, 4, seed=seed), "b": (normal(5, seed=seed ^ 1),)}
     ours = recipe.clip(grads, torch.tensor(most, dtype=torch.float64))
@@ -66,58 +67,27 @@ def test_clipped_gradients_equal_torch(seed, most):
     assert all(map(torch.equal, optree.tree_leaves(kept), optree.tree_leaves(grads)))
 
 
-def test_training_with_everything_equals_a_loop_of_torch():
-    """Parameters, averages, learning rates and losses, in float64."""
-    steps, rate, epochs = 10, 0.01, 2
-    (*_, last) = fit({"learning_rate": rate, **EVERYTHING}, dtype=torch.float64)
-    network = to_module(*MODEL.init(0), SMALL).double().train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
-    averaged = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(EVERYTHING["ema_decay"]), use_buffers=True
-    )
-    warm = round(EVERYTHING["warmup"] * steps)
-    schedule = lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm - 1),
-            lr_scheduler.CosineAnnealingLR(
-                optimizer, steps - warm, eta_min=rate * EVERYTHING["floor"]
-            ),
-        ],
-        [warm],
-    )
-    for epoch in range(1, epochs + 1):
-        total = 0.0
-        noise = [
-            torch.rand(47, width, generator=batching.change_generator(name, 0, epoch, width))
-            for name, width in {"flip": 1, "shift": 2, "erasing": 5}.items()
-        ]
-        order, at = batching.permutation(0, epoch, len(TRAIN.labels)), 0
-        for chosen in order.split(10):
-            images, labels, _ = batching.gather(TRAIN, chosen, torch.float64)
-            own = [n[at : at + len(chosen)].double() for n in noise]
-            images = augment.flip(images, own[0])
-            images = augment.shift(images, own[1], torch.tensor(2.0), 2)
-            images = augment.erase(images, own[2], torch.tensor(0.5))
-            optimizer.zero_grad()
-            logits = network(images)
-            F.cross_entropy(logits, labels, label_smoothing=0.1).backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), EVERYTHING["clip_norm"])
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(network)
-            total += F.cross_entropy(logits, labels, reduction="sum").item()
-            at += len(chosen)
-    ours = vmap.unstack(last.train_state)[0]
-    assert_close((ours.params, ours.state), from_module(network), rtol=1e-7)
-    assert_close(ours.evaluated, from_module(averaged.module), rtol=1e-7)
-    assert last.train.loss_sum.item() == pytest.approx(total, rel=1e-9)
-    with torch.no_grad():
-        images, labels, _ = batching.gather(HELD_OUT, torch.arange(20), torch.float64)
-        logits = averaged.module.eval()(images)
-    assert last.validation.loss_sum.item() == pytest.approx(
-        F.cross_entropy(logits, labels, reduction="sum").item(), rel=1e-7
-    )
+@pytest.mark.parametrize("flip", recipe.FLIPS)
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "one-cycle"])
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_training_with_everything_equals_the_reference(flip, schedule, decay_biases):
+    """Parameters, averages and losses of torch's features, in float64."""
+    optimizer = partial(fmnist.adamw, decay_biases=decay_biases)
+    numbers = {"learning_rate": 0.01, "weight_decay": 0.1, **EVERYTHING}
+    ours = fmnist.fit(
+        MODEL, optimizer, TRAIN, HELD_OUT, lanes=numbers, batch_size=10, epochs=2,
+        dtype=torch.float64, flip=flip, schedule=schedule,
+    )  # fmt: skip
+    theirs = fit_reference(
+        SMALL, "adamw", NUMBERS | numbers, TRAIN, HELD_OUT, batch_size=10, seed=0, epochs=2,
+        decay_biases=decay_biases, dtype=torch.float64,
+        recipe=recipe.Recipe(flip, schedule, frozenset(EVERYTHING)),
+    )  # fmt: skip
+    for mine, its in zip(ours, theirs, strict=True):
+        evaluated = vmap.unstack(mine.train_state)[0].evaluated
+        assert_close(evaluated, from_module(its.network), rtol=1e-7)
+        for split in ("train", "validation"):
+            assert_close([t[0] for t in getattr(mine, split)], [*getattr(its, split)], rtol=1e-7)
 
 
 @pytest.mark.parametrize("flip", recipe.FLIPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import vmap
 from torch.optim import SGD, lr_scheduler
@@ -44,6 +44,7 @@ def with_warmup(after, warm):
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 @given(st.integers(2, 12), st.integers(3, 40), st.sampled_from([0.0, 0.01, 0.5, 1.0]))
+@settings(deadline=None)
 def test_schedules_with_warmup_equal_torch(warm, left, floor):
     steps = warm + left
     for name, after in {
@@ -56,6 +57,7 @@ def test_schedules_with_warmup_equal_torch(warm, left, floor):
 
 
 @given(st.integers(10, 60), st.sampled_from([0.25, 0.3, 0.5]), st.sampled_from([1e-6, 0.01]))
+@settings(deadline=None)
 def test_one_cycle_equals_torch(steps, warmup, floor):
     def make(optimizer):
         return lr_scheduler.OneCycleLR(
@@ -73,6 +75,7 @@ def test_one_cycle_equals_torch(steps, warmup, floor):
     st.floats(0, 0.99),
     st.floats(0, 1),
 )
+@settings(deadline=None)
 def test_factor_is_from_0_to_1_reaches_its_peak_and_ends_low(schedule, steps, warmup, floor):
     factors = [rate / PEAK for rate in ours(schedule, steps, warmup, floor)]
     assert all(-1e-12 <= f <= 1 + 1e-12 for f in factors)
