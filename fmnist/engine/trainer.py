@@ -98,7 +98,8 @@ def fit(
             so, too, for the numbers of a recipe, :data:`fmnist.functional.recipe.NUMBERS`.
         batch_size: number of examples in a step.
         epochs: total number of epochs, including those before ``resume``.
-        resume: the state to resume from; by default training starts from the lanes' seeds.
+        resume: the state to resume from; by default training starts from the lanes' seeds. A
+            schedule continues only if ``epochs`` and ``batch_size`` are as before.
         dtype: dtype of parameters and images.
         flip: whether images are mirrored: ``"none"``, ``"random"`` or ``"alternating"``.
         schedule: of the learning rate, one of :data:`fmnist.functional.schedules.SCHEDULES`.

@@ -58,13 +58,23 @@ def main(argv: Sequence[str]) -> int:
     measured = ensembles.measure(run, fashion_mnist.load(args.data), members)
     if args.save:
         ensembles.save(args.save, measured.members, classes)
+    if args.plot:
+        _plot(args.plot, f"{run.name}: mean of {members}", measured)
     if args.json:
         print(json.dumps(_document(run, members, measured), indent=2, allow_nan=False))
     else:
         print("\n".join([f"{run}: {members}", *_table(measured)]))
-        if args.save:
-            print(f"saved: {args.save}")
+        for path in filter(None, (args.save, args.plot)):
+            print(f"written: {path}")
     return 0
+
+
+def _plot(path: Path, title: str, measured: Found) -> None:
+    from fmnist.reports import members
+
+    splits = {"test": measured.test, "validation": measured.validation}
+    series = {name: members.Series(*zip(*own, strict=True)) for name, own in splits.items() if own}
+    members.draw(series, measured.singles, measured.images, title, path)
 
 
 def _table(measured: Found) -> list[str]:
@@ -118,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--members", metavar="WHICH", help="all, seeds, best:K or greedy:K; below")
     parser.add_argument(
         "--save", type=command_line.path, metavar="FILE", help="write the members as one file"
+    )
+    parser.add_argument(
+        "--plot",
+        type=command_line.path,
+        metavar="FILE.png",
+        help="draw accuracy, loss and calibration error against the number of members",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(

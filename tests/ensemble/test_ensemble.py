@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from in_process import call
+from PIL import Image
 from slice_study import CONFIG, dataset
 
 from fmnist.data import fashion_mnist
@@ -78,6 +79,13 @@ def test_measures_are_those_of_the_means(run, real, members):
         assert len(scores) == 3
     each = probabilities(run, distinct, real.test.images)
     assert found["disagreement"] == pytest.approx(measured.disagreement(each))
+
+
+def test_figure_is_drawn(run, tmp_path):
+    for members in ("all", "best:1"):
+        document(run, "--members", members, "--plot", str(tmp_path / "x.png"))
+        with Image.open(tmp_path / "x.png") as picture:
+            assert picture.width > 1000
 
 
 def test_seeds_are_the_members_by_default_and_the_table_has_a_line_for_each(run):
