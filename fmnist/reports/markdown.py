@@ -21,7 +21,7 @@ from fmnist.config.results import TrialResult, ranked
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.given import FASHION_MNIST
-from fmnist.reports import commands, failures, scores, words
+from fmnist.reports import commands, effects, failures, scores, words
 from fmnist.reports.comparison import Comparison, compare, wilson
 from fmnist.reports.confusion import recognition
 from fmnist.reports.findings import Findings
@@ -32,8 +32,12 @@ from fmnist.utils.passwords import starred_text
 MARK = "> **{}.**"
 """The form of a warning in Markdown."""
 
-METRICS = tuple(map(" ".join, product(("training", "validation", "test"), ("loss", "accuracy"))))
-"""The columns of metrics in the table of results."""
+
+def metrics(study: StudyConfig) -> list[str]:
+    """The columns of metrics in the table of results, those of ``exact`` among them."""
+    splits = ("training", "validation" if study.validation_is_test else held_out(study), "test")
+    return [" ".join(parts) for parts in product(splits, ("loss", "accuracy"))]
+
 
 INTERVAL = "± 95%"
 """The column beside a selecting accuracy: half its 95 % interval, by the number of images."""
@@ -71,6 +75,7 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
         "## Results",
         mark,
         trials(study, results, findings.winner, comparison, table_header(study)),
+        *_effects_section(study, results),
         "## Figures" if figures else "",
         *(picture(name, quote(f.replace(os.sep, "/")), study) for name, f in figures.items()),
         "## What is confused" if matrix is not None else "",
@@ -83,6 +88,27 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
     path = Path(out) / "report.md"
     write_text(path, text)
     return path
+
+
+def _effects_section(study: StudyConfig, results: Sequence[TrialResult]) -> list[str]:
+    """The section about what each setting brings; empty where no two pairs say it."""
+    found = [effect for effect in effects.effects(study, results) if effect.pairs > 1]
+    if not found:
+        return []
+    columns = dict.fromkeys(("setting", "value", "over"), "---")
+    columns |= {f"gain in {metric_name(study)}": "---:", "95% interval": "---", "pairs": "---:"}
+    rows = [
+        [
+            *map(escape, (effect.key, effect.value, effect.reference)),
+            f"{effect.gain:+.4f}",
+            f"{effect.interval[0]:+.4f} to {effect.interval[1]:+.4f}",
+            str(effect.pairs),
+            effect.verdict,
+        ]
+        for effect in found
+    ]
+    table = _table({**columns, "verdict": "---"}, rows, "")
+    return ["## What each setting brings", escape(effects.sentence(found)), table]
 
 
 def results_table(
@@ -264,25 +290,27 @@ def caption(name: str, study: StudyConfig) -> str:
 
 def table_header(study: StudyConfig) -> list[str]:
     """The columns of the results table: trial, axes of the grid, metrics, time and state."""
-    unknown = METRICS[2:4] if study.validation_is_test else ()
-    metrics = [name for name in METRICS if name not in unknown]
+    shown = metrics(study)
+    if study.validation_is_test:
+        del shown[2:4]
     if study.metric == "validation_accuracy":
-        metrics.insert(metrics.index(metric_name(study)) + 1, INTERVAL)
-    return ["trial", *study.grid, *metrics, "epochs", "time", "state"]
+        shown.insert(shown.index(metric_name(study)) + 1, INTERVAL)
+    return ["trial", *study.grid, *shown, "epochs", "time", "state"]
 
 
 def short_header(study: StudyConfig) -> list[str]:
     """The columns to show where there is little space: the metric, and accuracy on the test set."""
-    left_out = {*METRICS} - {metric_name(study), "test accuracy"}
+    left_out = {*metrics(study)} - {metric_name(study), "test accuracy"}
     return [name for name in table_header(study) if name not in left_out]
 
 
-def exact(result: TrialResult) -> dict[str, float]:
+def exact(study: StudyConfig, result: TrialResult) -> dict[str, float]:
     """Column -> number, of the metrics and the time."""
-    metrics = [*result.final, result.test_loss, result.test_accuracy]
-    # The last finite epoch of a failed trial says nothing about its configuration.
-    known = metrics if result.state == "COMPLETE" else [math.nan] * len(METRICS)
-    return {**dict(zip(METRICS, known, strict=True)), "time": result.seconds}
+    known = [*result.final, result.test_loss, result.test_accuracy]
+    if result.state != "COMPLETE":
+        # The last finite epoch of a failed trial says nothing about its configuration.
+        known = [math.nan] * len(known)
+    return {**dict(zip(metrics(study), known, strict=True)), "time": result.seconds}
 
 
 def table_row(
@@ -307,7 +335,7 @@ def table_row(
     if result.state != "COMPLETE":
         state = f"failed: {result.reason}" if result.reason else "failed"
     cells = {
-        **{name: words.decimals(value) for name, value in exact(result).items()},
+        **{name: words.decimals(value) for name, value in exact(study, result).items()},
         **{key: one_line(result.point.get(key, "-")) for key in study.grid},
         INTERVAL: words.margin(wilson(score, comparison.images)) if known else "-",
         "trial": str(result.number),

@@ -67,10 +67,37 @@ def test_report_says_everything(tmp_path):
 
 def test_report_is_a_table_with_every_trial(tmp_path):
     html = MarkdownIt("commonmark").enable("table").render(written(tmp_path))
-    results = html.split("Results")[1].split("What is confused")[0]
+    results, brought = html.split("Results")[1].split("What each setting brings")
     rows = re.findall(r"<tr>(.*?)</tr>", results, re.DOTALL)
     assert len(rows) == 1 + STUDY.size
     assert len({row.count("</t") for row in rows}) == 1
+    rows = re.findall(r"<tr>(.*?)</tr>", brought.split("<h2>")[0], re.DOTALL)
+    assert len(rows) == 1 + 2  # the failed trial leaves one batch size with a single pair
+
+
+def test_training_on_all_images_is_told(tmp_path):
+    study = StudyConfig(
+        epochs=3, holdout=0, validation="train", keep="last", metric_window=2,
+        grid={"seed": (0, 1, 2)},
+    )  # fmt: skip
+    text = written(tmp_path, study, results_of(study))
+    assert "Nothing was held out and nothing was chosen here" in text
+    assert "the mean accuracy on the test set over 3 trials is 0.8750" in text
+    assert "| sample accuracy |" in text
+    assert "validation accuracy" not in text
+    assert "sample accuracy" in terminal(table(study))
+    assert TEST_WAS_SEEN not in text
+
+
+def test_epochs_that_count_are_told(tmp_path):
+    for options, said in (
+        ({"keep": "best"}, "accuracy at its best epoch"),
+        ({"metric_window": 2}, "accuracy over the last 2 epochs"),
+        ({}, "accuracy after the last epoch"),
+    ):
+        text = written(tmp_path, StudyConfig(epochs=3, **options))
+        assert said in text
+        assert f"{said.removeprefix('accuracy ')} picks the winner" in text
 
 
 def test_holdout_0_is_marked(tmp_path):

@@ -40,7 +40,7 @@ def results_table(findings: Findings) -> dict[str, Any]:
         rows.append(
             {
                 "cells": cells,
-                "exact": {name: v for name, v in exact(result).items() if math.isfinite(v)},
+                "exact": {name: v for name, v in exact(study, result).items() if math.isfinite(v)},
                 "share": None if better is None else round(100 * better),
                 "state": "winner" if won else "failed" if failed else "tied" * standing.tied,
             }
