@@ -144,7 +144,10 @@ def test_the_grid_shows_means_and_failures(tmp_path):
     study = StudyConfig(name="views", epochs=3, grid=grid)
     results = results_of(study, fail=(0, 1, 7))
     page = written(tmp_path, study, results)
-    (heat,) = [t for t in Outline(page).tables if t[1][0] == "learning_rate"]
+    found = [t for t in Outline(page).tables if t[1][0] == "learning_rate"]
+    heat, brought = found
+    assert brought[0][:3] == ["setting", "value", "over"]
+    assert brought[1][-1] in ("better", "worse", "not told apart")
     assert heat[1] == ["learning_rate", "100", "200", "300"]
     for row in heat[2:]:
         for batch_size, text in zip((100, 200, 300), row[1:], strict=True):

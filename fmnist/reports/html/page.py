@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fmnist.reports import commands, failures, words
+from fmnist.reports import commands, effects, failures, words
 from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
@@ -68,6 +68,7 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
     style, script = ((TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     assert "</" not in style + script, "a style or script would end its own block"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    brought = [e for e in effects.effects(study, findings.results) if e.pairs > 1]
     text = TEMPLATE.render(
         study=study,
         when=words.when(study),
@@ -82,6 +83,8 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         curves=curves.curves(study, findings.results),
         heat=tables.heat_map(findings),
         seeds=tables.seeds_table(findings),
+        effects=brought,
+        brought=effects.sentence(brought),
         time=tables.time_table(findings, phases or {}),
         facts={name: starred_text(text) for name, text in findings.provenance.items() if text},
         commands=[words.one_line(line) for line in commands.of_report(out, findings.storage)],
