@@ -47,7 +47,8 @@ def check_combinations(study: StudyConfig) -> None:
 
     Raises:
         ConfigError: A model cannot be made or is not the one of the run, a batch is larger than
-            the training set, ``nesterov`` has no momentum, or ``one-cycle`` no warm-up.
+            the training set, ``nesterov`` has no momentum, ``one-cycle`` no warm-up, or the best
+            epoch no images to be chosen by.
     """
     if isinstance(study.model, FactoryConfig):
         _check_factory(study, study.model)
@@ -62,6 +63,9 @@ def check_combinations(study: StudyConfig) -> None:
     if ("sgd", True, 0.0) in switches:
         reason = "needs a momentum above 0 in every trial of sgd"
         raise ConfigError(reason, "nesterov", True, also=("momentum",))
+    if study.validation_is_trained and study.keep == "best":
+        reason = 'needs images that are not trained on, which validation = "train" has not'
+        raise ConfigError(reason, "keep", "best", also=("validation",))
     if ("one-cycle", 0.0) in product(study.values("schedule"), study.values("warmup")):
         reason = "needs a warmup above 0 in every trial of one-cycle, such as 0.3"
         raise ConfigError(reason, "schedule", "one-cycle", also=("warmup",))

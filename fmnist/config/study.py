@@ -15,6 +15,7 @@ from fmnist.config.results import Point, Value
 from fmnist.config.settings import (
     DYNAMIC_KEYS,
     FACTORY,
+    IMAGES,
     SETTINGS,
     STATIC_KEYS,
     TABLES,
@@ -81,7 +82,7 @@ class TrainingConfig:
     @property
     def recipe(self) -> Recipe:
         """The features that are on, without their numbers."""
-        on = frozenset(name for name in NUMBERS if getattr(self, name))
+        on = tuple(name for name in NUMBERS if getattr(self, name))
         return Recipe(self.flip, self.schedule, on)
 
 
@@ -237,9 +238,15 @@ class StudyConfig:
         """Whether the model was trained on the images that stand for validation."""
         return self.holdout == 0 and self.validation == "train"
 
-    def validation_images(self, tested: int) -> int:
-        """Return how many images the ``validation_*`` metrics are of, given those of the test."""
-        return self.holdout or (SAMPLE if self.validation_is_trained else tested)
+    def validation_images(self, tested: int, trained: int = IMAGES) -> int:
+        """Return how many images the ``validation_*`` metrics are of.
+
+        Args:
+            tested: number of test images.
+            trained: number of training images.
+        """
+        sample = max(min(SAMPLE, trained - 1), 1)
+        return self.holdout or (sample if self.validation_is_trained else tested)
 
     @property
     def size(self) -> int:
@@ -356,4 +363,6 @@ def read_model(table: object) -> AnyModelConfig:
     Raises:
         ConfigError: A setting is unknown or invalid.
     """
-    return StudyConfig.from_dict({"model": table}).model
+    given, _ = study_file.split({"model": table})
+    model = FactoryConfig.of(given) if FACTORY in given else ModelConfig(**given)
+    return StudyConfig(model=model, grid={}).model

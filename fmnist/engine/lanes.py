@@ -18,7 +18,7 @@ class Lanes(NamedTuple):
 
     Attributes:
         seeds: the seed of each lane.
-        numbers: the optimizer's numbers by name, one value for each lane.
+        numbers: the numbers of the optimizer and of the recipe by name, one value for each lane.
     """
 
     seeds: tuple[int, ...]

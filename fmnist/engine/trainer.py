@@ -30,8 +30,7 @@ from fmnist.engine.step import (
     zero_metrics,
 )
 from fmnist.functional import batching, train, vmap
-from fmnist.functional.recipe import FLIPS, NUMBERS, Recipe
-from fmnist.functional.schedules import SCHEDULES
+from fmnist.functional.recipe import NUMBERS, Recipe, check
 from fmnist.functional.trace import traced
 from fmnist.functional.types import Metrics, Model, Split, TrainState
 from fmnist.utils.device import cuda_arithmetic
@@ -109,17 +108,16 @@ def fit(
 
     Raises:
         ValueError: ``lanes`` does not fit the optimizer (see
-            :func:`fmnist.engine.lanes.make_lanes`), or ``flip`` or ``schedule`` is unknown, or the
-            optimizer has no ``learning_rate`` to schedule. On the first iteration: ``batch_size``
+            :func:`fmnist.engine.lanes.make_lanes`), the recipe is wrong (see
+            :func:`fmnist.functional.recipe.check`), or the optimizer has no ``learning_rate`` to
+            schedule. On the first iteration: ``batch_size``
             is below 1, or ``resume`` has another number of lanes.
         UserError: On the first iteration: this process was forked from one that has trained.
     """
     own = make_lanes(optimizer, lanes)
-    on = {*NUMBERS} & {*own.numbers} - {*optimizer_numbers(optimizer)}
-    recipe = Recipe(flip, schedule, frozenset(on))
-    for name, value, known in (("flip", flip, FLIPS), ("schedule", schedule, SCHEDULES)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    others = {*own.numbers} - {*optimizer_numbers(optimizer)}
+    recipe = Recipe(flip, schedule, tuple(name for name in NUMBERS if name in others))
+    check(recipe, own.numbers)
     if recipe.scheduled and "learning_rate" not in own.numbers:
         raise ValueError("a schedule needs an optimizer with a learning_rate")
     program = Program(model, optimizer, batch_size, dtype, recipe)

@@ -18,15 +18,17 @@ PROG = "fmnist.ensemble"
 
 _ABOUT = """\
 Members are taken from the complete trials, the best on the held-out images first, and averaged one
-by one: a line for each number of members. The test set is reported and chooses nothing.
+by one: a line for each number of members. The test set is reported and chooses nothing: where no
+images were held out, the trials come by number.
 
   all       every trial
-  seeds     the trials of the winner's configuration, when the seed is an axis (the default then)
+  seeds     the trials of the winner's configuration, by number, when the seed is an axis (the
+            default then)
   best:K    the K best trials
   greedy:K  up to K trials, each the one with which the mean has the least loss on the held-out
             images; one may be taken several times (Caruana et al., 2004)
 
---save FILE writes the members as one file, which `predict --run FILE` takes.
+--save FILE.safetensors writes the members as one file, which `predict --run FILE` takes.
 """
 
 
@@ -46,11 +48,17 @@ def main(argv: Sequence[str]) -> int:
     interpreter.need_torch("ensemble")
     run = Path(args.run) if args.run else found.latest(found.FINISHED)
     runtime.prepare()
+    if args.plot:
+        from fmnist.reports import members as figure
+
+        figure.check(args.plot)
 
     from fmnist.data import fashion_mnist
     from fmnist.inference import ensembles, trained
     from fmnist.utils.errors import UserError
 
+    if args.save:
+        ensembles.check_path(args.save)
     classes = trained.class_names(run) or fashion_mnist.CLASS_NAMES
     if classes != fashion_mnist.CLASS_NAMES:
         raise UserError(f"{run}: was trained on other data than Fashion-MNIST, which is not here")
@@ -127,7 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--members", metavar="WHICH", help="all, seeds, best:K or greedy:K; below")
     parser.add_argument(
-        "--save", type=command_line.path, metavar="FILE", help="write the members as one file"
+        "--save",
+        type=command_line.path,
+        metavar="FILE.safetensors",
+        help="write the members as one file",
     )
     parser.add_argument(
         "--plot",

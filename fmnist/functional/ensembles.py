@@ -33,7 +33,15 @@ class Measures(NamedTuple):
 def measures(
     probabilities: Float[Tensor, "examples classes"], labels: Int[Tensor, " examples"]
 ) -> Measures:
-    """Measure probabilities against the right classes; at least one example."""
+    """Measure probabilities against the right classes.
+
+    Args:
+        probabilities: of each class; at least one example.
+        labels: the right classes.
+
+    Returns:
+        The measures.
+    """
     right = (probabilities.argmax(1) == labels).double().mean().item()
     return Measures(right, _loss(probabilities, labels), calibration_error(probabilities, labels))
 
@@ -68,7 +76,11 @@ def disagreement(members: Float[Tensor, "members examples classes"]) -> float:
     """Return the share of examples on which two members predict different classes.
 
     It is the mean over all pairs of members; 0 for a single one.
-    Source: Fort et al., Deep Ensembles: A Loss Landscape Perspective (2019), section 5.
+    Source: Fort et al., Deep Ensembles: A Loss Landscape Perspective (2019), disagreement of
+    predictions.
+
+    Args:
+        members: the probabilities of each member.
     """
     count, predicted = len(members), members.argmax(2)
     if count < 2:
@@ -88,7 +100,8 @@ def greedy(
 
     A model may be chosen several times. Of all beginnings of the choice, the shortest with the
     least loss is returned.
-    Source: Caruana et al., Ensemble Selection from Libraries of Models (2004), section 2.2.
+    Source: Caruana et al., Ensemble Selection from Libraries of Models (2004), section 2,
+    selection with replacement.
 
     Args:
         members: the probabilities of the models on examples that they were not trained on.

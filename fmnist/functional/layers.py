@@ -122,7 +122,17 @@ def batch_norm(
     *,
     train: bool,
 ) -> tuple[Float[Tensor, "batch width"], dict[str, Tensor]]:
-    """Apply batch norm to vectors, as torch.nn.BatchNorm1d; else as :func:`norm_relu_pool`."""
+    """Apply batch norm to vectors, as torch.nn.BatchNorm1d, but also to a single one.
+
+    Args:
+        params: scale ``weight [width]`` and shift ``bias [width]``.
+        state: ``running_mean [width]`` and ``running_var [width]``.
+        x: the input.
+        train: whether to normalise by the statistics of the batch.
+
+    Returns:
+        The normalised input and the new running statistics.
+    """
     if train:
         var, mean = torch.var_mean(x, dim=0, correction=0)
     else:

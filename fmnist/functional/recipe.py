@@ -6,12 +6,14 @@ What changes the operations of a step is a field of :class:`Recipe`. What is onl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import optree
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,6 +35,10 @@ of :func:`advance`.
 """
 
 
+ROW = 1024
+"""How many numbers are summed at once for a norm."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The features of a step.
@@ -40,21 +46,21 @@ class Recipe:
     Attributes:
         flip: ``"none"``, ``"random"``, or ``"alternating"``: every example in every other epoch.
         schedule: one of :data:`fmnist.functional.schedules.SCHEDULES`.
-        on: the numbers that are not zero in some lane.
+        on: the numbers that are not zero in some lane, in the order of :data:`NUMBERS`.
         steps: number of steps of the whole training; the engine fills it in.
         reach: the largest shift of all lanes; the engine fills it in.
     """
 
     flip: str = "none"
     schedule: str = "constant"
-    on: frozenset[str] = frozenset()
+    on: tuple[str, ...] = ()
     steps: int = 1
     reach: int = 0
 
     @property
     def changes(self) -> dict[str, int]:
         """The :data:`CHANGES` that are on."""
-        wanted = self.on | {"flip"} if self.flip != "none" else self.on
+        wanted = ("flip", *self.on) if self.flip != "none" else self.on
         return {name: width for name, width in CHANGES.items() if name in wanted}
 
     @property
@@ -79,8 +85,41 @@ class Extras(NamedTuple):
     average: Any
 
 
+def check(recipe: Recipe, numbers: Mapping[str, Sequence[float]]) -> None:
+    """Check the words of a recipe and the numbers of all lanes.
+
+    Args:
+        recipe: the recipe.
+        numbers: the values of each number that is on.
+
+    Raises:
+        ValueError: A word is unknown, a number is out of its range, or ``"one-cycle"`` has no
+            warm-up.
+    """
+    words = (("flip", recipe.flip, FLIPS), ("schedule", recipe.schedule, schedules.SCHEDULES))
+    for name, word, known in words:
+        if word not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {word!r}")
+    for name in recipe.on:
+        for value in numbers[name]:
+            largest = {"shift": math.inf, "clip_norm": math.inf}.get(name, 1.0)
+            below = name in ("label_smoothing", "ema_decay", "warmup")
+            if not 0 <= value <= largest or (below and value == 1):
+                raise ValueError(f"{name} is out of range: {value}")
+            if name == "shift" and value != int(value):
+                raise ValueError(f"shift must be a whole number of pixels, not {value}")
+    if recipe.schedule == "one-cycle" and not all(numbers.get("warmup", [0])):
+        raise ValueError("one-cycle needs a warmup above 0, such as 0.3")
+
+
 def start(recipe: Recipe, params: Params, state: State) -> Extras | tuple[()]:
-    """Return what a training state has for a recipe before the first step; empty for most."""
+    """Return what a training state has for a recipe before the first step; empty for most.
+
+    Args:
+        recipe: the features.
+        params: the initial parameters.
+        state: the initial state.
+    """
     if not recipe.scheduled and "ema_decay" not in recipe.on:
         return ()
     device = optree.tree_leaves(params)[0].device
@@ -122,6 +161,9 @@ def rate_factor(
         recipe: the features.
         step: number of steps before this one.
         numbers: the numbers of the recipe.
+
+    Returns:
+        The factor, float64.
     """
     zero = torch.zeros((), dtype=torch.float64, device=step.device)
     own = {name: numbers.get(name, zero) for name in ("warmup", "floor")}
@@ -133,9 +175,18 @@ def clip(grads: Params, most: Float[Tensor, ""]) -> Params:
 
     Source: Pascanu et al., On the difficulty of training recurrent neural networks (2013),
     algorithm 1, as torch.nn.utils.clip_grad_norm_.
+
+    Args:
+        grads: the gradients.
+        most: the largest norm; 0 for any.
+
+    Returns:
+        The scaled gradients.
     """
-    leaves = optree.tree_leaves(grads)
-    norm = torch.stack([leaf.square().sum() for leaf in leaves]).sum().sqrt()
+    vector = torch.cat([leaf.reshape(-1) for leaf in optree.tree_leaves(grads)])
+    # In rows, as torch sums a long vector in an order that depends on threads and lanes.
+    rows = F.pad(vector, (0, -len(vector) % ROW)).view(-1, ROW)
+    norm = rows.square().sum(1).sum().sqrt()
     scale = (most.to(norm.dtype) / (norm + 1e-6)).clamp(max=1)
     scale = torch.where(most > 0, scale, torch.ones_like(scale))
     return optree.tree_map(lambda leaf: leaf * scale, grads)

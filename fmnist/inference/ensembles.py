@@ -73,9 +73,10 @@ def measure(run: Path, dataset: Dataset, members: str) -> Found:
     Args:
         run: the folder of a finished run.
         dataset: the data that it was trained on.
-        members: ``"all"`` complete trials, the best first; ``"seeds"``, the trials of the winner's
-            configuration; ``"best:K"``, the K trials that are best on the held-out images; or
-            ``"greedy:K"``, up to K of them by :func:`fmnist.functional.ensembles.greedy`.
+        members: ``"all"`` complete trials, the best first, or by number if none were held out;
+            ``"seeds"``, the trials of the winner's configuration; ``"best:K"``, the K trials that
+            are best on the held-out images; or ``"greedy:K"``, up to K of them by
+            :func:`fmnist.functional.ensembles.greedy`.
 
     Raises:
         UserError: ``members`` is none of these; the run has no such members, or held out no
@@ -93,7 +94,10 @@ def measure(run: Path, dataset: Dataset, members: str) -> Found:
         chosen = ensembles.greedy(on_held_out, held_out.labels, most)
     labels = dataset.test.labels
     singles = [ensembles.measures(own, labels).accuracy for own in on_test]
-    _check_recorded(run, lines, candidates, singles)
+    _check_recorded(run, "test_accuracy", lines, candidates, singles)
+    if on_held_out is not None and held_out and min(study.metric_window, study.epochs) == 1:
+        again = [ensembles.measures(own, held_out.labels).accuracy for own in on_held_out]
+        _check_recorded(run, "validation_accuracy", lines, candidates, again)
     validation: list[Measures] = []
     if held_out and on_held_out is not None:
         validation = ensembles.growing(on_held_out, held_out.labels, chosen)
@@ -110,20 +114,22 @@ def measure(run: Path, dataset: Dataset, members: str) -> Found:
 
 def _check_recorded(
     run: Path,
+    column: str,
     lines: Sequence[trained.Line],
     candidates: Sequence[TrainedModel],
     accuracies: Sequence[float],
 ) -> None:
-    """Check that models are as accurate on the test set as the study found them.
+    """Check that models are as accurate as the study found them.
 
     Raises:
         UserError: One is not: the data are others.
     """
-    recorded = {line.cells["number"]: line.cells["test_accuracy"] for line in lines}
+    recorded = {line.cells["number"]: line.cells.get(column, math.nan) for line in lines}
     for model, accuracy in zip(candidates, accuracies, strict=True):
-        if abs(recorded[model.number] - accuracy) > ROUNDING:
+        if not abs(recorded[model.number] - accuracy) <= ROUNDING:
+            name = column.replace("_", " ")
             raise UserError(
-                f"{run}: trial {model.number} has a test accuracy of {accuracy:.4f} on these data, "
+                f"{run}: trial {model.number} has a {name} of {accuracy:.4f} on these data, "
                 f"not {recorded[model.number]:.4f} as recorded: they are not those of the run"
             )
 
@@ -145,12 +151,18 @@ def _candidates(
     if form is None or not 1 <= most <= MOST:
         raise UserError(f"--members {members!r}: must be {FORMS}, with K from 1 to {MOST}")
     if members == "seeds":
+        if not trained.has_seeds(run):
+            raise UserError(f"{run}: has no trials of several seeds; take all or best:K")
         return trained.ensemble(run), MOST
     if form[2] and held_out is None:
         raise UserError(f"{run}: held out no images to choose members by; take all or seeds")
     by_number = {model.number: model for model in trained.complete_models(run)}
     sign = 1 if study.metric.endswith("loss") else -1
-    scores = {line.cells["number"]: sign * line.cells[study.metric] for line in lines}
+    scores = {
+        # Without held-out images the metric says nothing, or is that of the test set.
+        line.cells["number"]: sign * line.cells.get(study.metric, math.nan) if held_out else 0.0
+        for line in lines
+    }
     ordered = sorted(by_number.values(), key=lambda m: (scores[m.number], m.number))
     return ordered[:most] if form[2] == "best" else ordered, most
 
@@ -164,17 +176,34 @@ def _probabilities(
 # An ensemble as a file
 
 
+def check_path(path: Path) -> None:
+    """Check that a file can be written here without replacing something else.
+
+    Raises:
+        UserError: Its name does not end in ``.safetensors``, or there is another file.
+    """
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: the name of the file must end in .safetensors")
+    if path.exists():
+        try:
+            models.read_about(path)
+        except UserError as error:
+            raise UserError(f"{path}: is there, and is no ensemble; it is not replaced") from error
+
+
 def save(path: Path, members: Sequence[TrainedModel], classes: Sequence[str]) -> None:
     """Write the members of an ensemble as one safetensors file.
 
     Args:
-        path: the file; one that exists is replaced.
+        path: the file; an ensemble that is there is replaced.
         members: the members, with their weights.
         classes: the names of the classes.
 
     Raises:
-        UserError: A member's parameters are missing or damaged.
+        UserError: The path is of something else, there are too many members, or the parameters of
+            one are missing or damaged.
     """
+    check_path(path)
     about = {
         "classes": list(classes),
         "members": [
@@ -226,6 +255,6 @@ def read(path: Path) -> Saved:
     except configs.ConfigError as error:
         error.source = str(path)
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: is no ensemble ({trained.one_line(error)})") from error
     return Saved(members, classes)

@@ -41,7 +41,7 @@ class Winner(NamedTuple):
     Attributes:
         number: the trial's number.
         configuration: the values of the grid's axes, by name.
-        metrics: its metrics after the last epoch, by the names of the columns of ``results``.
+        metrics: its metrics, by the names of the columns of ``results``.
     """
 
     number: int

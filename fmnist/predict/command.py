@@ -310,7 +310,8 @@ def _parser() -> argparse.ArgumentParser:
         "--run",
         metavar="RUN",
         help="a folder that `python -m fmnist.study` left (default: the latest in runs/), or a "
-        "file that `python -m fmnist.ensemble --save` wrote",
+        "file that `python -m fmnist.ensemble --save` wrote, with which nothing is turned or told "
+        "to look like nothing it was trained on",
     )
     parser.add_argument(
         "--test",

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
     from fmnist.config import loading
     from fmnist.config import study as configs
+    from fmnist.config.settings import IMAGES
     from fmnist.data import fashion_mnist
     from fmnist.functional.types import ModelConfig
     from fmnist.reports import publish
@@ -61,6 +62,10 @@ def main(argv: Sequence[str]) -> int:
         raise configs.ConfigError(reason, "factory", config.model.factory)
     if "bfloat16" in config.values("precision"):
         raise configs.ConfigError("is not what the reference computes in", "precision", "bfloat16")
+    ragged = any((IMAGES - config.holdout) % size == 1 for size in config.values("batch_size"))
+    if ragged and True in config.values("linear_norm"):
+        reason = "leaves a last batch of one image, which BatchNorm1d of torch.nn refuses"
+        raise configs.ConfigError(reason, "batch_size", also=("linear_norm",))
     if config.keep != "last":
         raise configs.ConfigError("is not what the reference keeps", "keep", config.keep)
     config, out, note = (

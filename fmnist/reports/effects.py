@@ -51,11 +51,11 @@ def effects(study: StudyConfig, results: Sequence[TrialResult]) -> list[Effect]:
         results: its results.
 
     Returns:
-        The effects, in the order of the axes and their values; none without a winner. Values that
-        are in no pair are missing.
+        The effects, in the order of the axes and their values; none without a winner, or if it is
+        one by images that were trained on. Values that are in no pair are missing.
     """
     best = winner(results, study.metric)
-    if best is None:
+    if best is None or study.validation_is_trained:
         return []
     sign = -1.0 if study.direction == "minimize" else 1.0
     known = {

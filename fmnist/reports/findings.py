@@ -67,7 +67,9 @@ class Findings:
     @cached_property
     def comparison(self) -> Comparison:
         """The configurations, compared with the best one."""
-        images = self.config.validation_images(len(self.dataset.test.labels))
+        images = self.config.validation_images(
+            len(self.dataset.test.labels), len(self.dataset.train.labels)
+        )
         return compare(self.config, self.results, images)
 
     @cached_property

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fmnist.reports.canvas import ACCENT, INK, PALE, sheet
 from fmnist.reports.comparison import wilson
+from fmnist.utils.errors import UserError
 
 PANELS = {
     "accuracy": "Accuracy",
@@ -35,6 +36,18 @@ class Series(NamedTuple):
     accuracy: Sequence[float]
     loss: Sequence[float]
     calibration_error: Sequence[float]
+
+
+def check(path: Path) -> None:
+    """Check that the figure may be written there.
+
+    Raises:
+        UserError: The name does not end in ``.png``, or there is a folder.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--plot {path}: is written as a PNG, so the name must end in .png")
+    if path.exists() and not path.is_file():
+        raise UserError(f"--plot {path}: is a folder or a device")
 
 
 def draw(

@@ -53,8 +53,8 @@ def when(study: StudyConfig) -> str:
     """Which epochs of a trial count, such as ``"after the last epoch"``."""
     if study.keep == "best":
         return "at its best epoch"
-    if study.metric_window > 1:
-        return f"over the last {study.metric_window} epochs"
+    if min(study.metric_window, study.epochs) > 1:
+        return f"over the last {min(study.metric_window, study.epochs)} epochs"
     return "after the last epoch"
 
 
@@ -124,7 +124,7 @@ def winner_sentence(
         return "No trial was completed, so there is no winner."
     best, metric = comparison.standings[0], metric_name(study)
     if study.validation_is_trained:
-        return _tested_sentence(best, tested)
+        return _tested_sentence(best, tested, len(comparison.standings))
     within = "" if math.isnan(best.interval[0]) else f" (95% interval {interval(best.interval)})"
     seeded = len(best.trials) > 1 and "seed" in winner.point
     if seeded:
@@ -150,16 +150,21 @@ def winner_sentence(
     )
 
 
-def _tested_sentence(best: Standing, tested: int) -> str:
+def _tested_sentence(best: Standing, tested: int, configurations: int) -> str:
     """Say how a configuration does on the test set, by which nothing was chosen."""
     found = [r.test_accuracy for r in best.complete if math.isfinite(r.test_accuracy)]
     mean = math.fsum(found) / len(found) if found else math.nan
     spread = f" (standard deviation {decimals(statistics.stdev(found))})" if found[1:] else ""
     within = f" (95% interval {interval(wilson(mean, tested))})" if found and tested else ""
+    begin = "Nothing was held out, and nothing was chosen here."
+    if configurations > 1:
+        begin = (
+            f"Nothing was held out: of {configurations:,} configurations, this one is the best on "
+            "a sample of the training images, by which nothing should be chosen."
+        )
     return (
-        f"Nothing was held out and nothing was chosen here. {one_line(label(best.point))}: the "
-        f"mean accuracy on the test set over {counted(len(found), 'trial')} is {decimals(mean)}"
-        f"{spread or within}."
+        f"{begin} {one_line(label(best.point))}: the mean accuracy on the test set over "
+        f"{counted(len(found), 'trial')} is {decimals(mean)}{spread or within}."
     )
 
 
@@ -170,7 +175,7 @@ def noise_sentence(study: StudyConfig, comparison: Comparison) -> str:
     """
     rivals = [s for s in comparison.standings[1:] if len(s.complete) == len(s.trials)]
     others, tied = len(rivals), sum(standing.tied for standing in rivals)
-    if not others:
+    if not others or study.validation_is_trained:
         return ""
     metric, seeds = metric_name(study), comparison.seeds
     if not comparison.known:

@@ -36,7 +36,7 @@ class CheckpointError(UserError):
 
 
 def model_path(out: Path, number: int) -> Path:
-    """The file of a trial's final parameters and running statistics in the run's folder."""
+    """The file of a trial's parameters and running statistics in the run's folder."""
     return out / "parameters" / f"{number}.safetensors"
 
 
@@ -121,13 +121,19 @@ def save_ensemble(path: Path, about: str, members: Sequence[tuple[Params, State]
         path: the file to write.
         about: a description, which :func:`read_about` returns.
         members: the parameters and the running statistics of each.
+
+    Raises:
+        CheckpointError: They are so many that the file could not be read.
     """
     tensors = {}
     for place, tree in enumerate(members):
         names, leaves, _ = named_leaves(tree, skip=1)
         for name, leaf in zip(names, leaves, strict=True):
             tensors[prefix(place) + name] = leaf.detach().cpu().contiguous()
-    write_bytes(path, safetensors.torch.save(tensors, metadata={ABOUT: about}))
+    content = safetensors.torch.save(tensors, metadata={ABOUT: about})
+    if int.from_bytes(content[:8], "little") > MAX_HEADER:
+        raise CheckpointError(f"{path}: {len(members)} members are too many for a file")
+    write_bytes(path, content)
 
 
 def read_about(path: Path) -> str:

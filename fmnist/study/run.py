@@ -43,7 +43,7 @@ def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Split
     training, validation = fashion_mnist.holdout_split(dataset.train, config.holdout)
     if config.validation_is_trained:
         count = min(SAMPLE, len(training.labels) - 1)
-        _, validation = fashion_mnist.holdout_split(dataset.train, count)
+        validation = fashion_mnist.holdout_split(dataset.train, count)[1] if count else training
     training, validation, test = (
         Split(split.images.to(device), split.labels.to(device))
         for split in (training, validation, dataset.test)

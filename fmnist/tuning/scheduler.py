@@ -24,7 +24,7 @@ from fmnist.config.study import StudyConfig, TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap
-from fmnist.functional.types import Metrics, Split
+from fmnist.functional.types import Metrics, Params, Split, State
 from fmnist.tuning import grid
 from fmnist.tuning.capacity import MOST_LANES, lanes_that_fit, refuse_too_large
 from fmnist.tuning.events import (
@@ -272,9 +272,10 @@ def _epochs(
         if isinstance(event, trainer.TrainerState):
             progress.at = event
         else:
+            # First, as memory may run out here, and then the epoch is trained again.
+            kept = _best_so_far(config, progress, event) if config.keep == "best" else None
             metrics = _record_metrics(config, progress, event)
-            if config.keep == "best":
-                _keep_best(config, progress, event)
+            progress.kept = kept
             progress.at = trainer.TrainerState(event.epoch, event.train_state)
             yield EpochFinished(event.epoch, metrics, progress.seconds)
         done = len(progress.failed) == len(progress.trials) or progress.epoch == config.epochs
@@ -309,20 +310,26 @@ def _record_metrics(
     return recorded
 
 
-def _keep_best(config: StudyConfig, progress: GroupProgress, epoch: trainer.EpochResult) -> None:
-    """Keep the parameters of the lanes for which this epoch is the best so far."""
+def _best_so_far(
+    config: StudyConfig, progress: GroupProgress, epoch: trainer.EpochResult
+) -> tuple[Params, State]:
+    """Return what to evaluate of each lane at its best epoch, this one included."""
     evaluated = epoch.train_state.evaluated
     if progress.kept is None:
-        progress.kept = optree.tree_map(torch.clone, evaluated)  # a snapshot has both
-        return
-    histories = [progress.histories.get(trial.number, []) for trial in progress.trials]
-    best = [best_epoch(history, config.metric) == epoch.epoch for history in histories]
+        copy: tuple[Params, State] = optree.tree_map(torch.clone, evaluated)
+        return copy  # as a snapshot has both
+    own = epoch_metrics(epoch.train, epoch.validation)
+    better = []
+    for trial, metrics in zip(progress.trials, own, strict=True):
+        history = [*progress.histories.get(trial.number, []), metrics]
+        better.append(best_epoch(history, config.metric) == len(history))
 
     def chosen(old: Tensor, new: Tensor) -> Tensor:
-        better = torch.tensor(best, device=new.device).view(-1, *[1] * (new.dim() - 1))
-        return torch.where(better, new, old)
+        shape = (-1, *[1] * (new.dim() - 1))
+        return torch.where(torch.tensor(better, device=new.device).view(shape), new, old)
 
-    progress.kept = optree.tree_map(chosen, progress.kept, evaluated)
+    best: tuple[Params, State] = optree.tree_map(chosen, progress.kept, evaluated)
+    return best
 
 
 def _finish(config: StudyConfig, progress: GroupProgress, test: Split) -> list[TrialResult]:

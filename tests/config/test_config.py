@@ -26,6 +26,8 @@ from fmnist.config.study import (
     StudyConfig,
     TrainingConfig,
     TrialConfig,
+    model_values,
+    read_model,
 )
 from fmnist.functional.recipe import PLAIN
 from fmnist.functional.types import ModelConfig
@@ -98,6 +100,28 @@ def test_no_grid_is_one_trial(write):
     assert (study.grid, study.size, list(study.points())) == ({}, 1, [{}])
     assert study.trial({}).model.hidden == ()
     assert load_study(write("")) == StudyConfig(grid={})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(),
+        ModelConfig(hidden=()),
+        ModelConfig((2, 3), (), 3, "same", 0.0, "tf32", 0.5, flip_average=True),
+        ModelConfig(hidden=(7,), dropout=0.5, linear_norm=True),
+    ],
+)
+def test_models_that_were_stored_are_read_again(model):
+    values = json.loads(json.dumps(model_values(model)))
+    assert read_model(values) == model
+    old = {k: v for k, v in values.items() if k not in ("linear_norm", "flip_average")}
+    if not (model.linear_norm or model.flip_average):
+        assert read_model(old) == model
+
+
+def test_best_epoch_needs_images_that_are_not_trained_on():
+    with pytest.raises(ConfigError, match="needs images that are not trained on"):
+        StudyConfig(holdout=0, validation="train", keep="best")
 
 
 def test_metric_and_holdout():

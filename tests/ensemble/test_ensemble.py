@@ -123,6 +123,27 @@ def refused(*arguments):
     return line
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--save", "x.txt"], "must end in .safetensors"),
+        (["--save", "here.safetensors"], "is there, and is no ensemble"),
+        (["--plot", "x.jpg"], "must end in .png"),
+    ],
+)
+def test_no_other_file_is_replaced(run, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.safetensors").write_bytes(b"mine")
+    assert said in refused(run, *options)
+    assert (tmp_path / "here.safetensors").read_bytes() == b"mine"
+
+
+def test_seeds_are_refused_without_seeds(run, real, tmp_path):
+    run_study(replace(TINY, grid={"learning_rate": (0.01, 0.001)}), tmp_path, dataset=real)
+    assert "has no trials of several seeds" in refused(tmp_path, "--members", "seeds")
+    assert len(document(tmp_path)["trials"]) == 2
+
+
 @pytest.mark.parametrize("word", ["", "best", "best:0", "best:x", "best:-1", "greedy:5000", "most"])
 def test_other_words_for_the_members_are_refused(run, word):
     assert "must be all, seeds, best:K or greedy:K" in refused(run, f"--members={word or ' '}")

@@ -21,6 +21,9 @@ from fmnist.reference import fit_reference, from_module
 
 TRAIN, HELD_OUT = random_split(47), random_split(20, seed=1)
 MODEL = cnn.build(SMALL)
+SETTINGS_OF_THREADS = {
+    "linear_norm": True, "dropout": 0.2, "feature_dropout": 0.3, "flip_average": True,
+}  # fmt: skip
 EVERYTHING = {
     "shift": 2.0,
     "erasing": 0.5,
@@ -81,7 +84,7 @@ def test_training_with_everything_equals_the_reference(flip, schedule, decay_bia
     theirs = fit_reference(
         SMALL, "adamw", NUMBERS | numbers, TRAIN, HELD_OUT, batch_size=10, seed=0, epochs=2,
         decay_biases=decay_biases, dtype=torch.float64,
-        recipe=recipe.Recipe(flip, schedule, frozenset(EVERYTHING)),
+        recipe=recipe.Recipe(flip, schedule, tuple(EVERYTHING)),
     )  # fmt: skip
     for mine, its in zip(ours, theirs, strict=True):
         evaluated = vmap.unstack(mine.train_state)[0].evaluated
@@ -102,11 +105,65 @@ def test_lanes_with_numbers_of_their_own_are_their_solo_runs(flip, seed):
     for lane in range(3):
         own = {k: v[lane] if isinstance(v, list) else v for k, v in table.items()}
         for ours, alone in zip(together, fit(own, flip=flip), strict=True):
-            taken = vmap.take((ours.train, ours.validation, ours.train_state[:3]),
-                              torch.tensor([lane]))  # fmt: skip
-            expected = (alone.train, alone.validation, alone.train_state[:3])
-            for mine, its in zip(*map(optree.tree_leaves, (taken, expected)), strict=True):
-                assert torch.equal(mine, its)
+            for of in (
+                lambda r: (r.train, r.validation, r.train_state[:3]),
+                lambda r: r.train_state.evaluated,
+            ):
+                taken = vmap.take(of(ours), torch.tensor([lane]))
+                for mine, its in zip(*map(optree.tree_leaves, (taken, of(alone))), strict=True):
+                    assert torch.equal(mine, its)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        fmnist.cnn(**SETTINGS_OF_THREADS),
+        fmnist.cnn(channels=(32, 64), hidden=(256, 128), linear_norm=True, precision="bfloat16"),
+    ],
+    ids=["float32", "bfloat16"],
+)
+def test_other_lanes_and_threads_change_no_bit_of_larger_networks(model):
+    """Torch sums what is longer than 32,768 numbers in an order that depends on both."""
+    split, held_out = random_split(150), random_split(30, seed=1)
+
+    def last(lanes):
+        (end,) = fmnist.fit(
+            model, fmnist.adamw, split, held_out, batch_size=50, flip="random",
+            schedule="one-cycle", lanes={"learning_rate": [0.003] * lanes} | EVERYTHING,
+        )  # fmt: skip
+        return optree.tree_leaves(vmap.take(end[1:], torch.tensor(0)))
+
+    alone, threads = last(1), torch.get_num_threads()
+    assert all(map(torch.equal, last(2), alone))
+    assert all(map(torch.equal, last(5), alone))
+    if model is not fmnist.cnn(**SETTINGS_OF_THREADS):
+        return
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert all(map(torch.equal, last(1), alone))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "said"),
+    [
+        ({"shift": -1}, "shift is out of range"),
+        ({"shift": 1.5}, "shift must be a whole number"),
+        ({"ema_decay": [0.9, 1.0]}, "ema_decay is out of range"),
+        ({"erasing": 1.1}, "erasing is out of range"),
+        ({"clip_norm": float("nan")}, "clip_norm is out of range"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(lanes, said):
+    with pytest.raises(ValueError, match=said):
+        fit({"learning_rate": 0.01} | lanes)
+
+
+def test_one_cycle_without_a_warmup_is_refused():
+    with pytest.raises(ValueError, match="one-cycle needs a warmup"):
+        fit({"learning_rate": 0.01, "warmup": [0.3, 0.0]}, schedule="one-cycle")
 
 
 def test_features_that_are_off_change_no_bit():
@@ -132,7 +189,7 @@ def test_interrupted_training_ends_with_the_same_bits(flip):
     assert all(map(torch.equal, *map(optree.tree_leaves, (after[1:], whole[-1][1:]))))
     program = trainer.Program(
         MODEL, fmnist.adamw, 10, torch.float32,
-        recipe.Recipe(flip, "cosine", frozenset(EVERYTHING)),
+        recipe.Recipe(flip, "cosine", tuple(EVERYTHING)),
     )  # fmt: skip
     own = trainer.make_lanes(fmnist.adamw, lanes)
     events = trainer.train_lanes(program, own, TRAIN, HELD_OUT, epochs=2)

@@ -81,7 +81,7 @@ def test_training_on_all_images_is_told(tmp_path):
         grid={"seed": (0, 1, 2)},
     )  # fmt: skip
     text = written(tmp_path, study, results_of(study))
-    assert "Nothing was held out and nothing was chosen here" in text
+    assert "Nothing was held out, and nothing was chosen here" in text
     assert "the mean accuracy on the test set over 3 trials is 0.8750" in text
     assert "| sample accuracy |" in text
     assert "validation accuracy" not in text

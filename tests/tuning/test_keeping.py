@@ -11,9 +11,11 @@ import pytest
 import torch
 from strategies import random_split
 
+import fmnist
 from fmnist.config.results import best_epoch
 from fmnist.config.study import OptimizerConfig, StudyConfig, TrainingConfig
 from fmnist.engine.evaluation import evaluate
+from fmnist.functional import vmap
 from fmnist.functional.types import ModelConfig
 from fmnist.tuning import grid, scheduler
 from fmnist.tuning.progress import Checkpointer, program_of
@@ -107,6 +109,24 @@ def test_interrupted_studies_end_with_the_same_bits(tmp_path, monkeypatch, confi
         assert equal((event.params, event.state), (other.params, other.state))
 
 
+def test_memory_that_runs_out_while_the_best_is_kept_repeats_no_epoch(tmp_path, monkeypatch):
+    config = dataclasses.replace(PLAIN, keep="best")
+    whole, expected = run(config, tmp_path / "whole")
+    keep, calls = scheduler._best_so_far, []
+
+    def fails_once(config, progress, epoch):
+        calls.append(epoch.epoch)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return keep(config, progress, epoch)
+
+    monkeypatch.setattr(scheduler, "_best_so_far", fails_once)
+    results, finished = run(config, tmp_path / "halved")
+    assert [r.history for r in results] == [r.history for r in whole]
+    for number, event in finished.items():
+        assert equal(event.params, expected[number].params)
+
+
 def test_features_of_a_study_are_those_of_its_trials(tmp_path):
     """The averages are saved and tested; lanes with other shifts are in one group."""
     results, finished = run(FEATURES, tmp_path / "run")
@@ -121,3 +141,21 @@ def test_features_of_a_study_are_those_of_its_trials(tmp_path):
         stacked = optree.tree_map(lambda leaf: leaf[None], (event.params, event.state))
         tested = evaluate(model, *stacked, split=SPLITS.test)
         assert tested.accuracy.item() == result.test_accuracy
+    for numbers in ([0, 1], [4]):  # the averages, by the library
+        config = FEATURES.trial(results[numbers[0]].point)
+        own = [results[n].point for n in numbers]
+        program = program_of(config)
+        *_, end = fmnist.fit(
+            program.model, program.optimizer, *SPLITS[:2], batch_size=10, epochs=4,
+            flip="alternating", schedule="one-cycle",
+            lanes={name: [point[name] for point in own] for name in FEATURES.grid}
+            | {name: config.hyperparams[name] for name in (
+                "erasing", "label_smoothing", "warmup", "floor", "ema_decay", "clip_norm",
+                "weight_decay",
+            )},
+        )  # fmt: skip
+        for lane, number in enumerate(numbers):
+            averages = vmap.take(end.train_state.extras.average, torch.tensor(lane))
+            event = finished[number]
+            assert equal(averages, (event.params, event.state))
+            assert not equal(vmap.take(end.train_state.params, torch.tensor(lane)), event.params)

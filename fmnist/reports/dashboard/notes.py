@@ -175,7 +175,7 @@ class TimePlot:
         others = {
             "type": "scatter",
             "mode": "markers",
-            "name": f"the other {len(points)}, last epoch",
+            "name": f"the other {len(points)}, {words.when(study)}",
             "x": [_rounded(result.seconds) for result in points],
             "y": [_rounded(scores.score(study, result)) for result in points],
             "text": [html.escape(words.named(result, best, 60)) for result in points],
