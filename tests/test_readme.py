@@ -15,6 +15,7 @@ import torch
 from in_process import call
 
 from fmnist.config import loading
+from fmnist.ensemble import command as ensemble
 from fmnist.inference import export
 from fmnist.predict import command as predict
 from fmnist.view import command as view
@@ -85,7 +86,8 @@ def test_every_line_to_type_needs_nothing_activated(tmp_path):
                 done = call(package, *arguments, "--dry-run", cwd=tmp_path)
                 assert (done.returncode, done.stderr) == (0, "")
             else:
-                parser = {"view": view, "predict": predict}[package]._parser()
+                parsers = {"view": view, "predict": predict, "ensemble": ensemble}
+                parser = parsers[package]._parser()
                 assert parser.parse_args(arguments).__dict__
             checked.add(package)
         elif python == "make":
@@ -93,7 +95,7 @@ def test_every_line_to_type_needs_nothing_activated(tmp_path):
                 ["make", "-n", *argv], cwd=ROOT, capture_output=True, text=True, check=True
             )
             assert f".venv/bin/python -m fmnist.{argv[0]}" in done.stdout
-    assert checked == {"study", "reference", "view", "predict"}
+    assert checked == {"study", "reference", "view", "predict", "ensemble"}
     for command in re.findall(r"`make (\w+)", README.read_text(encoding="utf-8")):
         assert re.search(rf"^{command}\b.*:|\b{command}\b.*:", (ROOT / "Makefile").read_text())
 

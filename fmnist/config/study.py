@@ -173,7 +173,7 @@ class StudyConfig:
         if self.size > MAX_POINTS:
             reason = f"has {self.size} points, at most {MAX_POINTS} are allowed"
             raise ConfigError(reason, "grid", also=tuple(self.grid))
-        changed = [key for key, value in values.items() if value != self._defaults.get(key)]
+        changed = [key for key, value in values.items() if value != self.defaults.get(key)]
         for key in changed:
             if key in self.grid:
                 raise given_twice(self.settings[key], values[key])
@@ -204,7 +204,7 @@ class StudyConfig:
         return factory.settings_of(model.factory if isinstance(model, FactoryConfig) else None)
 
     @property
-    def _defaults(self) -> Mapping[str, Any]:
+    def defaults(self) -> Mapping[str, Any]:
         """The defaults of all settings that have one, by name."""
         return {**_DEFAULTS, **factory.defaults_of(self.model)}
 
@@ -257,7 +257,7 @@ class StudyConfig:
         """Return the value of a setting. For an axis: its default, or None without one."""
         table = self.settings[key].table
         if isinstance(self.model, FactoryConfig) and table == "model":
-            return self.model.values().get(key, self._defaults.get(key))
+            return self.model.values().get(key, self.defaults.get(key))
         return getattr(self if table == "study" else getattr(self, table), key)
 
     def points(self) -> Iterator[Point]:
@@ -275,7 +275,7 @@ class StudyConfig:
         }
         for key, setting in self.settings.items():
             if setting.need and not setting.need.met(values[setting.need.key]):
-                values[key] = self._defaults[key]
+                values[key] = self.defaults[key]
         return TrialConfig(
             values["batch_size"], values["seed"], self._model(values), self._optimizer(values),
             self._training(values),

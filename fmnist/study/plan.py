@@ -70,12 +70,23 @@ def plan(config: StudyConfig, out: Path, max_lanes: int | None, device: torch.de
     return "\n".join(lines)
 
 
+FEATURES = (
+    "metric_window", "keep", "feature_dropout", "linear_norm", "flip_average", "decay_biases",
+)  # fmt: skip
+"""Like the settings of [training], these are off by default, and then not worth a word."""
+
+
 def fixed(config: StudyConfig) -> str:
-    """The settings that are not axes and have an effect, on one line."""
+    """The settings that are not axes and have an effect, on one line; no features that are off."""
     tables = config.to_dict()
+    tables.pop("grid", None)
     del tables["study"]["name"], tables["study"]["epochs"]
     settings = {
-        k: v for table, entries in tables.items() if table != "grid" for k, v in entries.items()
+        key: value
+        for table, entries in tables.items()
+        for key, value in entries.items()
+        if not (table == "training" or key in FEATURES)
+        or config.setting(key) != config.defaults[key]
     }
     return ", ".join(f"{key} {config.settings[key].scalar(v)}" for key, v in settings.items())
 

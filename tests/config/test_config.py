@@ -608,7 +608,7 @@ def studies(draw):
     if max(values("batch_size", 100)) > 60_000 - given.get("holdout", 5000):
         drop("batch_size", "holdout")
     if given.get("keep") == "best":
-        drop("metric_window")
+        drop("metric_window", "validation")
     if given.get("holdout", 5000):
         drop("validation")
     order = draw(st.permutations(sorted(axes)))

@@ -125,7 +125,7 @@ def test_untrusted_text_stays_text(tmp_path):
     study = SimpleNamespace(
         name=odd, grid={odd: (odd,)}, metric="validation_loss", direction="minimize", epochs=1,
         holdout=9, validation_is_test=False, validation_is_trained=False, keep="last",
-        metric_window=1, validation_images=lambda tested: 9, to_toml=lambda: "name = '````'\n",
+        metric_window=1, validation_images=lambda *counts: 9, to_toml=lambda: "name = '````'\n",
     )  # fmt: skip
     results = [TrialResult(0, {odd: odd}, "COMPLETE", history(1)),
                TrialResult(1, {odd: odd}, "FAIL", (), reason=odd)]  # fmt: skip

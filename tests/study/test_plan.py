@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist.config import widths
-from fmnist.config.study import StudyConfig
+from fmnist.config.study import StudyConfig, TrainingConfig
 from fmnist.reports.words import duration
 from fmnist.study import speeds
 from fmnist.study.plan import plan
@@ -32,7 +33,10 @@ def test_plan_shows_what_is_fixed_and_what_fits(tmp_path):
     assert lines[0] == "study baseline: 4 trials of 2 epochs of 55,000 images"
     assert lines[1].startswith("fixed: holdout 5000, metric validation_accuracy, seed 0, channels")
     assert "hidden 120-60" in lines[1]
-    assert not re.search("momentum|learning_rate|batch_size|epochs", lines[1])
+    assert not re.search("momentum|learning_rate|batch_size|epochs|flip|ema|keep", lines[1])
+    more = replace(STUDY, keep="best", training=TrainingConfig(flip="random", shift=2))
+    assert "keep best" in (line := plan(more, tmp_path, None, CPU).splitlines()[1])
+    assert re.search("flip random, shift 2$", line)
     assert re.fullmatch(
         r"device cpu, [\d.]+ GiB of memory free; lanes: as many at once .*", lines[2]
     )
