@@ -22,6 +22,7 @@ ENGINES = "eager channels last on a core each,lanes"
             [*SHAPE, "--lanes", "2", "--batch-sizes", "50", "--images", "100", "--rounds", "1",
              "--budget", "1", "--engines", ENGINES],
         ),
+        ("features.py", ["--channels", "2,3", "--images", "100", "--rounds", "1"]),
         ("limits.py", [*SHAPE, "--batch-sizes", "50", "--images", "100", "--rounds", "1"]),
         (
             "neighbours.py",

@@ -59,31 +59,8 @@ def compile_kernels(variant: str) -> float:
     """
     began = time.perf_counter()
     if not compiled(variant):
-        command = [
-            sys.executable,
-            "-c",
-            "from fmnist.engine import compilation as c; c._blocks_backward()",
-        ]
-        quiet, other = subprocess.DEVNULL, None
-        if variant == "blocks":
-            with contextlib.suppress(OSError):
-                other = subprocess.Popen(
-                    command, stdout=quiet, stderr=quiet, start_new_session=True
-                )
-        try:
-            _adam()
-            if variant == "blocks":
-                _blocks()
-            else:
-                _channels_last()
-            if other:
-                other.wait()
-        finally:
-            if other:
-                other.kill()
-                other.wait()
-        if variant == "blocks":
-            _blocks_backward()  # loads it, or compiles it if the other process could not
+        _adam()
+        _channels_last() if variant == "lanes" else _blocks()
     _here.add(variant)
     return time.perf_counter() - began
 
@@ -108,6 +85,25 @@ def _channels_last() -> None:
 
 
 def _blocks() -> None:
+    """Compile the blocks, the backward pass in another process."""
+    code = "from fmnist.engine import compilation as c; c._blocks_backward()"
+    quiet, other = subprocess.DEVNULL, None
+    with contextlib.suppress(OSError):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=quiet, stderr=quiet, start_new_session=True
+        )
+    try:
+        _blocks_forward()
+        if other:
+            other.wait()
+    finally:
+        if other:
+            other.kill()
+            other.wait()
+    _blocks_backward()  # loads it, or compiles it if the other process could not
+
+
+def _blocks_forward() -> None:
     from fmnist.functional.kernels.cpu import blocks
 
     images, weight, number = _tensors()

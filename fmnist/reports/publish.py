@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fmnist.config.factory import (
     AnyModelConfig,
-    FactoryConfig,
     build_model,
     looks_and_logits,
 )
 from fmnist.config.results import TrialResult, history_csv, results_csv
+from fmnist.config.study import model_values
 from fmnist.data.fashion_mnist import holdout_split
 from fmnist.functional import batching, outliers
 from fmnist.functional.types import ModelConfig, Params, Split, State
@@ -135,12 +135,11 @@ def _write_best(
     path, config = models.best_path(out), findings.config
     models.save_model(path, params, state)
     model = config.trial(best.point).model
-    settings = model.values() if isinstance(model, FactoryConfig) else vars(model)
     about = {
         "study": config.name,
         "number": best.number,
         "point": dict(best.point),
-        "model": settings,
+        "model": model_values(model),
         config.metric: getattr(best.final, config.metric),
         "test_accuracy": best.test_accuracy,
         "classes": list(findings.classes),
