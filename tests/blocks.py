@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from hypothesis import strategies as st
 from strategies import normal
 from torch.func import grad_and_value
 
 from fmnist.functional.kernels import conv_block as block
+from fmnist.functional.kernels.cpu import algorithm
+from fmnist.functional.kernels.cpu.transforms import KERNELS
+
+
+@contextlib.contextmanager
+def winograd(wanted):
+    """Winograd's algorithm computes all convolutions that it can, or none; None: as is faster."""
+    rule = algorithm.winograd
+    if wanted is not None:
+        algorithm.winograd = lambda x, weight, frame: wanted and weight.shape[-1] in KERNELS
+    try:
+        yield
+    finally:
+        algorithm.winograd = rule
 
 
 def whole(low, high, *shape, seed):

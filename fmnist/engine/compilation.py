@@ -15,10 +15,21 @@ from pathlib import Path
 
 import torch
 
-from fmnist.functional.kernels import adam_update, conv_block, norm_relu_pool
+from fmnist.functional.kernels import adam_update, norm_relu_pool
 
-KERNELS = {
-    "blocks": {"loops": ("forward", "backward", "forward_given"), "adam": ("update", "weights")},
+_WINOGRAD = ("_arrange_weights", "_convolve_group", "_gradients_of_chunk")
+_DIRECT = (
+    "_arrange_weights", "_convolve_block", "_merge_blocks", "_pool_block", "_sum_passed",
+    "_merge_passed", "_gradients_of_chunk",
+)  # fmt: skip
+
+KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "blocks": {
+        "tasks": _DIRECT,
+        "winograd_tasks": _WINOGRAD,
+        "jobs": ("_run",),
+        "adam": ("update", "weights"),
+    },
     "lanes": {
         "channels_last": ("forward", "backward", "forward_given"),
         "adam": ("update", "weights"),
@@ -59,16 +70,13 @@ def compile_kernels(variant: str) -> float:
     """
     began = time.perf_counter()
     if not compiled(variant):
-        _adam()
-        _channels_last() if variant == "lanes" else _blocks()
+        if variant == "blocks":
+            _in_two_processes()
+        else:
+            _adam()
+            _channels_last()
     _here.add(variant)
     return time.perf_counter() - began
-
-
-def _tensors() -> tuple[torch.Tensor, ...]:
-    """Return images, weights and a number of a channel, all zero."""
-    images = conv_block.pack(torch.zeros(1, 1, 2, 2))[None]
-    return images, torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1)
 
 
 def _adam() -> None:
@@ -84,38 +92,34 @@ def _channels_last() -> None:
     norm_relu_pool._backward(pooled, images, number, *results)
 
 
-def _blocks() -> None:
-    """Compile the blocks, the backward pass in another process."""
-    code = "from fmnist.engine import compilation as c; c._blocks_backward()"
+def _in_two_processes() -> None:
+    """Compile the kernels of the blocks, half of them in another process."""
+    code = "from fmnist.engine import compilation as c; c._half(1)"
     quiet, other = subprocess.DEVNULL, None
     with contextlib.suppress(OSError):
         other = subprocess.Popen(
             [sys.executable, "-c", code], stdout=quiet, stderr=quiet, start_new_session=True
         )
     try:
-        _blocks_forward()
+        _half(0)
         if other:
             other.wait()
     finally:
         if other:
             other.kill()
             other.wait()
-    _blocks_backward()  # loads it, or compiles it if the other process could not
+    _half(1)  # loads them, or compiles them if the other process could not
 
 
-def _blocks_forward() -> None:
-    from fmnist.functional.kernels.cpu import blocks
+def _half(which: int) -> None:
+    """Compile one half of the kernels of the blocks; both take as long."""
+    from fmnist.functional.kernels.cpu import jobs, tasks, winograd_tasks
 
-    images, weight, number = _tensors()
-    blocks.forward(images, weight, number, number, 1, 1.0)
-    blocks.forward_given(images, weight, number, number, number, number, 1.0)
-
-
-def _blocks_backward() -> None:
-    from fmnist.functional.kernels.cpu import blocks
-
-    images, weight, number = _tensors()
-    pooled = torch.zeros(1, *images.shape[1:3], 1, 1, images.shape[-1])
-    which = torch.zeros(pooled.shape, dtype=torch.uint8)
-    results = (number, number, images, pooled, which)
-    blocks.backward(pooled, images, weight, number, *results, 1, 1.0, True)
+    if which == 0:
+        _adam()
+        jobs.compile_loop()
+    slow = (tasks.gradients_of_chunk, winograd_tasks.convolve_group, tasks.merge_blocks)
+    for module in (tasks, winograd_tasks):
+        for job in vars(module).values():
+            if isinstance(job, jobs.Job) and (job in slow) == bool(which):
+                job.compile()

@@ -101,7 +101,7 @@ def _load_libraries() -> None:
     try:
         for name in (
             "reports.publish",
-            "functional.kernels.cpu.loops",
+            "functional.kernels.cpu.blocks",
             "functional.kernels.cpu.adam",
         ):
             importlib.import_module(f"fmnist.{name}")

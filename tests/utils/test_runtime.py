@@ -57,8 +57,8 @@ from fmnist.functional.types import Split
 split = Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
 for _ in range(2):
     list(fmnist.fit(fmnist.cnn(), fmnist.sgd, split, split, lanes={"learning_rate": [0.1]}))
-from fmnist.functional.kernels.cpu import loops
-print(loops.forward._cache.cache_path)
+from fmnist.functional.kernels.cpu import tasks
+print(tasks.pool_block._compiled._cache.cache_path)
 """
 
 

@@ -9,7 +9,7 @@ operations stays in this layout.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -252,22 +252,21 @@ def workspace(operator: Any, args: tuple[Any, ...]) -> int:
         operator: an operator of torch.
         args: its arguments, also without data.
     """
-    place = _IMAGES.get(operator)
-    if place is None:
+    name = _OPERATORS.get(operator)
+    if name is None:
         return 0
-    from fmnist.functional.kernels.cpu import blocks as cpu
+    from fmnist.functional.kernels.cpu import algorithm
 
     copied = sum(x.nbytes for x in args if isinstance(x, Tensor) and not x.is_contiguous())
-    x, weight = args[place : place + 2]
-    return copied + cpu.workspace(x, weight, args[-2:], backward=place == 1)
+    x, weight = args[1:3] if name == "backward" else args[:2]
+    return copied + algorithm.workspace(x, weight, args[-2:], name)
 
 
-_IMAGES = {
-    torch.ops.fmnist.conv_block.default: 0,
-    torch.ops.fmnist.conv_block_given.default: 0,
-    torch.ops.fmnist.conv_block_grad.default: 1,
+_OPERATORS: dict[object, Literal["forward", "given", "backward"]] = {
+    torch.ops.fmnist.conv_block.default: "forward",
+    torch.ops.fmnist.conv_block_given.default: "given",
+    torch.ops.fmnist.conv_block_grad.default: "backward",
 }
-"""The place of the images among the arguments of each operator."""
 
 
 # Their rules for autograd and vmap. `lanes` is as in lanes.py.

@@ -27,11 +27,15 @@ def linear(
 
 
 class _Linear(torch.autograd.Function):
-    """Defines a gradient so that the one for ``weight`` has the memory layout of ``weight``."""
+    """Defines a gradient so that the one for ``weight`` is contiguous.
+
+    Matrices are made contiguous, as MKL sums in an order that depends on their strides on some
+    processors.
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
-        out: Tensor = _Product.apply(x, weight.mT)
+        out: Tensor = _Product.apply(x.contiguous(), weight.contiguous().mT)
         return out
 
     @staticmethod
@@ -40,7 +44,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+        x, weight, grad = (t.contiguous() for t in (*ctx.saved_tensors, grad))
         return _Product.apply(grad, weight), _Product.apply(grad.mT, x)
 
     @staticmethod

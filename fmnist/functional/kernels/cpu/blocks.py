@@ -1,6 +1,6 @@
 """Convolution, batch norm, ReLU and 2x2 max pooling on a CPU: allocation and checks.
 
-The loops are in loops.py, compiled by Numba, so no C compiler is needed. All tensors are float32
+The loops are in tasks.py, compiled by Numba, so no C compiler is needed. All tensors are float32
 unless stated otherwise and have these shapes:
 
 * ``x [lanes or 1, blocks, inputs, height, width, WIDTH]``: images in blocks of ``WIDTH`` examples
@@ -20,18 +20,11 @@ and ``centred`` of :func:`forward`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from numba import get_num_threads
 from torch import Tensor
 
-from fmnist.functional.kernels.cpu import loops as cpu_loops
-from fmnist.functional.kernels.cpu.layout import TILE, whole_tiles
+from fmnist.functional.kernels.cpu import algorithm, jobs, tasks, winograd_tasks
 from fmnist.functional.kernels.cpu.simd import WIDTH
-from fmnist.functional.kernels.cpu.tasks import SUMS
-
-CHUNKS = 16  # most partial sums of the weight gradient in a lane, so most parallel tasks
 
 
 def forward(
@@ -73,15 +66,28 @@ def forward(
     _check(x, weight, gamma, beta)
     _check_examples(examples, x.shape[1])
     large, small = _result_shapes(x, weight, frame, keep)
+    lanes, blocks, outputs = small[:3]
     y, pooled, centred = x.new_empty(large), x.new_empty(small), x.new_empty(small)
     which = x.new_empty(small, dtype=torch.uint8)
-    mean, var = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
-    cpu_loops.forward(
-        *_arrays(x, weight, gamma, beta, y, pooled, centred, which, mean, var),
-        examples,
-        eps,
-        *frame,
-    )
+    mean, var, scale = (x.new_empty(gamma.shape) for _ in range(3))
+    means, squares = x.new_empty(2, lanes, blocks, outputs, dtype=torch.float64)
+    fast = keep and algorithm.winograd(x, weight, frame)
+    tiles = weight.new_empty(lanes, algorithm.arranged(weight, fast))
+    x, weight, gamma, beta = _contiguous(x, weight, gamma, beta)
+    size = algorithm.group(x, weight, frame, backward=False)
+    table = jobs.table(
+        (examples, *frame, size, eps),
+        (x, weight, y, pooled, centred, which, gamma, beta, mean, var, scale, tiles, None, means,
+         squares),
+    )  # fmt: skip
+    if fast:
+        winograd_tasks.arrange_weights.run(table, lanes)
+        winograd_tasks.convolve_group.run(table, lanes * -(-blocks // size))
+    else:
+        tasks.arrange_weights.run(table, lanes)
+        tasks.convolve_block.run(table, lanes * blocks)
+    tasks.merge_blocks.run(table, lanes)
+    tasks.pool_block.run(table, lanes * blocks)
     return pooled, mean, var, y, centred, which
 
 
@@ -100,9 +106,24 @@ def forward_given(
     Arguments and errors are those of :func:`forward`.
     """
     _check(x, weight, gamma, beta, mean, var)
-    pooled = x.new_empty(_result_shapes(x, weight, frame)[1])
+    fast = algorithm.winograd(x, weight, frame)
+    large, small = _result_shapes(x, weight, frame, keep=fast)
+    lanes, blocks = small[:2]
+    y, pooled = x.new_empty(large), x.new_empty(small)
+    tiles = weight.new_empty(lanes, algorithm.arranged(weight, fast))
     scale = gamma / torch.sqrt(var + eps)
-    cpu_loops.forward_given(*_arrays(x, weight, mean, scale, beta, pooled), *frame)
+    x, weight, beta, mean, scale = _contiguous(x, weight, beta, mean, scale)
+    size = algorithm.group(x, weight, frame, backward=False)
+    table = jobs.table(
+        (blocks * WIDTH, *frame, size, eps),
+        (x, weight, y, pooled, None, None, None, beta, mean, None, scale, tiles, *[None] * 3),
+    )
+    if fast:
+        winograd_tasks.arrange_weights.run(table, lanes)
+        winograd_tasks.convolve_group.run(table, lanes * -(-blocks // size))
+    else:
+        tasks.arrange_weights.run(table, lanes)
+    tasks.pool_block.run(table, lanes * blocks)
     return pooled
 
 
@@ -154,11 +175,34 @@ def backward(
         raise ValueError("the gradient for the images needs the images of all lanes")
     if which.dtype != torch.uint8 or {grad.dtype, y.dtype, centred.dtype} != {torch.float32}:
         raise TypeError("the kernels of the CPU are for float32, and places are uint8")
+    fast = y.numel() > 0 and algorithm.winograd(x, weight, frame)
+    lanes, blocks, outputs = small[:3]
     dx = x.new_empty(x.shape) if for_x else x.new_zeros((1,) * 6)
-    parts = x.new_empty(weight.shape[0], _chunks(x), *weight.shape[1:])
+    parts = x.new_empty(lanes, algorithm.chunks(x, weight, frame), *weight.shape[1:])
     dgamma, dbeta = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
-    arrays = _arrays(grad, x, weight, gamma, mean, var, y, centred, which)
-    cpu_loops.backward(*arrays, *_arrays(dx, parts, dgamma, dbeta), examples, eps, for_x, *frame)
+    passed, linear = x.new_empty(lanes, blocks, 2, outputs), x.new_empty(lanes, 3, outputs)
+    tiles = turned = None
+    if not y.numel():
+        tiles = weight.new_empty(lanes, algorithm.arranged(weight, fast))
+    if for_x:
+        exchanged = weight.transpose(1, 2).contiguous()
+        turned = weight.new_empty(lanes, algorithm.arranged(exchanged, fast))
+    grad, x, weight, gamma, mean, var = _contiguous(grad, x, weight, gamma, mean, var)
+    y, centred, which = _contiguous(y, centred, which)
+    size = algorithm.group(x, weight, frame, backward=True)
+    table = jobs.table(
+        (examples, *frame, size, eps),
+        (x, weight, y, None, centred, which, gamma, None, mean, var, None, tiles, turned, None,
+         None, grad, passed, linear, dx, parts, dgamma, dbeta),
+    )  # fmt: skip
+    kind = winograd_tasks if fast else tasks
+    if turned is not None:
+        kind.arrange_weights.run(jobs.table((), (None, exchanged, *[None] * 9, turned)), lanes)
+    if tiles is not None:
+        tasks.arrange_weights.run(table, lanes)
+    tasks.sum_passed.run(table, lanes * blocks)
+    tasks.merge_passed.run(table, lanes)
+    kind.gradients_of_chunk.run(table, lanes * parts.shape[1])
     return dx, parts.sum(1), dgamma, dbeta
 
 
@@ -173,33 +217,6 @@ def _result_shapes(
     blocks = x.shape[1]
     large = (lanes, blocks if keep else 0, outputs, height, width, WIDTH)
     return large, (lanes, blocks, outputs, height // 2, width // 2, WIDTH)
-
-
-def _chunks(x: Tensor) -> int:
-    """Return the number of partial sums: of two blocks or more, to limit their memory."""
-    return min(CHUNKS, -(-x.shape[1] // 2))
-
-
-def workspace(x: Tensor, weight: Tensor, frame: tuple[int, int], *, backward: bool) -> int:
-    """Return how many bytes an operator takes in addition to its inputs and results, about.
-
-    Args:
-        x: images in blocks, also without data.
-        weight: weights of the convolution, also without data.
-        frame: ``(before, after)``.
-        backward: whether the operator is :func:`backward` or one of the others.
-    """
-    lanes, outputs, inputs, k, _ = weight.shape
-    height, width = x.shape[3] + sum(frame), x.shape[4] + sum(frame)
-    outputs, pixels = whole_tiles(outputs), (height - k + 1) * (width - k + 1)
-    image = inputs * height * width if sum(frame) else 0
-    tiles = lanes * outputs * inputs * k * k
-    if not backward:
-        return 4 * (tiles + get_num_threads() * (image + outputs * pixels) * WIDTH)
-    tasks = min(get_num_threads(), lanes * _chunks(x))
-    of_block = (image + outputs * pixels) * WIDTH
-    of_task = -(-x.shape[1] // _chunks(x)) * of_block + TILE * pixels * WIDTH + SUMS
-    return 4 * (2 * tiles + _chunks(x) * weight.numel() + tasks * of_task)
 
 
 def _check(x: Tensor, weight: Tensor, *channels: Tensor) -> None:
@@ -223,9 +240,6 @@ def _check_examples(examples: int, blocks: int) -> None:
         raise ValueError(f"{examples} examples do not fill {blocks} blocks of {WIDTH}")
 
 
-def _arrays(*tensors: Tensor) -> list[Any]:
-    return [
-        # Most are so, and each further call adds to the time of a small step.
-        x.numpy() if x.is_contiguous() and not x.requires_grad else x.detach().contiguous().numpy()
-        for x in tensors
-    ]
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    # Most are so, and each further call adds to the time of a small step.
+    return [x if x.is_contiguous() else x.contiguous() for x in tensors]

@@ -183,6 +183,22 @@ def add_products(typing, sums, left, at, row, right, places, first, distance):
 
 
 @intrinsic
+def add_crossed(typing, sums, left, at, row, right, start, column):
+    """Add the products of the vectors at ``at + r * row`` and at ``start + c * column``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        sums, _, at, row, _, start, column = args
+        source, other = (_Array(context, builder, signature, args, i) for i in (1, 4))
+        kind = signature.args[0]
+        columns = {c: other.vector(_moved(builder, start, c, column)) for c in range(kind.columns)}
+        rows = (source.vector(_moved(builder, at, r, row)) for r in range(kind.rows))
+        return _add_outer(builder, sums, rows, columns, kind.columns)
+
+    integer = types.intp
+    return sums(sums, left, integer, integer, right, integer, integer), generate
+
+
+@intrinsic
 def totals(typing, array, at, step):
     """Return the totals of ``WIDTH`` vectors, ``step`` apart, each added up as by ``total``."""
 

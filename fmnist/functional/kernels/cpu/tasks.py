@@ -1,7 +1,19 @@
-"""What a thread does for a lane and a block of images, or for a range of blocks, by Numba.
+"""The jobs of conv_block on a CPU: what is done for a lane, or for a block of images, by Numba.
 
-The arrays are those of loops.py, for all lanes and blocks. A task is the number of a lane and a
-block, or of a lane and a range of blocks, which are counted first.
+A task is the number of a lane, of a lane and a block, or of a lane and a range of blocks, which are
+counted first. The arrays are those of blocks.py, and those that pass results from job to job:
+
+* ``tiles``, ``turned`` ``[lanes, ...]``: the weights, and those with inputs and outputs exchanged
+* ``means``, ``squares`` ``[lanes, blocks, outputs]``, float64: the mean of a channel of a block,
+  and the sum of squared deviations from it
+* ``scale`` ``[lanes, outputs]``: ``gamma / sqrt(var + eps)``
+* ``passed`` ``[lanes, blocks, 2, outputs]``: sums of the gradients that pass the ReLU
+* ``linear`` ``[lanes, 3, outputs]``: the gradient for y as a function of ``d``, see blocks.py
+* ``parts [lanes, chunks, outputs, inputs, k, k]``: the gradient for the weights, of each range of
+  blocks
+
+Sums run over the blocks in order. The bits of a result therefore depend neither on the threads nor
+on the other lanes.
 """
 
 from __future__ import annotations
@@ -20,6 +32,7 @@ from fmnist.functional.kernels.cpu.convolution import (
     weight_gradient,
     write_gradient,
 )
+from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, number, octets, real
 from fmnist.functional.kernels.cpu.layout import (
     TILE,
     clear,
@@ -37,6 +50,15 @@ from fmnist.functional.kernels.cpu.pooling import (
     valid_examples,
 )
 from fmnist.functional.kernels.cpu.simd import WIDTH
+
+(
+    X, WEIGHT, Y, POOLED, CENTRED, WHICH, GAMMA, BETA, MEAN, VAR, SCALE, TILES, TURNED, MEANS,
+    SQUARES, GRAD, PASSED, LINEAR, DX, PARTS, DGAMMA, DBETA,
+) = range(22)  # fmt: skip
+"""The places of the arrays in a table."""
+
+EXAMPLES, BEFORE, AFTER, SIZE, EPS = range(5)
+"""The places of the numbers: examples, the frame, blocks of a group (winograd.py), and epsilon."""
 
 STRIP = 8192
 """Floats of a strip of a few channels of dy: 32 KB, which fit in the L1 cache."""
@@ -57,14 +79,7 @@ def _sizes(x, weight, before, after):
 
 
 @_compiled
-def pixels(x, weight, frame):
-    """Return the number of pixels of an image after the convolution."""
-    _, _, _, _, rows, columns = _sizes(x, weight, frame, 0)
-    return rows * columns
-
-
-@_compiled
-def _framed(x, lane, first, end, before, after):
+def framed(x, lane, first, end, before, after):
     """Return the images of some blocks with their frame, flat ``[end - first, ...]``."""
     _, blocks, inputs, height, width, _ = x.shape
     size = inputs * height * width * WIDTH
@@ -83,131 +98,136 @@ def _framed(x, lane, first, end, before, after):
     return framed
 
 
-@_compiled
-def convolve_block(x, weight, tiles, y, means, squares, task, examples, before, after):
+def _arrange_weights(table, lane):
+    """Arrange the weights of a lane in tiles."""
+    fill_tiles(floats(table, WEIGHT)[lane, :, :, :, :, 0], floats(table, TILES)[lane].reshape(-1))
+
+
+def _convolve_block(table, task):
     """Compute the convolution of a block, and the mean and squared deviations of each channel.
 
     The convolution is written to ``y`` unless that is empty.
     """
+    x, weight, y, tiles = (
+        floats(table, X),
+        floats(table, WEIGHT),
+        floats(table, Y),
+        floats(table, TILES),
+    )
+    means, squares = doubles(table, MEANS), doubles(table, SQUARES)
+    before, after = number(table, BEFORE), number(table, AFTER)
     lane, block = divmod(task, x.shape[1])
     outputs = weight.shape[1]
     inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     plane = rows * columns * WIDTH
-    image = _framed(x, lane, block, block + 1, before, after)
-    valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
+    image = framed(x, lane, block, block + 1, before, after)
+    own = scratch(0 if y.size else TILE * plane)
+    valid = valid_examples(block, number(table, EXAMPLES))
     for o, end in tile_ranges(outputs):
         out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
         convolve_tile(
-            image, tiles[lane], out, o, inputs, outputs, 0, rows, height, width, k, before, after
+            image, tiles[lane].reshape(-1), out, o, inputs, outputs, 0, rows, height, width, k,
+            before, after,
+        )  # fmt: skip
+        measure(
+            out, plane, means[lane, block].reshape(-1)[o:end],
+            squares[lane, block].reshape(-1)[o:end], valid,
+        )  # fmt: skip
+
+
+def _merge_blocks(table, lane):
+    """Compute the statistics of each channel of a lane from those of its blocks, and the scale."""
+    x, weight = floats(table, X), floats(table, WEIGHT)
+    _, _, _, _, rows, columns = _sizes(x, weight, number(table, BEFORE), number(table, AFTER))
+    means, squares = doubles(table, MEANS)[lane], doubles(table, SQUARES)[lane]
+    mean, var = floats(table, MEAN)[lane].reshape(-1), floats(table, VAR)[lane].reshape(-1)
+    gamma, scale = floats(table, GAMMA)[lane].reshape(-1), floats(table, SCALE)[lane].reshape(-1)
+    for c in range(len(mean)):
+        mean[c], variance = merge(
+            means[:, c, 0, 0, 0], squares[:, c, 0, 0, 0], number(table, EXAMPLES), rows * columns
         )
-        measure(out, plane, means[lane, block, o:end], squares[lane, block, o:end], valid)
+        var[c] = variance
+        scale[c] = gamma[c] / np.sqrt(variance + real(table, EPS))
 
 
-@_compiled
-def merge_blocks(means, squares, gamma, mean, var, scale, pixels, examples, eps):
-    """Compute the statistics of each channel from those of its blocks, and the scale."""
-    for lane in range(mean.shape[0]):
-        for c in range(mean.shape[1]):
-            mean[lane, c], variance = merge(
-                means[lane, :, c], squares[lane, :, c], examples, pixels
-            )
-            var[lane, c] = variance
-            scale[lane, c] = gamma[lane, c] / np.sqrt(variance + eps)
+def _pool_block(table, task):
+    """Apply batch norm, ReLU and pooling to a block. If ``y`` is empty, convolve it again.
 
-
-@_compiled
-def pool_block(
-    x, weight, tiles, y, mean, scale, beta, pooled, centred, which, task, examples, before, after
-):  # fmt: skip
-    """Apply batch norm, ReLU and pooling to a block. If ``y`` is empty, convolve it again."""
+    In evaluation nothing is kept for the gradient: ``centred`` is empty.
+    """
+    x, weight, y, tiles = (
+        floats(table, X),
+        floats(table, WEIGHT),
+        floats(table, Y),
+        floats(table, TILES),
+    )
+    mean, scale, beta = floats(table, MEAN), floats(table, SCALE), floats(table, BETA)
+    before, after = number(table, BEFORE), number(table, AFTER)
     lane, block = divmod(task, x.shape[1])
     outputs = weight.shape[1]
     inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     plane, small = rows * columns * WIDTH, (rows // 2) * (columns // 2) * WIDTH
-    image = _framed(x, lane, block, block if y.size else block + 1, before, after)
-    valid, own = valid_examples(block, examples), scratch(0 if y.size else TILE * plane)
+    image = framed(x, lane, block, block if y.size else block + 1, before, after)
+    own = scratch(0 if y.size else TILE * plane)
+    valid = valid_examples(block, number(table, EXAMPLES))
+    pooled = floats(table, POOLED)[lane, block].reshape(-1)
+    centred, which, kept = (
+        floats(table, CENTRED),
+        octets(table, WHICH),
+        octets(table, WHICH).size > 0,
+    )
+    own_centred, own_which = (
+        scratch(0 if kept else TILE * small),
+        np.empty(0 if kept else TILE * small, np.uint8),
+    )
     for o, end in tile_ranges(outputs):
         out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
         if not y.size:
             convolve_tile(
-                image,
-                tiles[lane],
-                out,
-                o,
-                inputs,
-                outputs,
-                0,
-                rows,
-                height,
-                width,
-                k,
-                before,
-                after,
-            )
+                image, tiles[lane].reshape(-1), out, o, inputs, outputs, 0, rows, height, width, k,
+                before, after,
+            )  # fmt: skip
         pool(
-            out, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows, columns,
-            pooled[lane, block].reshape(-1)[o * small :],
-            centred[lane, block].reshape(-1)[o * small :],
-            which[lane, block].reshape(-1)[o * small :],
+            out, mean[lane].reshape(-1)[o:end], scale[lane].reshape(-1)[o:end],
+            beta[lane].reshape(-1)[o:end], valid, rows, columns,
+            pooled[o * small :],
+            centred[lane, block].reshape(-1)[o * small :] if kept else own_centred,
+            which[lane, block].reshape(-1)[o * small :] if kept else own_which,
         )  # fmt: skip
 
 
-@_compiled
-def evaluate_block(x, weight, tiles, mean, scale, beta, pooled, task, before, after):
-    """Compute the operation of a block with a given mean and scale."""
-    lane, block = divmod(task, x.shape[1])
-    outputs = weight.shape[1]
-    inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
-    small = (rows // 2) * (columns // 2) * WIDTH
-    image, y = (
-        _framed(x, lane, block, block + 1, before, after),
-        scratch(TILE * rows * columns * WIDTH),
-    )
-    centred, which = scratch(TILE * small), np.empty(TILE * small, np.uint8)
-    valid = np.ones(WIDTH, np.float32)
-    for o, end in tile_ranges(outputs):
-        convolve_tile(
-            image, tiles[lane], y, o, inputs, outputs, 0, rows, height, width, k, before, after
-        )
-        pool(
-            y, mean[lane, o:end], scale[lane, o:end], beta[lane, o:end], valid, rows, columns,
-            pooled[lane, block].reshape(-1)[o * small :], centred, which,
-        )  # fmt: skip
-
-
-@_compiled
-def prepare_gradients(grad, centred, which, weight, passed, tiles, turned, task):
-    """Sum the gradients of a block that pass the ReLU, and arrange the weights of its lane."""
+def _sum_passed(table, task):
+    """Sum the gradients of a block that pass the ReLU."""
+    grad, passed = floats(table, GRAD), floats(table, PASSED)
     lane, block = divmod(task, grad.shape[1])
-    if block == 0:
-        if turned.size:
-            fill_tiles(weight[lane].transpose(1, 0, 2, 3), turned[lane])
-        if tiles.size:
-            fill_tiles(weight[lane], tiles[lane])
     sums_of_passed(
-        grad[lane, block].reshape(-1), centred[lane, block].reshape(-1),
-        which[lane, block].reshape(-1), passed[lane, block],
+        grad[lane, block].reshape(-1), floats(table, CENTRED)[lane, block].reshape(-1),
+        octets(table, WHICH)[lane, block].reshape(-1), passed[lane, block, :, :, 0, 0],
     )  # fmt: skip
 
 
-@_compiled
-def merge_passed(passed, gamma, var, linear, dgamma, dbeta, count, eps):
-    """Compute dgamma, dbeta and the gradient for y as a function of d, which is in blocks.py.
+def _merge_passed(table, lane):
+    """Compute dgamma, dbeta and the gradient for y of a lane as a function of d.
 
     It is ``linear[0] * d + linear[1] * (y - mean) + linear[2]``.
     """
-    for lane in range(gamma.shape[0]):
-        for c in range(gamma.shape[1]):
-            sums, dot = 0.0, 0.0
-            for block in range(passed.shape[1]):
-                sums += passed[lane, block, 0, c]
-                dot += passed[lane, block, 1, c]
-            deviation = np.sqrt(np.float64(var[lane, c]) + eps)
-            ratio = gamma[lane, c] / deviation
-            linear[lane, 0, c] = ratio
-            linear[lane, 1, c] = -ratio * dot / (count * deviation**2)
-            linear[lane, 2, c] = -ratio * sums / count
-            dgamma[lane, c], dbeta[lane, c] = dot / deviation, sums
+    x, weight, passed = floats(table, X), floats(table, WEIGHT), floats(table, PASSED)[lane]
+    _, _, _, _, rows, columns = _sizes(x, weight, number(table, BEFORE), number(table, AFTER))
+    count = number(table, EXAMPLES) * rows * columns
+    gamma, var = floats(table, GAMMA)[lane].reshape(-1), floats(table, VAR)[lane].reshape(-1)
+    linear = floats(table, LINEAR)[lane]
+    dgamma, dbeta = floats(table, DGAMMA)[lane].reshape(-1), floats(table, DBETA)[lane].reshape(-1)
+    for c in range(len(gamma)):
+        sums, dot = 0.0, 0.0
+        for block in range(passed.shape[0]):
+            sums += passed[block, 0, c, 0, 0]
+            dot += passed[block, 1, c, 0, 0]
+        deviation = np.sqrt(np.float64(var[c]) + real(table, EPS))
+        ratio = gamma[c] / deviation
+        linear[0, c, 0, 0, 0] = ratio
+        linear[1, c, 0, 0, 0] = -ratio * dot / (count * deviation**2)
+        linear[2, c, 0, 0, 0] = -ratio * sums / count
+        dgamma[c], dbeta[c] = dot / deviation, sums
 
 
 @_compiled
@@ -233,15 +253,20 @@ def _strips(blocks, rows, high):
     return strips
 
 
-@_compiled
-def gradients_of_chunk(
-    grad, x, weight, mean, linear, y, which, tiles, turned, dx, parts, task, examples,
-    before, after,
-):  # fmt: skip
+def _gradients_of_chunk(table, task):
     """Compute dx of a range of blocks, and their part of the gradient for the weights.
 
     ``turned`` is empty if dx is not wanted, ``tiles`` if ``y`` is not.
     """
+    x, weight, y, grad = (
+        floats(table, X),
+        floats(table, WEIGHT),
+        floats(table, Y),
+        floats(table, GRAD),
+    )
+    tiles, turned, which = floats(table, TILES), floats(table, TURNED), octets(table, WHICH)
+    dx, parts = floats(table, DX), floats(table, PARTS)
+    before, after, examples = number(table, BEFORE), number(table, AFTER), number(table, EXAMPLES)
     blocks, outputs, chunks = x.shape[1], weight.shape[1], parts.shape[1]
     inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     taps, kernel, plane = inputs * k * k, k * k, rows * columns * WIDTH
@@ -252,7 +277,7 @@ def gradients_of_chunk(
     padded = -(-outputs // OUTPUTS) * OUTPUTS
     lane, chunk = divmod(task, chunks)
     begin, end = chunk * blocks // chunks, (chunk + 1) * blocks // chunks
-    images = _framed(x, lane, begin, end, before, after)
+    images = framed(x, lane, begin, end, before, after)
     kept = padded * plane if keep else 0
     dy = scratch(kept * (end - begin) if keep else TILE * plane)
     # No sum of a channel that does not exist is used, but garbage may be slow to compute with.
@@ -265,6 +290,7 @@ def gradients_of_chunk(
     strips = _strips(end - begin, rows, high)
     size = (near * kernel + TAPS) * OUTPUTS * WIDTH
     sums = scratch(TILE // OUTPUTS * size)
+    mean, linear = floats(table, MEAN)[lane].reshape(-1), floats(table, LINEAR)[lane, :, :, 0, 0, 0]
     part = parts[lane, chunk].reshape(-1)
     for o, end_o in tile_ranges(outputs):
         count, here = end_o - o, dy[o * plane :] if keep else dy
@@ -280,13 +306,13 @@ def gradients_of_chunk(
                     else:
                         from_y = again
                         convolve_tile(
-                            images[group[i, 0] * image :], tiles[lane], again, o, inputs,
-                            outputs, top, bottom, height, width, k, before, after,
+                            images[group[i, 0] * image :], tiles[lane].reshape(-1), again, o,
+                            inputs, outputs, top, bottom, height, width, k, before, after,
                         )  # fmt: skip
                     spread_gradient(
                         grad[lane, block].reshape(-1)[small:], from_y,
                         which[lane, block].reshape(-1)[small:], count, top, bottom,
-                        mean[lane, o:], linear[lane, :, o:], valid_examples(block, examples),
+                        mean[o:], linear[:, o:], valid_examples(block, examples),
                         here[group[i, 0] * kept :], rows, columns,
                     )  # fmt: skip
                 for more in range(0, count, OUTPUTS):
@@ -303,6 +329,12 @@ def gradients_of_chunk(
     if for_x:
         for block in range(begin, end):
             input_gradient(
-                dy[(block - begin) * kept :], turned[lane], dx[lane, block].reshape(-1),
+                dy[(block - begin) * kept :], turned[lane].reshape(-1), dx[lane, block].reshape(-1),
                 inputs, outputs, height, width, k, before, after,
             )  # fmt: skip
+
+
+arrange_weights, convolve_block = Job(_arrange_weights), Job(_convolve_block)
+merge_blocks, pool_block = Job(_merge_blocks), Job(_pool_block)
+sum_passed, merge_passed = Job(_sum_passed), Job(_merge_passed)
+gradients_of_chunk = Job(_gradients_of_chunk)

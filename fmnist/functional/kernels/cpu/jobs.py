@@ -1,0 +1,144 @@
+"""Jobs: functions that threads share, each compiled apart and called by its address.
+
+Numba compiles a loop with ``prange`` and everything that it calls together, four times over. Here
+there is one such loop, :func:`run`, which knows of a job only where it is in memory. The kernels of
+the CPU so take a third of the time to compile.
+
+A job is a function of the address of a *table* and of the number of a task. The table lists where
+its arrays are, and their shapes. Results do not depend on which thread does a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, prange
+from numba.core import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+NUMBERS = 8
+"""Numbers at the begin of a table, int64 or float64."""
+
+_ENTRY = 7  # of an array: its address, and its shape, with ones at the end
+
+
+class Job:
+    """A function ``(table, task)``, which is compiled when its address is first asked for."""
+
+    def __init__(self, function: Callable[[int, int], None]) -> None:
+        self._function = function
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return cfunc("void(int64, int64)", nopython=True, cache=True)(self._function)
+
+    def compile(self) -> None:
+        """Compile the function now, or load it if that was done before."""
+        self._compiled  # noqa: B018
+
+    def run(self, table: np.ndarray, tasks: int) -> None:
+        """Do the tasks ``0`` to ``tasks - 1``, in any order, on all threads."""
+        _run(self._compiled.address, table.ctypes.data, tasks)
+
+
+def compile_loop() -> None:
+    """Compile the loop over tasks, which all jobs share."""
+    _run(0, 0, 0)
+
+
+def table(numbers: tuple[float, ...], arrays: tuple[Tensor | None, ...]) -> np.ndarray:
+    """Return a table, int64; the arrays must live as long.
+
+    Args:
+        numbers: at most ``NUMBERS``; floats are for :func:`real`, integers for :func:`number`.
+        arrays: contiguous tensors on a CPU with at most 6 axes; None is like an empty one.
+    """
+    entries = [int(np.float64(x).view(np.int64)) if isinstance(x, float) else x for x in numbers]
+    entries += [0] * (NUMBERS - len(entries))
+    for array in arrays:
+        if array is None:
+            entries += [0] * _ENTRY
+        else:
+            entries += [array.data_ptr(), *array.shape, *[1] * (_ENTRY - 1 - array.dim())]
+    return np.array(entries, np.int64)
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def _run(job, table, tasks):
+    for task in prange(tasks):
+        _call(job, table, np.int64(task))
+
+
+@intrinsic
+def _call(typing, job, table, task):
+    """Call a job by its address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [integer, integer])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _define_pointer(kind: Any) -> Any:
+    @intrinsic
+    def pointer(typing, address):
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return pointer
+
+
+_to_integers, _to_reals = _define_pointer(types.int64), _define_pointer(types.float64)
+_to_floats, _to_bytes = _define_pointer(types.float32), _define_pointer(types.uint8)
+
+_inlined: Any = njit(cache=True, nogil=True, inline="always")
+
+
+@_inlined
+def number(table, which):
+    """Return an integer of a table."""
+    return carray(_to_integers(table), NUMBERS)[which]
+
+
+@_inlined
+def real(table, which):
+    """Return a float of a table."""
+    return carray(_to_reals(table), NUMBERS)[which]
+
+
+@_inlined
+def _entry(table, which):
+    return carray(_to_integers(table + 8 * (NUMBERS + _ENTRY * which)), _ENTRY)
+
+
+@_inlined
+def floats(table, which):
+    """Return a float32 array of a table, with 6 axes."""
+    entry = _entry(table, which)
+    return carray(
+        _to_floats(entry[0]), (entry[1], entry[2], entry[3], entry[4], entry[5], entry[6])
+    )
+
+
+@_inlined
+def doubles(table, which):
+    """Return a float64 array of a table, with 6 axes."""
+    entry = _entry(table, which)
+    return carray(_to_reals(entry[0]), (entry[1], entry[2], entry[3], entry[4], entry[5], entry[6]))
+
+
+@_inlined
+def octets(table, which):
+    """Return a uint8 array of a table, with 6 axes."""
+    entry = _entry(table, which)
+    return carray(_to_bytes(entry[0]), (entry[1], entry[2], entry[3], entry[4], entry[5], entry[6]))

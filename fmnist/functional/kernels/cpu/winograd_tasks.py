@@ -1,0 +1,182 @@
+"""The jobs of conv_block that use Winograd's algorithm, by Numba. See tasks.py and winograd.py.
+
+``tiles`` and ``turned`` are transformed weights here. A group is of ``SIZE`` blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, number, octets
+from fmnist.functional.kernels.cpu.layout import scratch
+from fmnist.functional.kernels.cpu.pooling import measure, spread_gradient, valid_examples
+from fmnist.functional.kernels.cpu.simd import WIDTH, load, store
+from fmnist.functional.kernels.cpu.tasks import (
+    AFTER,
+    BEFORE,
+    DX,
+    EXAMPLES,
+    GRAD,
+    LINEAR,
+    MEAN,
+    MEANS,
+    PARTS,
+    SIZE,
+    SQUARES,
+    TILES,
+    TURNED,
+    WEIGHT,
+    WHICH,
+    X,
+    Y,
+    framed,
+)
+from fmnist.functional.kernels.cpu.winograd import (
+    images_back,
+    multiply,
+    multiply_back,
+    outputs_back,
+    plane_length,
+    sides,
+    transform_back,
+    transform_images,
+    transform_weights,
+    weights_back,
+)
+
+_compiled: Any = njit(cache=True, nogil=True)
+
+
+@_compiled
+def _sizes(x, y, weight, before, after):
+    """Return the squares down and right, and the frame of zeros after the images."""
+    rows, columns, k = y.shape[3], y.shape[4], weight.shape[3]
+    m, _ = sides(k)
+    down, right = -(-rows // m), -(-columns // m)
+    return down, right, after + max(down * m - rows, right * m - columns)
+
+
+@_compiled
+def _without_frame(large, out, before, height, width):
+    """Copy the middle of a block of images, ``out``, from a larger one."""
+    inputs, rows, columns, _ = out.shape
+    out = out.reshape(-1)
+    to = 0
+    for i in range(inputs):
+        for h in range(rows):
+            at = ((i * height + before + h) * width + before) * WIDTH
+            for _ in range(columns):
+                store(out, to, load(large, at))
+                at += WIDTH
+                to += WIDTH
+
+
+def _arrange_weights(table, lane):
+    """Transform the weights of a lane."""
+    weight = floats(table, WEIGHT)[lane, :, :, :, :, 0]
+    transform_weights(weight, floats(table, TILES)[lane].reshape(-1))
+
+
+def _convolve_group(table, task):
+    """Compute the convolution of a group, and the mean and squared deviations of each channel.
+
+    The latter only if ``means`` is not empty.
+    """
+    x, weight, y = floats(table, X), floats(table, WEIGHT), floats(table, Y)
+    means, squares = doubles(table, MEANS), doubles(table, SQUARES)
+    before, size, k = number(table, BEFORE), number(table, SIZE), weight.shape[3]
+    _, n = sides(k)
+    lane, group = divmod(task, -(-x.shape[1] // size))
+    first, end = group * size, min((group + 1) * size, x.shape[1])
+    inputs, outputs, rows, columns = x.shape[2], y.shape[2], y.shape[3], y.shape[4]
+    down, right, after = _sizes(x, y, weight, before, number(table, AFTER))
+    height, width = x.shape[3] + before + after, x.shape[4] + before + after
+    images, image = framed(x, lane, first, end, before, after), inputs * height * width * WIDTH
+    vectors = down * right * (end - first)
+    planes = scratch(n * n * plane_length(inputs, vectors))
+    products = scratch(n * n * plane_length(outputs, vectors))
+    for i in range(end - first):
+        at = i * down * right
+        transform_images(
+            images[i * image :], inputs, height, width, down, right, k, planes, at, vectors
+        )
+    tiles = floats(table, TILES)[lane].reshape(-1)
+    multiply(tiles, planes, products, n * n, inputs, outputs, vectors)
+    for i in range(end - first):
+        out, at = y[lane, first + i].reshape(-1), i * down * right
+        transform_back(products, outputs, rows, columns, down, right, k, at, vectors, out)
+        if means.size:
+            measure(
+                out, rows * columns * WIDTH, means[lane, first + i].reshape(-1),
+                squares[lane, first + i].reshape(-1),
+                valid_examples(first + i, number(table, EXAMPLES)),
+            )  # fmt: skip
+
+
+def _gradients_of_chunk(table, task):
+    """Compute dx of a range of blocks, and their part of the gradient for the weights.
+
+    ``turned`` is empty if dx is not wanted.
+    """
+    x, weight, y, grad = (
+        floats(table, X),
+        floats(table, WEIGHT),
+        floats(table, Y),
+        floats(table, GRAD),
+    )
+    which, turned, dx, parts = (
+        octets(table, WHICH),
+        floats(table, TURNED),
+        floats(table, DX),
+        floats(table, PARTS),
+    )
+    before, size, examples = number(table, BEFORE), number(table, SIZE), number(table, EXAMPLES)
+    blocks, chunks, k = x.shape[1], parts.shape[1], weight.shape[3]
+    _, n = sides(k)
+    inputs, outputs, rows, columns = x.shape[2], y.shape[2], y.shape[3], y.shape[4]
+    down, right, after = _sizes(x, y, weight, before, number(table, AFTER))
+    height, width = x.shape[3] + before + after, x.shape[4] + before + after
+    image = inputs * height * width * WIDTH
+    lane, chunk = divmod(task, chunks)
+    begin, stop = chunk * blocks // chunks, (chunk + 1) * blocks // chunks
+    wide, most = -(-inputs // WIDTH) * WIDTH, down * right * min(size, stop - begin)
+    mean, linear = floats(table, MEAN)[lane].reshape(-1), floats(table, LINEAR)[lane, :, :, 0, 0, 0]
+    planes = scratch(n * n * plane_length(inputs, most))
+    gradients = scratch(n * n * plane_length(outputs, most))
+    dy, large = scratch(outputs * rows * columns * WIDTH), scratch(image if turned.size else 0)
+    sums = scratch(n * n * outputs * wide)
+    # No sum of a channel that does not exist is used, but garbage may be slow to compute with.
+    planes[:] = 0
+    gradients[:] = 0
+    sums[:] = 0
+    for first in range(begin, stop, size):
+        end = min(first + size, stop)
+        vectors = down * right * (end - first)
+        images = framed(x, lane, first, end, before, after)
+        for i in range(end - first):
+            at = i * down * right
+            transform_images(
+                images[i * image :], inputs, height, width, down, right, k, planes, at, vectors
+            )
+            spread_gradient(
+                grad[lane, first + i].reshape(-1), y[lane, first + i].reshape(-1),
+                which[lane, first + i].reshape(-1), outputs, 0, rows, mean, linear,
+                valid_examples(first + i, examples), dy, rows, columns,
+            )  # fmt: skip
+            outputs_back(dy, outputs, rows, columns, down, right, k, gradients, at, vectors)
+        multiply_back(gradients, planes, n * n, inputs, outputs, vectors, wide, sums)
+        if turned.size:
+            weights = turned[lane].reshape(-1)
+            multiply(weights, gradients, planes, n * n, outputs, inputs, vectors)
+            for i in range(end - first):
+                large[:] = 0
+                at = i * down * right
+                images_back(planes, inputs, height, width, down, right, k, at, vectors, large)
+                _without_frame(large, dx[lane, first + i], before, height, width)
+    weights_back(sums, outputs, inputs, wide, k, parts[lane, chunk].reshape(-1))
+
+
+arrange_weights, convolve_group = Job(_arrange_weights), Job(_convolve_group)
+gradients_of_chunk = Job(_gradients_of_chunk)
