@@ -1,8 +1,8 @@
 """Convolution of a group of blocks and its gradients by Winograd's algorithm, by Numba.
 
 A convolution of many channels can do with fewer multiplications. The output is cut into squares
-of ``m`` x ``m`` pixels, the images into those of ``n`` x ``n`` that they depend on. Each is transformed
-(transforms.py); the transforms are multiplied, position by position, by those of the weights, and
+of ``m`` x ``m`` pixels, the images into the squares of ``n`` x ``n`` that these depend on. Each is
+transformed (transforms.py); the transforms are multiplied, position by position, by those of the weights, and
 summed over the channels; transformed back they are the output. With kernels of 5 x 5, a pixel takes
 4 multiplications and not 25. The gradients are the transposed of the same steps.
 
