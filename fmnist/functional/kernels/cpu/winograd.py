@@ -2,9 +2,9 @@
 
 A convolution of many channels can do with fewer multiplications. The output is cut into squares
 of ``m`` x ``m`` pixels, the images into the squares of ``n`` x ``n`` that these depend on. Each is
-transformed (transforms.py); the transforms are multiplied, position by position, by those of the weights, and
-summed over the channels; transformed back they are the output. With kernels of 5 x 5, a pixel takes
-4 multiplications and not 25. The gradients are the transposed of the same steps.
+transformed (transforms.py); the transforms are multiplied, position by position, by those of the
+weights, and summed over the channels; transformed back they are the output. With kernels of 5 x 5,
+a pixel takes 4 multiplications and not 25. The gradients are the transposed of the same steps.
 
 Transformed images have a *plane* for each of the ``n * n`` positions, and in it a *row* for each
 channel: a vector for each square of each block of a group. Rows and planes have some numbers more
