@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fmnist
-from fmnist.functional.types import Split
+from fmnist.functional.types import ModelConfig, Split
 from fmnist.utils import provenance
 
 NUMBERS = {
@@ -27,6 +29,28 @@ def prepare(examples: int, device: torch.device) -> Split:
     """Return the first images of the real training set, on the device."""
     train = fmnist.load().train
     return Split(train.images[:examples].to(device), train.labels[:examples].to(device))
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add options that choose the network."""
+    parser.add_argument("--channels", type=_numbers, default="12-24", metavar="N-N-...",
+                        help="of the blocks of the network")  # fmt: skip
+    parser.add_argument("--kernel-size", type=int, default=5)
+    parser.add_argument("--padding", type=_padding, default=0, help="a number, or same")
+
+
+def network(args: argparse.Namespace, **settings: Any) -> ModelConfig:
+    """Return the network that the options say."""
+    sizes = {"kernel_size": args.kernel_size, "padding": args.padding}
+    return ModelConfig(channels=args.channels, **sizes, **settings)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.replace(",", "-").split("-")))
+
+
+def _padding(text: str) -> int | str:
+    return text if text == "same" else int(text)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

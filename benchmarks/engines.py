@@ -19,7 +19,17 @@ runtime.prepare()  # before torch, as the commands do it; all engines benefit
 import contenders
 import processes
 import torch
-from common import machine, median, prepare, spread, table, timed, write_json
+from common import (
+    add_network,
+    machine,
+    median,
+    network,
+    prepare,
+    spread,
+    table,
+    timed,
+    write_json,
+)
 
 from fmnist.functional.types import ModelConfig
 
@@ -63,9 +73,7 @@ def main() -> int:
     parser.add_argument("--engines", help="comma-separated; default: all that are there")
     parser.add_argument("--batch-sizes", default="100,500,1000")
     parser.add_argument("--lanes", help="comma-separated lane counts")
-    parser.add_argument("--channels", default="12,24", help="of the blocks of the network")
-    parser.add_argument("--kernel-size", type=int, default=5)
-    parser.add_argument("--padding", default="0", help="a number, or same")
+    add_network(parser)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--images", type=int, default=0, help="of an epoch; times are scaled")
     parser.add_argument("--rounds", type=int, default=0, help="turns each engine takes")
@@ -81,12 +89,7 @@ def main() -> int:
         engines["JAX jit(vmap)"] = Jax
     except ImportError:
         print("JAX is not installed (extra: bench); it is left out", file=sys.stderr)
-    model = ModelConfig(
-        channels=tuple(map(int, args.channels.split(","))),
-        kernel_size=args.kernel_size,
-        padding=args.padding if args.padding == "same" else int(args.padding),
-        precision=args.precision,
-    )
+    model = network(args, precision=args.precision)
     if device.type != "cuda":
         del engines["compiled, CUDA graphs"]
     else:
@@ -99,7 +102,10 @@ def main() -> int:
         for name in slow:
             engines.pop(name, None)
     if args.engines:
-        engines = {name: engines[name] for name in args.engines.split(",")}
+        wanted = args.engines.split(",")
+        if unknown := [name for name in wanted if name not in engines]:
+            parser.error(f"no engine {unknown[0]!r}; there are {', '.join(engines)}")
+        engines = {name: engines[name] for name in wanted}
     most = (64, 128) if device.type == "cuda" else ()
     lanes = [2] if args.quick else [1, 2, 4, 8, 16, 32, *most]
     if args.lanes:

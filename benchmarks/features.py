@@ -1,6 +1,6 @@
 """Measures how much longer a step takes with each training feature. The features take turns.
 
-python benchmarks/features.py --channels 32,64 --precision bfloat16 --json features.json
+python benchmarks/features.py --channels 32-64 --precision bfloat16 --json features.json
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fmnist.utils import runtime
 runtime.prepare()  # before torch, as the commands do it
 
 import torch
-from common import machine, median, prepare, spread, table, write_json
+from common import add_network, machine, median, network, prepare, spread, table, write_json
 
 import fmnist
 
@@ -35,7 +35,7 @@ def main() -> int:
     """Measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--channels", default="12,24")
+    add_network(parser)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch-sizes", default="100,500")
     parser.add_argument("--images", type=int, default=2_000, help="of an epoch")
@@ -45,8 +45,7 @@ def main() -> int:
     args = parser.parse_args()
     device = torch.device(args.device)
     split = prepare(args.images, device)
-    channels = tuple(map(int, args.channels.split(",")))
-    model = fmnist.cnn(channels=channels, precision=args.precision)
+    model = fmnist.cnn(**vars(network(args, precision=args.precision)))
     seeds = [int(seed) for seed in args.seeds.split(",")]
     rows = []
     for batch_size in map(int, args.batch_sizes.split(",")):

@@ -1,7 +1,7 @@
 """Measures the limits of this machine, and the fraction of them that the engine reaches.
 
     python benchmarks/limits.py [--json FILE]
-    python benchmarks/limits.py --channels 64,128 --batch-sizes 500
+    python benchmarks/limits.py --channels 64-128 --batch-sizes 500
 
 The floor is the time of all floating-point operations of a training step at the rate of
 multiply-adds in the registers of all cores (on a GPU, at that of large matrix products, TF32 off).
@@ -23,7 +23,17 @@ runtime.prepare()  # before torch, as the commands do it
 
 import contenders
 import torch
-from common import machine, median, prepare, spread, table, timed, write_json
+from common import (
+    add_network,
+    machine,
+    median,
+    network,
+    prepare,
+    spread,
+    table,
+    timed,
+    write_json,
+)
 from multiply_adds import multiply_add_rate
 
 from fmnist.functional.cnn import feature_count, frame
@@ -67,17 +77,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=int, default=6000, help="an epoch of the engine")
     parser.add_argument("--batch-sizes", default="100,500,1000")
-    parser.add_argument("--channels", default="12,24", help="of the blocks of the network")
-    parser.add_argument("--kernel-size", type=int, default=5)
-    parser.add_argument("--padding", default="0", help="a number, or same")
+    add_network(parser)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     device = torch.device(args.device)
-    model = ModelConfig(
-        channels=tuple(map(int, args.channels.split(","))),
-        kernel_size=args.kernel_size,
-        padding=args.padding if args.padding == "same" else int(args.padding),
-    )
+    model = network(args)
     split = prepare(args.images, device)
     scale = EPOCH / args.images / args.lanes
     a = torch.rand(2048, 2048, device=device)

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from blocks import everything, numbers, problems
+from blocks import everything, numbers, problems, winograd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import normal, seeds
@@ -29,9 +29,9 @@ def lanes_of(*lanes, outputs=4, seed=0):
     return (weight, *numbers(*lanes, outputs, seed=seed)), normal(EXAMPLES, outputs, 2, 1, seed=9)
 
 
-@given(st.integers(1, 4), problems(), st.booleans(), st.booleans(), seeds)
-@settings(max_examples=30, deadline=None)
-def test_lane_equals_the_lane_alone_bit_for_bit(lanes, problem, shared, for_images, seed):
+@given(st.integers(1, 4), problems(), st.booleans(), st.booleans(), seeds, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_lane_equals_the_lane_alone_bit_for_bit(lanes, problem, shared, for_images, seed, fast):
     """Under vmap and grad."""
     (examples, *image), weights, frame = problem
     own = () if shared else (lanes,)
@@ -41,20 +41,24 @@ def test_lane_equals_the_lane_alone_bit_for_bit(lanes, problem, shared, for_imag
     upstream = normal(examples, weights[0], *squares, seed=9)
     wanted = (0, 1, 2, 3)[not for_images :]
     compute = partial(everything, upstream=upstream, wanted=wanted, frame=frame)
-    together = vmap(compute, (None if shared else 0, 0, 0, 0))(x, *inputs)
-    for i in range(lanes):
-        alone = compute(x if shared else x[i], *(t[i] for t in inputs))
-        assert all(torch.equal(t[i], a) for t, a in zip(together, alone, strict=True))
+    with winograd(fast):
+        together = vmap(compute, (None if shared else 0, 0, 0, 0))(x, *inputs)
+        for i in range(lanes):
+            alone = compute(x if shared else x[i], *(t[i] for t in inputs))
+            assert all(torch.equal(t[i], a) for t, a in zip(together, alone, strict=True))
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("which", range(4))
-def test_nan_in_a_lane_does_not_reach_other_lanes(which):
-    inputs, upstream = lanes_of(3)
-    inputs = (normal(3, *BLOCKS, seed=0), *inputs)
-    compute = vmap(partial(everything, upstream=upstream))
-    clean = compute(*inputs)
-    inputs[which][1] = math.nan
-    ours = compute(*inputs)
+def test_nan_in_a_lane_does_not_reach_other_lanes(which, fast):
+    images = (2, 8, 6, 5, WIDTH)
+    weight, gamma, beta = normal(3, 4, 8, 3, 3), *numbers(3, 4)
+    inputs = [normal(3, *images, seed=0), weight, gamma, beta]
+    compute = vmap(partial(everything, upstream=normal(EXAMPLES, 4, 2, 1, seed=9)))
+    with winograd(fast):
+        clean = compute(*inputs)
+        inputs[which][1] = math.nan
+        ours = compute(*inputs)
     assert ours[0][1].isnan().all()
     for mine, its in zip(ours, clean, strict=True):
         assert torch.equal(mine[[0, 2]], its[[0, 2]])
@@ -109,9 +113,15 @@ THREADS = """
 import numba, torch
 from fmnist.functional.kernels.cpu import blocks as cpu
 
+from fmnist.functional.kernels.cpu import algorithm
+
 gamma, beta = torch.randn(2, 3, 7)
 examples = 18 * cpu.WIDTH + 1
-for inputs, frame, keep in ((2, (0, 0), False), (30, (1, 2), True), (2, (1, 1), True)):
+for inputs, frame, keep, fast in (
+    (2, (0, 0), False, False), (30, (1, 2), True, False), (2, (1, 1), True, False),
+    (30, (1, 2), True, True), (9, (0, 0), True, True),
+):
+    algorithm.winograd = lambda *_: fast
     x, weight = torch.randn(3, 19, inputs, 6, 5, cpu.WIDTH), torch.randn(3, 7, inputs, 3, 3)
     several = []
     for threads in (1, 2, 3):
@@ -138,19 +148,21 @@ def test_number_of_threads_changes_no_bit():
 # Evaluation ------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 3), problems(), st.booleans(), seeds)
-@settings(max_examples=20, deadline=None)
-def test_evaluation_equals_the_definition(lanes, problem, shared, seed):
+@given(st.integers(1, 3), problems(), st.booleans(), seeds, st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_evaluation_equals_the_definition(lanes, problem, shared, seed, fast):
     images, weights, frame = problem
     x = [block.pack(normal(*images, seed=seed + i)) for i in range(lanes)]
     weight, own = normal(lanes, *weights, seed=1), (lanes, len(normal(*weights, seed=1)))
     inputs = (weight, *numbers(*own), normal(*own, seed=4), normal(*own, seed=5).square())
     dims = (None if shared else 0, *[0] * 5)
     evaluate = partial(block.conv_block_given, frame=frame)
-    ours = vmap(evaluate, dims)(x[0] if shared else torch.stack(x), *inputs)
+    with winograd(fast):
+        ours = vmap(evaluate, dims)(x[0] if shared else torch.stack(x), *inputs)
+        lone = [evaluate(x[0 if shared else i], *(t[i] for t in inputs)) for i in range(lanes)]
     for i in range(lanes):
         alone = (x[0 if shared else i], *(t[i] for t in inputs))
-        assert torch.equal(ours[i], evaluate(*alone))
+        assert torch.equal(ours[i], lone[i])
         wide = block.definition_given(*(t.double() for t in alone), frame)
         torch.testing.assert_close(ours[i].double(), wide, rtol=1e-4, atol=1e-4)
 
