@@ -21,7 +21,7 @@ from fmnist.config.results import TrialResult, ranked
 from fmnist.config.results import winner as pick_winner
 from fmnist.config.study import StudyConfig
 from fmnist.data.given import FASHION_MNIST
-from fmnist.reports import commands, effects, failures, scores, words
+from fmnist.reports import averaging, commands, effects, failures, scores, words
 from fmnist.reports.comparison import Comparison, compare, wilson
 from fmnist.reports.confusion import recognition
 from fmnist.reports.findings import Findings
@@ -45,13 +45,19 @@ INTERVAL = "± 95%"
 TEST_IMAGES = int(FASHION_MNIST["test images"])
 
 
-def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> Path:
+def write_report(
+    out: Path,
+    findings: Findings,
+    figures: Mapping[str, str],
+    averaged: averaging.Averaged | None = None,
+) -> Path:
     """Write ``out/report.md`` atomically: when that fails, the old file stays.
 
     Args:
         out: the run's folder.
         findings: what the study found.
         figures: name -> file, relative to ``out``. A known name gets a caption.
+        averaged: what the mean of several models gains, for a section.
 
     Returns:
         The path of the file.
@@ -76,6 +82,7 @@ def write_report(out: Path, findings: Findings, figures: Mapping[str, str]) -> P
         mark,
         trials(study, results, findings.winner, comparison, table_header(study)),
         *_effects_section(study, results),
+        *_ensemble_section(averaged, tested),
         "## Figures" if figures else "",
         *(picture(name, quote(f.replace(os.sep, "/")), study) for name, f in figures.items()),
         "## What is confused" if matrix is not None else "",
@@ -109,6 +116,15 @@ def _effects_section(study: StudyConfig, results: Sequence[TrialResult]) -> list
     ]
     table = _table({**columns, "verdict": "---"}, rows, "")
     return ["## What each setting brings", escape(effects.sentence(found)), table]
+
+
+def _ensemble_section(averaged: averaging.Averaged | None, tested: int) -> list[str]:
+    """The section about the mean of several models."""
+    if averaged is None:
+        return []
+    header, rows = averaging.rows(averaged)
+    table = _table(dict.fromkeys(header, "---:"), rows, "")
+    return ["## Averaged", escape(averaging.sentence(averaged, tested)), table]
 
 
 def results_table(
@@ -283,6 +299,8 @@ def caption(name: str, study: StudyConfig) -> str:
         f"standard errors of the difference; the winner is framed.{note}",
         "confusion": "The winner on the test set: a row is a true class, a column a predicted "
         f"one. Percentages are of the row.{note}",
+        "members": "The mean of the models against their number, and each model alone (bars); the "
+        "band is the 95 % interval of the accuracy.",
         "confused pairs": f"The winner's most frequent mistakes on the test set.{note}",
     }
     return captions.get(name, name)

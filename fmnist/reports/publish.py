@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -17,12 +18,12 @@ from fmnist.config.factory import (
     looks_and_logits,
 )
 from fmnist.config.results import TrialResult, history_csv, results_csv
-from fmnist.config.study import model_values
+from fmnist.config.study import StudyConfig, model_values
 from fmnist.data.fashion_mnist import holdout_split
 from fmnist.functional import batching, outliers
 from fmnist.functional.types import ModelConfig, Params, Split, State
 from fmnist.reference import as_module
-from fmnist.reports import figures, heatmap, markdown
+from fmnist.reports import averaging, figures, heatmap, markdown, members
 from fmnist.reports.dashboard import mirror as dashboard
 from fmnist.reports.findings import Findings, Outputs
 from fmnist.reports.html import page as html
@@ -117,16 +118,34 @@ def publish(
         module = as_module(build_model(model), params, state, model)
         run = winner_board.write_winner(out, findings, module)
         made += [path for path in run.rglob("*") if path.is_file()]
+    averaged = averaging.average(findings, partial(_probabilities, out, config))
+    if averaged is not None:
+        splits = {"test": averaged.test, "validation": averaged.validation}
+        series = {
+            name: members.Series(*zip(*own, strict=True)) for name, own in splits.items() if own
+        }
+        title = f"Mean of {len(averaged.trials)} {'seeds' if averaged.seeds else 'trials'}"
+        drawn = folder / "members.png"
+        shown["members"] = members.draw(
+            series, averaged.singles, len(findings.dataset.test.labels), title, drawn
+        )
     if study is not None:
         made += dashboard.publish(out, findings, study)
     spent = Phases(phases.seconds if phases else None)
     spent.add("drawing the views", time.perf_counter() - began)
-    made.append(html.write_html(out, findings, spent.seconds))
+    made.append(html.write_html(out, findings, spent.seconds, averaged))
     links = {name: str(path.relative_to(out)) for name, path in shown.items()}
-    made.append(markdown.write_report(out, findings, links))
+    made.append(markdown.write_report(out, findings, links, averaged))
     board = out / "tensorboard"
     runs = [board, *mark(board, config, findings.results, findings.winner)]
     return [*made, *shown.values(), *(path for run in runs for path in run.glob("*tfevents*"))]
+
+
+def _probabilities(out: Path, config: StudyConfig, result: TrialResult, split: Split) -> Tensor:
+    """Compute the class probabilities of a trial for each example."""
+    model = config.trial(result.point).model
+    params, state = models.load_model(models.model_path(out, result.number), model)
+    return outputs(params, state, split, model).probabilities
 
 
 def _write_best(

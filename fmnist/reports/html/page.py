@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fmnist.reports import commands, effects, failures, words
+from fmnist.reports import averaging, commands, effects, failures, words
 from fmnist.reports.findings import Findings
 from fmnist.reports.html import curves, tables
 from fmnist.reports.html.winner import winner_parts
@@ -46,7 +46,12 @@ ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_na
 TEMPLATE = ENVIRONMENT.get_template("report.html.jinja")
 
 
-def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None = None) -> Path:
+def write_html(
+    out: Path,
+    findings: Findings,
+    phases: Mapping[str, float] | None = None,
+    averaged: averaging.Averaged | None = None,
+) -> Path:
     """Write ``out/report.html`` atomically: when that fails, the old file stays.
 
     Without a winner, its outputs or any test image the page has no confusion matrix and no
@@ -56,6 +61,7 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         out: the run's folder.
         findings: what the study found.
         phases: seconds by phase of the run; None when they are not known.
+        averaged: what the mean of several models gains, for a section.
 
     Returns:
         The path of the file.
@@ -83,6 +89,8 @@ def write_html(out: Path, findings: Findings, phases: Mapping[str, float] | None
         curves=curves.curves(study, findings.results),
         heat=tables.heat_map(findings),
         seeds=tables.seeds_table(findings),
+        averaged=averaged and averaging.rows(averaged),
+        gained=averaged and averaging.sentence(averaged, len(findings.dataset.test.labels)),
         effects=brought,
         brought=effects.sentence(brought),
         time=tables.time_table(findings, phases or {}),
