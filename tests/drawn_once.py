@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fmnist.config.results import TrialResult
-from fmnist.reports import figures, heatmap
+from fmnist.reports import figures, heatmap, members
 from fmnist.reports.comparison import Comparison
 from fmnist.rundir import files
 
@@ -23,6 +23,7 @@ FIGURES = [
     (figures, "samples"),
     (figures, "curves"),
     (heatmap, "draw"),
+    (members, "draw"),
     (figures, "confusion"),
     (figures, "confused_pairs"),
     (figures, "mistakes"),
@@ -74,7 +75,7 @@ def remembering(draw, drawn):
     def remembered(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
         path = Path(given.pop("path"))
-        key = draw.__name__, *map(content, given.values())
+        key = draw.__module__, draw.__name__, *map(content, given.values())
         if key in drawn:
             files.write_bytes(path, drawn[key])
             return path

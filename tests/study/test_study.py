@@ -96,7 +96,7 @@ def test_files_of_a_run_exist_and_agree(run):
     report = (out / "report.md").read_text()
     best = winner(results, CONFIG.metric)
     assert best.label in report
-    for name in ("samples", "curves", "heatmap", "confusion", "confused_pairs"):
+    for name in ("samples", "curves", "heatmap", "confusion", "confused_pairs", "members"):
         with Image.open(out / "figures" / f"{name}.png") as image:
             assert image.width > 400
         assert f"figures/{name}.png" in report
