@@ -108,12 +108,8 @@ def _convolve_block(table, task):
 
     The convolution is written to ``y`` unless that is empty.
     """
-    x, weight, y, tiles = (
-        floats(table, X),
-        floats(table, WEIGHT),
-        floats(table, Y),
-        floats(table, TILES),
-    )
+    x, weight = floats(table, X), floats(table, WEIGHT)
+    y, tiles = floats(table, Y), floats(table, TILES)
     means, squares = doubles(table, MEANS), doubles(table, SQUARES)
     before, after = number(table, BEFORE), number(table, AFTER)
     lane, block = divmod(task, x.shape[1])
@@ -155,12 +151,8 @@ def _pool_block(table, task):
 
     In evaluation nothing is kept for the gradient: ``centred`` is empty.
     """
-    x, weight, y, tiles = (
-        floats(table, X),
-        floats(table, WEIGHT),
-        floats(table, Y),
-        floats(table, TILES),
-    )
+    x, weight = floats(table, X), floats(table, WEIGHT)
+    y, tiles = floats(table, Y), floats(table, TILES)
     mean, scale, beta = floats(table, MEAN), floats(table, SCALE), floats(table, BETA)
     before, after = number(table, BEFORE), number(table, AFTER)
     lane, block = divmod(task, x.shape[1])
@@ -171,15 +163,10 @@ def _pool_block(table, task):
     own = scratch(0 if y.size else TILE * plane)
     valid = valid_examples(block, number(table, EXAMPLES))
     pooled = floats(table, POOLED)[lane, block].reshape(-1)
-    centred, which, kept = (
-        floats(table, CENTRED),
-        octets(table, WHICH),
-        octets(table, WHICH).size > 0,
-    )
-    own_centred, own_which = (
-        scratch(0 if kept else TILE * small),
-        np.empty(0 if kept else TILE * small, np.uint8),
-    )
+    centred, which = floats(table, CENTRED), octets(table, WHICH)
+    kept = which.size > 0
+    own_centred = scratch(0 if kept else TILE * small)
+    own_which = np.empty(0 if kept else TILE * small, np.uint8)
     for o, end in tile_ranges(outputs):
         out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
         if not y.size:
@@ -258,12 +245,8 @@ def _gradients_of_chunk(table, task):
 
     ``turned`` is empty if dx is not wanted, ``tiles`` if ``y`` is not.
     """
-    x, weight, y, grad = (
-        floats(table, X),
-        floats(table, WEIGHT),
-        floats(table, Y),
-        floats(table, GRAD),
-    )
+    x, weight = floats(table, X), floats(table, WEIGHT)
+    y, grad = floats(table, Y), floats(table, GRAD)
     tiles, turned, which = floats(table, TILES), floats(table, TURNED), octets(table, WHICH)
     dx, parts = floats(table, DX), floats(table, PARTS)
     before, after, examples = number(table, BEFORE), number(table, AFTER), number(table, EXAMPLES)

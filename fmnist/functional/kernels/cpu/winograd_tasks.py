@@ -120,18 +120,10 @@ def _gradients_of_chunk(table, task):
 
     ``turned`` is empty if dx is not wanted.
     """
-    x, weight, y, grad = (
-        floats(table, X),
-        floats(table, WEIGHT),
-        floats(table, Y),
-        floats(table, GRAD),
-    )
-    which, turned, dx, parts = (
-        octets(table, WHICH),
-        floats(table, TURNED),
-        floats(table, DX),
-        floats(table, PARTS),
-    )
+    x, weight = floats(table, X), floats(table, WEIGHT)
+    y, grad = floats(table, Y), floats(table, GRAD)
+    which, turned = octets(table, WHICH), floats(table, TURNED)
+    dx, parts = floats(table, DX), floats(table, PARTS)
     before, size, examples = number(table, BEFORE), number(table, SIZE), number(table, EXAMPLES)
     blocks, chunks, k = x.shape[1], parts.shape[1], weight.shape[3]
     _, n = sides(k)
