@@ -31,6 +31,9 @@ META = torch.device("meta")
 GAPS = 1.3
 """Memory that a process takes over that of its tensors, as measured: gaps between them."""
 
+EMULATED = 1.6
+"""The same for bfloat16 on a processor for which oneDNN has none, so that torch unfolds images."""
+
 
 @torch_defaults()
 def lanes_bytes(program: Program, lanes: Lanes, examples: int, shape: tuple[int, ...]) -> int:
@@ -132,7 +135,8 @@ def peak(run: Callable[[], object], kept: Any) -> int:
             alive.add(leaf)
         result = run()
     del result
-    return alive.most + alive.library
+    most = alive.most * EMULATED if alive.emulates else alive.most
+    return int(most) + alive.library
 
 
 class _Alive(TorchDispatchMode):
@@ -141,6 +145,7 @@ class _Alive(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = self.library = 0
+        self.emulates = False
         self._seen: Any = WeakIdKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
@@ -165,4 +170,6 @@ class _Alive(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             # oneDNN arranges images in its own order, in memory that it keeps.
             self.library = max(self.library, 2 * out.nbytes)
+            native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            self.emulates |= out.dtype == torch.bfloat16 and not native
         return out

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from fmnist.config.results import TrialResult, ranked
-from fmnist.data.fashion_mnist import holdout_split
-from fmnist.functional import ensembles
-from fmnist.functional.ensembles import Measures
-from fmnist.functional.types import Split
 from fmnist.reports.comparison import wilson
 from fmnist.reports.findings import Findings
 
 MOST = 10
 """Members, at most: each is computed for the test set, and for the images held out."""
+
+
+class Measures(Protocol):
+    """Those of :class:`fmnist.functional.ensembles.Measures`."""
+
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def calibration_error(self) -> float: ...
 
 
 class Averaged(NamedTuple):
@@ -41,45 +44,12 @@ class Averaged(NamedTuple):
     disagreement: float
 
 
-Probabilities = Callable[[TrialResult, Split], Float[Tensor, "examples classes"]]
+def members(findings: Findings) -> tuple[list[TrialResult], bool]:
+    """Return the trials to average, and whether they are seeds of one configuration.
 
-
-def average(findings: Findings, probabilities: Probabilities) -> Averaged | None:
-    """Measure the mean of the seeds of the winner's configuration, or else of the best trials.
-
-    Without images held out nothing may choose the best, so these are the first ones.
-
-    Args:
-        findings: what the study found.
-        probabilities: computes those of a trial for each example of a split.
-
-    Returns:
-        The ensemble; None where there are no two models, or no test images.
+    These are the seeds of the winner's configuration, or else the best trials. Without images held
+    out nothing may choose the best, so these are the first ones.
     """
-    chosen, seeds = _members(findings)
-    test, study = findings.dataset.test, findings.config
-    if len(chosen) < 2 or not len(test.labels):
-        return None
-    on_test = torch.stack([probabilities(result, test) for result in chosen])
-    order = range(len(chosen))
-    validation: list[Measures] = []
-    if study.holdout:
-        held_out = holdout_split(findings.dataset.train, study.holdout)[1]
-        own = torch.stack([probabilities(result, held_out) for result in chosen])
-        validation = ensembles.growing(own, held_out.labels.cpu(), order)
-    labels = test.labels.cpu()
-    return Averaged(
-        [result.number for result in chosen],
-        seeds,
-        ensembles.growing(on_test, labels, order),
-        validation,
-        [ensembles.measures(own, labels).accuracy for own in on_test],
-        ensembles.disagreement(on_test),
-    )
-
-
-def _members(findings: Findings) -> tuple[list[TrialResult], bool]:
-    """Return the trials to average, and whether they are seeds of one configuration."""
     best = findings.winner
     if best is None:
         return [], False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from fmnist.config.factory import (
 from fmnist.config.results import TrialResult, history_csv, results_csv
 from fmnist.config.study import StudyConfig, model_values
 from fmnist.data.fashion_mnist import holdout_split
-from fmnist.functional import batching, outliers
+from fmnist.functional import batching, ensembles, outliers
 from fmnist.functional.types import ModelConfig, Params, Split, State
 from fmnist.reference import as_module
 from fmnist.reports import averaging, figures, heatmap, markdown, members
@@ -118,7 +119,7 @@ def publish(
         module = as_module(build_model(model), params, state, model)
         run = winner_board.write_winner(out, findings, module)
         made += [path for path in run.rglob("*") if path.is_file()]
-    averaged = averaging.average(findings, partial(_probabilities, out, config))
+    averaged = average(findings, partial(_probabilities, out, config))
     if averaged is not None:
         splits = {"test": averaged.test, "validation": averaged.validation}
         series = {
@@ -139,6 +140,38 @@ def publish(
     board = out / "tensorboard"
     runs = [board, *mark(board, config, findings.results, findings.winner)]
     return [*made, *shown.values(), *(path for run in runs for path in run.glob("*tfevents*"))]
+
+
+def average(
+    findings: Findings, probabilities: Callable[[TrialResult, Split], Tensor]
+) -> averaging.Averaged | None:
+    """Measure the mean of several models, see :func:`fmnist.reports.averaging.members`.
+
+    Args:
+        findings: what the study found.
+        probabilities: computes those of a trial for each example of a split.
+
+    Returns:
+        What it gains; None where there are no two models, or no test images.
+    """
+    chosen, seeds = averaging.members(findings)
+    test, holdout = findings.dataset.test, findings.config.holdout
+    if len(chosen) < 2 or not len(test.labels):
+        return None
+    on_test = torch.stack([probabilities(result, test) for result in chosen])
+    labels, validation = test.labels.cpu(), []
+    if holdout:
+        held_out = holdout_split(findings.dataset.train, holdout)[1]
+        own = torch.stack([probabilities(result, held_out) for result in chosen])
+        validation = ensembles.growing(own, held_out.labels.cpu(), range(len(chosen)))
+    return averaging.Averaged(
+        [result.number for result in chosen],
+        seeds,
+        ensembles.growing(on_test, labels, range(len(chosen))),
+        validation,
+        [ensembles.measures(own, labels).accuracy for own in on_test],
+        ensembles.disagreement(on_test),
+    )
 
 
 def _probabilities(out: Path, config: StudyConfig, result: TrialResult, split: Split) -> Tensor:

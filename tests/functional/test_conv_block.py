@@ -84,6 +84,14 @@ def test_more_channels_than_fit_in_registers_and_caches(inputs, outputs):
     check_against_definition(x, weight, gamma, beta, upstream, (2, 1))
 
 
+@pytest.mark.parametrize("kernel", [8, 9, 11])
+def test_large_kernels(kernel):
+    x, weight = normal(5, 3, 12, 13, seed=0), normal(7, 3, kernel, kernel, seed=1)
+    gamma, beta = numbers(7)
+    sure = decided(x, weight, gamma, beta, (1, 0))
+    check_against_definition(x, weight, gamma, beta, normal(*sure.shape, seed=3) * sure, (1, 0))
+
+
 @pytest.mark.parametrize("examples", [16 * WIDTH, 19 * WIDTH - 3])
 def test_more_blocks_than_partial_sums(examples):
     assert examples >= CHUNKS * WIDTH

@@ -164,7 +164,10 @@ def test_evaluation_equals_the_definition(lanes, problem, shared, seed, fast):
         alone = (x[0 if shared else i], *(t[i] for t in inputs))
         assert torch.equal(ours[i], lone[i])
         wide = block.definition_given(*(t.double() for t in alone), frame)
-        torch.testing.assert_close(ours[i].double(), wide, rtol=1e-4, atol=1e-4)
+        # A small variance makes numbers large, and the error of each is relative to all of them.
+        most = wide.abs().max().item() if fast else 1.0
+        atol = max(1e-4, 1e-5 * most)
+        torch.testing.assert_close(ours[i].double(), wide, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("inner", [0, None], ids=["own", "shared"])

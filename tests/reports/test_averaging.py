@@ -15,6 +15,7 @@ from fmnist.functional.types import Split
 from fmnist.reports import averaging
 from fmnist.reports.html.page import write_html
 from fmnist.reports.markdown import write_report
+from fmnist.reports.publish import average
 
 RATES = {"learning_rate": (0.1, 0.2, 0.3)}
 SEEDS = {**RATES, "seed": (0, 1, 2)}
@@ -53,25 +54,25 @@ def found_of(grid, fail=(), lost=(), **settings):
     ],
 )
 def test_members(grid, fail, lost, holdout, trials, seeds):
-    found = averaging.average(found_of(grid, fail, lost, holdout=holdout), probabilities)
+    found = average(found_of(grid, fail, lost, holdout=holdout), probabilities)
     assert (list(found.trials), found.seeds) == (trials, seeds)
 
 
 def test_a_lost_file_is_no_member_and_one_model_is_no_ensemble():
-    assert averaging.average(found_of(RATES, lost={2}), probabilities).trials == [1, 0]
-    assert averaging.average(found_of(RATES, lost={1, 2}), probabilities) is None
-    assert averaging.average(found_of(RATES, fail=(0, 1, 2)), probabilities) is None
+    assert average(found_of(RATES, lost={2}), probabilities).trials == [1, 0]
+    assert average(found_of(RATES, lost={1, 2}), probabilities) is None
+    assert average(found_of(RATES, fail=(0, 1, 2)), probabilities) is None
 
 
 def test_at_most_ten_are_averaged():
     many = {"learning_rate": tuple(i / 100 for i in range(1, 15))}
-    found = averaging.average(found_of(many), probabilities)
+    found = average(found_of(many), probabilities)
     assert list(found.trials) == [*range(13, 3, -1)]
 
 
 def test_measures_are_those_of_the_growing_mean():
     findings = found_of(RATES)
-    found = averaging.average(findings, probabilities)
+    found = average(findings, probabilities)
     order = [findings.results[number] for number in found.trials]
     held_out = holdout_split(findings.dataset.train, 20)[1]
     for split, measures in ((findings.dataset.test, found.test), (held_out, found.validation)):
@@ -83,7 +84,7 @@ def test_measures_are_those_of_the_growing_mean():
 @pytest.mark.parametrize("holdout", [0, 20])
 def test_the_section_says_what_was_measured(holdout, tmp_path):
     findings = found_of(SEEDS, holdout=holdout)
-    found = averaging.average(findings, probabilities)
+    found = average(findings, probabilities)
     said = averaging.sentence(found, 50)
     assert said.startswith("The mean of the probabilities of the 3 seeds")
     assert f"{found.test[-1].accuracy:.4f} (95% interval" in said

@@ -59,7 +59,9 @@ def patches(x: Tensor, weight: Tensor, frame: tuple[int, int]) -> int:
 
 
 def group(x: Tensor, weight: Tensor, frame: tuple[int, int], *, backward: bool) -> int:
-    """Return the number of blocks of images that are transformed at a time."""
+    """Return the number of blocks of images that are transformed at a time; 1 if none are."""
+    if not winograd(x, weight, frame):
+        return 1
     most = BACKWARD if backward else FORWARD
     return max(1, min(x.shape[1], most // patches(x, weight, frame)))
 
