@@ -22,7 +22,7 @@ OVERHEAD = 12
 INPUTS = 16
 """Fewest inputs of a convolution by Winograd's algorithm.
 
-With 12, as in the baseline, a step would take 0.7 to 0.85 of the time; but its bits would change.
+With 12, as in the baseline, a step would take 0.6 to 0.9 of the time; but its bits would change.
 """
 
 FORWARD, BACKWARD = 8, 16

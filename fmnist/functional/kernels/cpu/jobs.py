@@ -1,8 +1,8 @@
 """Jobs: functions that threads share, each compiled apart and called by its address.
 
 Numba compiles a loop with ``prange`` and everything that it calls together, four times over. Here
-there is one such loop, which knows of a job only where it is in memory. The kernels so take half of
-the time to compile, and run faster (benchmarks/README.md).
+there is one such loop, which knows of a job only where it is in memory. Compiling so takes little
+more than half of the time (benchmarks/README.md).
 
 A job is a function of the address of a *table* and of the number of a task. The table lists where
 its arrays are, and their shapes. Results do not depend on which thread does a task.

@@ -1,7 +1,7 @@
 """Batch norm, ReLU and 2x2 max pooling of one block of images, and their gradients, by Numba.
 
 The arrays of a block are flat, with the axes ``[channels, rows, columns, WIDTH]`` in C order as in
-tiles.py. Those of the pooled size have the axes ``[channels, rows // 2, columns // 2, WIDTH]``.
+layout.py. Those of the pooled size have the axes ``[channels, rows // 2, columns // 2, WIDTH]``.
 They are float32, except for ``which`` (uint8).
 """
 
