@@ -67,6 +67,28 @@ def fill_framed(x, inputs, height, width, before, after, out):
 
 
 @_compiled
+def without_frame(large, out, before, height, width):
+    """Copy a block of images out of a larger one with a frame; the inverse of :func:`fill_framed`.
+
+    Args:
+        large: flat ``[inputs, height, width, WIDTH]``.
+        out: output ``[inputs, rows, columns, WIDTH]``.
+        before: rows of the frame above, and columns to the left.
+        height, width: sizes, with the frame.
+    """
+    inputs, rows, columns, _ = out.shape
+    out = out.reshape(-1)
+    to = 0
+    for i in range(inputs):
+        for h in range(rows):
+            at = ((i * height + before + h) * width + before) * WIDTH
+            for _ in range(columns):
+                store(out, to, load(large, at))
+                at += WIDTH
+                to += WIDTH
+
+
+@_compiled
 def large_tiles(channels):
     """Return how many channels are in tiles of ``TILE``."""
     units = -(-channels // UNIT)

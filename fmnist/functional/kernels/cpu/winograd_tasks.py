@@ -10,9 +10,9 @@ from typing import Any
 from numba import njit
 
 from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, number, octets
-from fmnist.functional.kernels.cpu.layout import scratch
+from fmnist.functional.kernels.cpu.layout import scratch, without_frame
 from fmnist.functional.kernels.cpu.pooling import measure, spread_gradient, valid_examples
-from fmnist.functional.kernels.cpu.simd import WIDTH, load, store
+from fmnist.functional.kernels.cpu.simd import WIDTH
 from fmnist.functional.kernels.cpu.tasks import (
     AFTER,
     BEFORE,
@@ -56,21 +56,6 @@ def _sizes(x, y, weight, before, after):
     m, _ = sides(k)
     down, right = -(-rows // m), -(-columns // m)
     return down, right, after + max(down * m - rows, right * m - columns)
-
-
-@_compiled
-def _without_frame(large, out, before, height, width):
-    """Copy the middle of a block of images, ``out``, from a larger one."""
-    inputs, rows, columns, _ = out.shape
-    out = out.reshape(-1)
-    to = 0
-    for i in range(inputs):
-        for h in range(rows):
-            at = ((i * height + before + h) * width + before) * WIDTH
-            for _ in range(columns):
-                store(out, to, load(large, at))
-                at += WIDTH
-                to += WIDTH
 
 
 def _arrange_weights(table, lane):
@@ -166,7 +151,7 @@ def _gradients_of_chunk(table, task):
                 large[:] = 0
                 at = i * down * right
                 images_back(planes, inputs, height, width, down, right, k, at, vectors, large)
-                _without_frame(large, dx[lane, first + i], before, height, width)
+                without_frame(large, dx[lane, first + i], before, height, width)
     weights_back(sums, outputs, inputs, wide, k, parts[lane, chunk].reshape(-1))
 
 
