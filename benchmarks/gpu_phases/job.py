@@ -12,7 +12,8 @@ import optuna
 import torch
 
 from fmnist.config import loading
-from fmnist.config import study as studies
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import TrialConfig
 from fmnist.engine import trainer
 from fmnist.reference import fit_reference
 from fmnist.study import run as runs
@@ -27,7 +28,7 @@ def run(part: Part) -> None:
     part.check("one epoch of the plain loop for each trial", lambda: reference(part))
 
 
-def settings(part: Part) -> studies.StudyConfig:
+def settings(part: Part) -> StudyConfig:
     """Return the baseline study, or one epoch of it on fewer images."""
     if part.quick:
         return loading.load_study(overrides=["holdout=500"], epochs=1)
@@ -82,7 +83,7 @@ def reference(part: Part) -> str:
         trial = own.trial(point)
 
         def epoch(
-            split: trainer.Split, held_out: trainer.Split, trial: studies.TrialConfig = trial
+            split: trainer.Split, held_out: trainer.Split, trial: TrialConfig = trial
         ) -> None:
             for _ in fit_reference(
                 trial.model, trial.optimizer.algorithm, trial.hyperparams, split, held_out,

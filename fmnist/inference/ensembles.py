@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fmnist.config import study as configs
+from fmnist.config.settings import ConfigError
 from fmnist.config.study import StudyConfig
 from fmnist.data.fashion_mnist import Dataset, holdout_split
 from fmnist.functional import ensembles
@@ -252,7 +253,7 @@ def read(path: Path) -> Saved:
             raise ValueError("it has no members, or not ten classes")
         if any(not 1 <= member.weight <= MOST for member in members):
             raise ValueError("a weight is out of range")
-    except configs.ConfigError as error:
+    except ConfigError as error:
         error.source = str(path)
         raise
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

@@ -18,7 +18,7 @@ from fmnist.config import loading
 from fmnist.config import study as configs
 from fmnist.config.factory import AnyModelConfig, build_model, looks_and_logits
 from fmnist.config.results import EpochMetrics, Point, configuration, label
-from fmnist.config.settings import clipped, shown
+from fmnist.config.settings import ConfigError, clipped, shown
 from fmnist.config.study import StudyConfig
 from fmnist.functional import outliers
 from fmnist.functional.cnn import CLASS_COUNT
@@ -73,7 +73,7 @@ def best_model(run: Path) -> TrainedModel:
     point = point if isinstance(point, dict) else {}
     try:
         model = configs.read_model(about.get("model"))
-    except configs.ConfigError as error:
+    except ConfigError as error:
         error.source = str(path)
         raise
     return TrainedModel(number, point, model, models.best_path(run))

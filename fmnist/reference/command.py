@@ -42,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
     runtime.prepare()
 
     from fmnist.config import loading
-    from fmnist.config import study as configs
-    from fmnist.config.settings import IMAGES
+    from fmnist.config.settings import IMAGES, ConfigError
     from fmnist.data import fashion_mnist
     from fmnist.functional.types import ModelConfig
     from fmnist.reports import publish
@@ -59,15 +58,15 @@ def main(argv: Sequence[str]) -> int:
     config = loading.load_study(args.study, overrides=args.set, epochs=args.epochs)
     if not isinstance(config.model, ModelConfig):
         reason = "is not the built-in network, the only one that there is in torch.nn, too"
-        raise configs.ConfigError(reason, "factory", config.model.factory)
+        raise ConfigError(reason, "factory", config.model.factory)
     if "bfloat16" in config.values("precision"):
-        raise configs.ConfigError("is not what the reference computes in", "precision", "bfloat16")
+        raise ConfigError("is not what the reference computes in", "precision", "bfloat16")
     ragged = any((IMAGES - config.holdout) % size == 1 for size in config.values("batch_size"))
     if ragged and True in config.values("linear_norm"):
         reason = "leaves a last batch of one image, which BatchNorm1d of torch.nn refuses"
-        raise configs.ConfigError(reason, "batch_size", also=("linear_norm",))
+        raise ConfigError(reason, "batch_size", also=("linear_norm",))
     if config.keep != "last":
-        raise configs.ConfigError("is not what the reference keeps", "keep", config.keep)
+        raise ConfigError("is not what the reference keeps", "keep", config.keep)
     config, out, note = (
         places.Place(config, args.out, "") if args.out else places.place(config, reference=True)
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fmnist.config.study import TrialConfig
+from fmnist.config.trial import TrialConfig
 from fmnist.reports.pace import Pace
 from fmnist.rundir import files
 from fmnist.tuning import events

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fmnist.config.results import label
-from fmnist.config.study import TrialConfig
+from fmnist.config.trial import TrialConfig
 from fmnist.engine import footprint
 from fmnist.tuning import grid
 from fmnist.tuning.progress import lanes_of, program_of, user_errors

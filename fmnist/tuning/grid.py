@@ -19,7 +19,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from fmnist.config.results import EpochMetrics, Point, TrialResult, Value, best_epoch
-from fmnist.config.study import StudyConfig, TrialConfig
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import TrialConfig
 from fmnist.tuning.origin import CHECK, HISTORY, ORIGIN, REASON, origin, ours, point_attrs
 from fmnist.tuning.storage import DAMAGED, sound, trials
 from fmnist.utils.errors import UserError

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fmnist.config.factory import FactoryConfig, build_model, unusable
 from fmnist.config.results import EpochMetrics
-from fmnist.config.study import TrialConfig
+from fmnist.config.trial import TrialConfig
 from fmnist.engine import step, trainer
 from fmnist.engine.lanes import Lanes, optimizer_numbers
 from fmnist.functional import optim, vmap

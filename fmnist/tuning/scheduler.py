@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fmnist.config.results import EpochMetrics, TrialResult, best_epoch, label
-from fmnist.config.study import StudyConfig, TrialConfig
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap

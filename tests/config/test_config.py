@@ -15,20 +15,17 @@ from hypothesis import strategies as st
 
 from fmnist.config import study_file
 from fmnist.config.loading import differences, load_study
-from fmnist.config.settings import FACTORY, SETTINGS, TABLES, USUAL
-from fmnist.config.study import (
+from fmnist.config.settings import (
     DYNAMIC_KEYS,
-    HYPERPARAMS,
+    FACTORY,
+    SETTINGS,
     STATIC_KEYS,
+    TABLES,
+    USUAL,
     ConfigError,
-    OptimizerConfig,
-    Static,
-    StudyConfig,
-    TrainingConfig,
-    TrialConfig,
-    model_values,
-    read_model,
 )
+from fmnist.config.study import HYPERPARAMS, StudyConfig, model_values, read_model
+from fmnist.config.trial import OptimizerConfig, Static, TrainingConfig, TrialConfig
 from fmnist.functional.recipe import PLAIN
 from fmnist.functional.types import ModelConfig
 

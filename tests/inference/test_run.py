@@ -24,7 +24,8 @@ from strategies import tiny_data, tiny_study
 
 import fmnist
 from fmnist.config.results import EpochMetrics, TrialResult, history_csv, results_csv
-from fmnist.config.study import OptimizerConfig, StudyConfig
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import OptimizerConfig
 from fmnist.data import fashion_mnist, given
 from fmnist.functional.types import ModelConfig
 from fmnist.inference import trained

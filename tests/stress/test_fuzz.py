@@ -98,7 +98,7 @@ def test_fuzzer_detects_each_kind_of_fault(content, said, tmp_path, monkeypatch)
 
 # Any tables with any values
 
-words = st.text(max_size=12) | st.sampled_from([*SETTINGS, *studies.TABLES, *bad_input.NAMES])
+words = st.text(max_size=12) | st.sampled_from([*SETTINGS, *TABLES, *bad_input.NAMES])
 scalars = st.one_of(
     st.booleans(),
     st.integers(),
@@ -106,7 +106,7 @@ scalars = st.one_of(
     words,
 )
 values = st.recursive(scalars, lambda each: st.lists(each, max_size=3), max_leaves=6)
-tables = st.dictionaries(st.sampled_from(studies.TABLES) | words, st.dictionaries(words, values))
+tables = st.dictionaries(st.sampled_from(TABLES) | words, st.dictionaries(words, values))
 
 
 def toml(tables):

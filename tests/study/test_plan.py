@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist.config import widths
-from fmnist.config.study import StudyConfig, TrainingConfig
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import TrainingConfig
 from fmnist.reports.words import duration
 from fmnist.study import speeds
 from fmnist.study.plan import plan

@@ -13,7 +13,8 @@ from strategies import random_split
 
 import fmnist
 from fmnist.config.results import best_epoch
-from fmnist.config.study import OptimizerConfig, StudyConfig, TrainingConfig
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import OptimizerConfig, TrainingConfig
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap
 from fmnist.functional.types import ModelConfig

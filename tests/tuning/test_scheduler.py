@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from strategies import random_split
 
-from fmnist.config.study import OptimizerConfig, StudyConfig
+from fmnist.config.study import StudyConfig
+from fmnist.config.trial import OptimizerConfig
 from fmnist.engine import trainer
 from fmnist.functional.types import ModelConfig
 from fmnist.tuning import grid, origin, scheduler

@@ -156,7 +156,7 @@ def time_table(findings: Findings, phases: Mapping[str, float]) -> dict[str, Any
     spent = {name: s for name, s in phases.items() if s > 0}
     if not timed and not spent:
         return None
-    from fmnist.config.study import DYNAMIC_KEYS
+    from fmnist.config.settings import DYNAMIC_KEYS
 
     keys = [k for k, values in study.grid.items() if len(values) > 1 and k not in DYNAMIC_KEYS]
     groups = scores.grouped(study, timed, keys)
