@@ -57,10 +57,12 @@ def test_a_run_is_used_as_shown(tmp_path):
 
 
 def test_study_file_loads(tmp_path):
-    (text,) = blocks("toml")
+    text, cases = blocks("toml")
     path = tmp_path / "decay.toml"
     path.write_text(text, encoding="utf-8")
     assert loading.load_study(path).size == 36
+    path.write_text(text + cases, encoding="utf-8")
+    assert loading.load_study(path).size == 3 * 36
 
 
 ROOT = README.parent
@@ -76,7 +78,7 @@ def lines():
 def test_every_line_to_type_needs_nothing_activated(tmp_path):
     """It names a program of the system, or one that a line before it has made."""
     assert {argv[0] for argv in lines()} <= {"make", "python3", ".venv/bin/pip", ".venv/bin/python"}
-    (tmp_path / "decay.toml").write_text(*blocks("toml"), encoding="utf-8")
+    (tmp_path / "decay.toml").write_text("".join(blocks("toml")), encoding="utf-8")
     checked = set()
     for python, *argv in lines():
         if python == ".venv/bin/python":

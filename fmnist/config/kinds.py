@@ -53,6 +53,11 @@ NAME = Kind(
     "1 to 64 of the characters A-Z a-z 0-9 . _ -, the first a letter or a digit",
     lambda name: re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is not None,
 )
+CASE = Kind(
+    str,
+    "1 to 40 letters, digits, spaces and . _ + -, the first a letter or a digit",
+    lambda name: re.fullmatch(r"[A-Za-z0-9]([\w .+-]{0,38}[\w.+-])?", name, re.ASCII) is not None,
+)
 TEXT = Kind(str, "a text", lambda _: True)
 POSITIVE = Kind(float, "a finite number above 0", lambda x: x > 0)
 NOT_NEGATIVE = Kind(float, "a finite number, 0 or above", lambda x: x >= 0)

@@ -36,7 +36,7 @@ def load_study(
         if (name := study_file.factory_of(overrides)) is not None and isinstance(model, Mapping):
             data, sources = {**data, "model": {**model, FACTORY: name}}, {FACTORY: "--set"}
         settings = study_file.settings_in(data)
-        given, axes = study_file.split(data)
+        given, axes, cases = study_file.split(data)
         sources = {} if path is None else dict.fromkeys((*given, *axes), origin)
         for text in overrides:
             key, values = study_file.override(text, settings)
@@ -55,7 +55,7 @@ def load_study(
                 raise ConfigError(reason, "epochs", epochs, source="--epochs")
             sources["epochs"] = "--epochs"
             given["epochs"] = epochs
-        return build(given, axes)
+        return build(given, axes, cases)
     except ConfigError as error:
         named = dict.fromkeys(sources[key] for key in error.keys if key in sources)
         error.source = error.source or " and ".join(named) or origin
@@ -86,7 +86,7 @@ def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
     settings_a, settings_b = _flat(a), _flat(b)
     lines = [
         f"{key}: {settings_a.get(key, 'unused')} there, {settings_b.get(key, 'unused')} here"
-        for key in {**a.settings, **b.settings}
+        for key in {**a.settings, **b.settings, **settings_a, **settings_b}
         if settings_a.get(key) != settings_b.get(key)
     ]
     if set(a.grid) == set(b.grid) and list(a.grid) != list(b.grid):
@@ -95,5 +95,8 @@ def differences(a: StudyConfig, b: StudyConfig) -> list[str]:
 
 
 def _flat(config: StudyConfig) -> dict[str, str]:
-    tables = config.to_dict().values()
-    return {key: json.dumps(value) for table in tables for key, value in table.items()}
+    tables = config.to_dict()
+    cases = tables.pop("cases", {})
+    flat = {key: json.dumps(value) for table in tables.values() for key, value in table.items()}
+    order = {"cases": json.dumps([*cases])} if cases else {}
+    return flat | order | {f"case {name}": json.dumps(c) for name, c in cases.items()}

@@ -166,7 +166,7 @@ class Setting:
     """
 
     key: str
-    table: Literal["study", "model", "optimizer", "training"]
+    table: Literal["study", "model", "optimizer", "training", "cases"]
     role: Literal["study", "static", "dynamic"]
     kind: Kind
     need: Need | None = None
@@ -300,7 +300,7 @@ DYNAMIC_KEYS = tuple(key for key, setting in SETTINGS.items() if setting.role ==
 """Trials that differ only in these settings are lanes of one program, if they have the same ones of
 [training] at 0."""
 
-TABLES = ("study", "model", "optimizer", "training", "grid")
+TABLES = ("study", "model", "optimizer", "training", "cases", "grid")
 
 FACTORY = "factory"
 """The setting of [model] that names a factory; see :mod:`fmnist.config.factory`."""

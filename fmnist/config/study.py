@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any, Literal
 
-from fmnist.config import checks, factory, study_file
+from fmnist.config import cases, checks, factory, study_file
+from fmnist.config.cases import CASE, Cases
 from fmnist.config.factory import AnyModelConfig, FactoryConfig
 from fmnist.config.results import Point, Value
 from fmnist.config.settings import (
@@ -51,6 +53,8 @@ class StudyConfig:
             ``"test"`` set, or some of those to ``"train"`` on.
         seed, batch_size, model, optimizer, training: values of the settings that are not axes of
             the grid.
+        cases: the settings that each case has in place of those of the study, by its name. With
+            cases, the first axis of the grid is ``case``; the report compares them with the first.
         grid: values of each axis, in the order of the file; empty means one trial.
 
     Raises:
@@ -69,12 +73,16 @@ class StudyConfig:
     model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    cases: Cases = field(default_factory=dict, hash=False)
     grid: Mapping[str, tuple[Value, ...]] = field(
         default_factory=lambda: dict(BASELINE_GRID), hash=False
     )
+    _of_case: Mapping[str, StudyConfig] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        given = {key: self.setting(key) for key in self.settings}
+        given = {key: self.setting(key) for key in self.settings if key != CASE}
         missing = self._missing(given)
         values = {k: self.settings[k].read(v) for k, v in given.items() if k not in missing}
         for key, value in self._of_table("study", values).items():
@@ -82,8 +90,10 @@ class StudyConfig:
         object.__setattr__(self, "model", self._model(values))
         object.__setattr__(self, "optimizer", self._optimizer(values))
         object.__setattr__(self, "training", self._training(values))
-        grid = {key: read_axis(self.settings, key, raw) for key, raw in self.grid.items()}
-        object.__setattr__(self, "grid", grid)
+        axes = {key: raw for key, raw in self.grid.items() if key != CASE or not self.cases}
+        grid = {key: read_axis(self.settings, key, raw) for key, raw in axes.items()}
+        object.__setattr__(self, "cases", cases.read(self.settings, self.cases, grid))
+        object.__setattr__(self, "grid", {CASE: tuple(self.cases), **grid} if self.cases else grid)
         if self.size > MAX_POINTS:
             reason = f"has {self.size} points, at most {MAX_POINTS} are allowed"
             raise ConfigError(reason, "grid", also=tuple(self.grid))
@@ -92,10 +102,33 @@ class StudyConfig:
             if key in self.grid:
                 raise given_twice(self.settings[key], values[key])
         for key in missing:
-            if key not in self.grid:
+            if key not in self.grid and not self._in_every_case(key):
                 raise ConfigError("must be given, as its factory has no default for it", key)
+        object.__setattr__(self, "_of_case", {name: self._study_of(name) for name in self.cases})
         checks.check_effects(self, [*changed, *self.grid])
-        checks.check_combinations(self)
+        if self.cases:
+            cases.check(self, self._of_case)
+        else:
+            checks.check_combinations(self)
+
+    def _in_every_case(self, key: str) -> bool:
+        return bool(self.cases) and all(key in changed for changed in self.cases.values())
+
+    def _study_of(self, case: str) -> StudyConfig:
+        """Return the study of one case: its settings are fixed, and ``case`` is no axis."""
+        changed = self.cases[case]
+        fixed = {key: self.setting(key) for key in self.settings if key not in self.grid}
+        given = {**fixed, **changed}
+        for key in [*given]:
+            need = self.settings[key].need
+            idle = need is not None and need.key in given and not need.met(given[need.key])
+            if given[key] is None or (idle and key not in changed):
+                del given[key]
+        try:
+            return build(given, {key: axis for key, axis in self.grid.items() if key != CASE})
+        except ConfigError as error:
+            error.reason = f"{error.reason} (in case {case!r})"
+            raise
 
     def _missing(self, given: Mapping[str, Any]) -> list[str]:
         """Return the arguments of a factory that have no default and are not given.
@@ -115,7 +148,8 @@ class StudyConfig:
     def settings(self) -> Mapping[str, Setting]:
         """The settings of the study by name; those of its model depend on its factory."""
         model = self.model
-        return factory.settings_of(model.factory if isinstance(model, FactoryConfig) else None)
+        own = factory.settings_of(model.factory if isinstance(model, FactoryConfig) else None)
+        return {**own, CASE: cases.SETTING} if self.cases else own
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -183,6 +217,9 @@ class StudyConfig:
         """Return the settings of a point of the grid. Unused settings have their default."""
         if set(point) != set(self.grid) or any(point[key] not in self.grid[key] for key in point):
             raise ValueError(f"{dict(point)} is no point of the grid of {self.name}")
+        if self.cases:
+            rest = {key: value for key, value in point.items() if key != CASE}
+            return self._of_case[str(point[CASE])].trial(rest)
         values = {
             key: setting.read(point[key]) if key in point else self.setting(key)
             for key, setting in self.settings.items()
@@ -202,7 +239,11 @@ class StudyConfig:
             if key not in self.grid and any(checks.needs_met(self, key)):
                 value = self.setting(key)
                 tables[setting.table][key] = list(value) if isinstance(value, tuple) else value
-        tables["grid"] = {key: list(axis) for key, axis in self.grid.items()}
+        tables[cases.TABLE] = {
+            name: {key: list(v) if isinstance(v, tuple) else v for key, v in changed.items()}
+            for name, changed in self.cases.items()
+        }
+        tables["grid"] = {key: list(axis) for key, axis in self.grid.items() if key != CASE}
         return {table: entries for table, entries in tables.items() if entries}
 
     @classmethod
@@ -212,21 +253,29 @@ class StudyConfig:
 
     def to_toml(self) -> str:
         """Return the text of an equivalent study file with every setting."""
-        # TOML and JSON write names, numbers, booleans and flat lists of these in the same way.
         return "\n".join(
-            f"[{table}]\n" + "".join(f"{_key(k)} = {json.dumps(v)}\n" for k, v in entries.items())
+            f"[{table}]\n" + "".join(f"{_key(k)} = {_toml(v)}\n" for k, v in entries.items())
             for table, entries in self.to_dict().items()
         )
 
     def values(self, key: str) -> list[Any]:
         """Return the values that a setting has in the trials of the study."""
-        axis = self.grid.get(key)
-        return [self.setting(key)] if axis is None else list(map(self.settings[key].read, axis))
+        if key in self.grid:
+            return list(map(self.settings[key].read, self.grid[key]))
+        return list(dict.fromkeys(s.setting(key) for s in (*self._of_case.values(),) or (self,)))
 
 
 def _key(name: str) -> str:
     """Return a key as TOML writes it: an argument's name may have letters beyond ASCII."""
-    return name if name.isascii() else json.dumps(name, ensure_ascii=False)
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML writes it, in the same way as JSON but for a table."""
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    return json.dumps(value)
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -237,12 +286,15 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
+def build(
+    given: Mapping[str, Any], axes: Mapping[str, Any], of_cases: Cases | None = None
+) -> StudyConfig:
     """Make a configuration.
 
     Args:
         given: the settings that are not axes, by name.
         axes: the values of each axis.
+        of_cases: the settings of each case, by its name.
 
     Raises:
         ConfigError: A setting is invalid, has no effect, or does not fit another one.
@@ -258,6 +310,7 @@ def build(given: Mapping[str, Any], axes: Mapping[str, Any]) -> StudyConfig:
         model=FactoryConfig.of(model) if FACTORY in model else ModelConfig(**model),
         optimizer=OptimizerConfig(**of_table("optimizer")),
         training=TrainingConfig(**of_table("training")),
+        cases=of_cases or {},
         grid=axes,
     )
     # The constructor does not check settings that were given with their default value.
@@ -277,6 +330,6 @@ def read_model(table: object) -> AnyModelConfig:
     Raises:
         ConfigError: A setting is unknown or invalid.
     """
-    given, _ = study_file.split({"model": table})
+    given, *_ = study_file.split({"model": table})
     model = FactoryConfig.of(given) if FACTORY in given else ModelConfig(**given)
     return StudyConfig(model=model, grid={}).model

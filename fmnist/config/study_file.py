@@ -65,8 +65,8 @@ def settings_in(data: Mapping[str, Any]) -> Mapping[str, Setting]:
     return SETTINGS
 
 
-def split(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the tables of a study file into settings and axes of the grid.
+def split(data: object) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Split the tables of a study file into settings, axes of the grid and cases.
 
     Raises:
         ConfigError: A table or name is unknown, misplaced, or given twice.
@@ -76,11 +76,15 @@ def split(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = settings_in(data)
     given: dict[str, Any] = {}
     grid: dict[str, Any] = {}
+    cases: dict[str, Any] = {}
     for table, entries in data.items():
         if table not in TABLES:
             raise unknown(settings, "table", table, entries, TABLES)
         if not isinstance(entries, Mapping):
             raise ConfigError(f"must be a table: [{table}] and lines below it", table, entries)
+        if table == "cases":
+            cases |= entries
+            continue
         names = axes(settings) if table == "grid" else _names_in(settings, table)
         for key, value in entries.items():
             if key not in names:
@@ -89,7 +93,7 @@ def split(data: object) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in given:
         if key in grid:
             raise given_twice(settings[key], given[key])
-    return given, grid
+    return given, grid, cases
 
 
 def _names_in(settings: Mapping[str, Setting], table: str) -> list[str]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fmnist.config.cases import CASE
 from fmnist.config.results import TrialResult, Value, winner
 from fmnist.config.study import StudyConfig
 from fmnist.reports import scores
@@ -14,12 +15,12 @@ from fmnist.reports.comparison import CONFIDENCE, Interval, quantile
 
 
 class Effect(NamedTuple):
-    """What the value of an axis brings over that of the winner.
+    """What the value of an axis brings over that of the winner, or a case over the first one.
 
     Attributes:
         key: the axis.
         value: the value.
-        reference: the winner's value.
+        reference: the winner's value, or the first case.
         gain: the mean difference of the metric, positive if ``value`` is better.
         interval: the 95 % interval of the gain, on the same images; NaN with a single pair.
         pairs: how many pairs of trials differ in this axis alone.
@@ -41,6 +42,8 @@ class Effect(NamedTuple):
 
 def effects(study: StudyConfig, results: Sequence[TrialResult]) -> list[Effect]:
     """Compare each value of each axis with that of the winner, over all pairs of trials.
+
+    Cases are compared with the first one, which is the winner or not: it was not picked by chance.
 
     A pair has the same values of all other axes, the seed included. So the effect is that on
     average over the values of the other axes; an axis that only helps together with another may
@@ -65,7 +68,7 @@ def effects(study: StudyConfig, results: Sequence[TrialResult]) -> list[Effect]:
     }
     found = []
     for place, (key, values) in enumerate(study.grid.items()):
-        reference = best.point[key]
+        reference = values[0] if key == CASE else best.point[key]
         for value in values if key != "seed" else ():
             differences = [
                 known[point] - known[other]
@@ -88,25 +91,36 @@ def _effect(key: str, value: Value, reference: Value, differences: Sequence[floa
 
 
 def sentence(found: Sequence[Effect]) -> str:
-    """Say which of the winner's settings are better than others, and which are not told apart."""
+    """Say which settings and cases are better than others, and which are not told apart."""
+    told = [e for e in found if e.pairs > 1]
+    settings = _listed([e for e in told if e.key != CASE], reverse=True)
+    cases = _listed([e for e in told if e.key == CASE], reverse=False)
+    texts = []
+    if settings:
+        texts.append(
+            "Of the winner's settings, each on average over all pairs of trials that differ in "
+            f"nothing else: {settings} (each with 95% confidence, on the same images)."
+        )
+    if cases:
+        first = next(e.reference for e in told if e.key == CASE)
+        texts.append(
+            f"Compared with case {first!r}, over pairs of trials that differ in nothing else: "
+            f"{cases} (each with 95% confidence, on the same images)."
+        )
+    return " ".join(texts)
+
+
+def _listed(found: Sequence[Effect], *, reverse: bool) -> str:
+    """List effects by their verdict; reversed, it is the verdict on the reference."""
     parts = []
-    for verdict, text in (
-        ("worse", "better are {}"),
-        ("better", "worse are {}"),
-        ("not told apart", "not told apart are {}"),
-    ):
+    for said in ("better", "worse", "not told apart"):
+        turned = {"better": "worse", "worse": "better"}.get(said, said) if reverse else said
+        joint = "and" if said == "not told apart" else "than"
         named = [
-            f"{e.key} {e.reference} and {e.value}"
-            if verdict == "not told apart"
-            else f"{e.key} {e.reference} than {e.value}"
+            f"{e.key} {e.reference} {joint} {e.value}" if reverse else str(e.value)
             for e in found
-            if e.verdict == verdict and e.pairs > 1
+            if e.verdict == turned
         ]
         if named:
-            parts.append(text.format(", ".join(named)))
-    if not parts:
-        return ""
-    return (
-        "Of the winner's settings, each on average over all pairs of trials that differ in nothing "
-        f"else: {'; '.join(parts)} (each with 95% confidence, on the same images)."
-    )
+            parts.append(f"{said} are {', '.join(named)}")
+    return "; ".join(parts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fmnist.config import widths
+from fmnist.config import cases, widths
 from fmnist.config.results import label
 from fmnist.config.settings import IMAGES
 from fmnist.config.study import StudyConfig
@@ -38,6 +38,7 @@ def plan(config: StudyConfig, out: Path, max_lanes: int | None, device: torch.de
         f"study {config.name}: {counted(config.size, 'trial')} of "
         f"{counted(config.epochs, 'epoch')} of {images:,} images",
         f"fixed: {fixed(config)}",
+        *cases.explained(config),
         *widths.explained(config),
         f"device {device}, {_gigabytes(capacity.free_memory(device))} of memory free; "
         f"lanes: {lanes}",
@@ -56,7 +57,7 @@ def plan(config: StudyConfig, out: Path, max_lanes: int | None, device: torch.de
         static = {
             key: value
             for key, value in group[0][1].items()
-            if config.settings[key].role == "static"
+            if config.settings[key].role == "static" and all(p[key] == value for _, p, _ in group)
         }
         what = label(static) if static else f"batch size {trials[0].batch_size}"
         lines.append(
@@ -80,6 +81,7 @@ def fixed(config: StudyConfig) -> str:
     """The settings that are not axes and have an effect, on one line; no features that are off."""
     tables = config.to_dict()
     tables.pop("grid", None)
+    tables.pop("cases", None)
     del tables["study"]["name"], tables["study"]["epochs"]
     settings = {
         key: value

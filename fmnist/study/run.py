@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import torch
 
-from fmnist.config import loading, widths
+from fmnist.config import cases, loading, widths
 from fmnist.config.results import TrialResult
 from fmnist.config.study import SAMPLE, StudyConfig
 from fmnist.data import fashion_mnist, given
@@ -142,7 +142,7 @@ def run_study(
                 folder.confirm(study)
                 study.set_user_attr(DATA, dict(data_set))
                 progress.message(f"device {target}")
-                for line in widths.explained(config):
+                for line in (*cases.explained(config), *widths.explained(config)):
                     progress.message(line)
                 _compile(config, target, progress, phases)
                 examples = splits(config, dataset, target)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from fmnist.config import loading
 from fmnist.config import study as studies
-from fmnist.config.settings import SETTINGS
+from fmnist.config.settings import SETTINGS, TABLES
 from fmnist.data import fashion_mnist
 from fmnist.inference import pictures, trained
 from fmnist.rundir import models
