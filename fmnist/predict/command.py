@@ -26,6 +26,9 @@ PROG = "fmnist.predict"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
 """Which files of a folder are pictures; the name of a file that is named does not matter."""
 
+UNLIKE = "looks like nothing it was trained on"
+UNLIKE_OBJECT = "no single object found that looks like what it was trained on"
+
 LIKELIEST = 3
 NAME_WIDTH = 40
 
@@ -258,7 +261,7 @@ def _remark(item: Item, best: int, classes: Sequence[str]) -> str:
         right = best == about["label"]
         said.append("right" if right else f"wrong: {classes[about['label']]}")
     if about.get("unlike_training"):
-        said.append("looks like nothing it was trained on")
+        said.append(UNLIKE_OBJECT if about.get("cut") == "object" else UNLIKE)
     if about.get("cut") == "whole":
         said.append("no single object found")
     if about.get("turned"):

@@ -144,6 +144,12 @@ def test_an_unlike_picture_is_told_with_a_lower_confidence(run, known, tmp_path,
     lines = capsys.readouterr().out.splitlines()[1:]
     assert lines[0].endswith("   looks like nothing it was trained on")
     assert lines[1].endswith("   right; looks like nothing it was trained on")
+    photo = Image.new("L", (280, 210), 255)
+    photo.paste(Image.fromarray(255 - image).resize((112, 112)), (84, 49))
+    photo.save(tmp_path / "photo.png")
+    assert predict.main(["--run", str(run), str(tmp_path / "photo.png")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "   no single object found that looks like what it was trained on" in last
 
 
 def test_a_garment_that_was_turned_is_turned_back(run, tmp_path, capsys):
