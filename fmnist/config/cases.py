@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from fmnist.config import kinds
-from fmnist.config.settings import ConfigError, Setting, axes, unknown
+from fmnist.config.errors import ConfigError, unknown
+from fmnist.config.settings import Setting, axes
 
 if TYPE_CHECKING:
     from fmnist.config.study import StudyConfig

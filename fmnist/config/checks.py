@@ -8,8 +8,9 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from fmnist.config import factory
+from fmnist.config.errors import ConfigError, shown
 from fmnist.config.factory import FactoryConfig
-from fmnist.config.settings import FACTORY, IMAGES, ConfigError, shown
+from fmnist.config.settings import FACTORY, IMAGES
 
 if TYPE_CHECKING:
     from fmnist.config.study import StudyConfig

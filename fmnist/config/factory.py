@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from fmnist.config import kinds, source
+from fmnist.config.errors import ConfigError, clipped
 from fmnist.config.kinds import Kind
 from fmnist.config.results import RESULT_COLUMNS
-from fmnist.config.settings import FACTORY, SETTINGS, ConfigError, Setting, clipped
+from fmnist.config.settings import FACTORY, SETTINGS, Setting
 from fmnist.functional import cnn, features, outliers
 from fmnist.functional.cnn import CLASS_COUNT, IMAGE_SIZE
 from fmnist.functional.types import Model, ModelConfig, Params, State, hashable

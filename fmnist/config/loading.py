@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fmnist.config import study_file
-from fmnist.config.settings import FACTORY, ConfigError
+from fmnist.config.errors import ConfigError
+from fmnist.config.settings import FACTORY
 from fmnist.config.study import BASELINE_GRID, StudyConfig, build
 
 

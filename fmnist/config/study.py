@@ -12,19 +12,10 @@ from typing import Any, Literal
 
 from fmnist.config import cases, checks, factory, study_file
 from fmnist.config.cases import CASE, Cases
+from fmnist.config.errors import ConfigError, given_twice, unknown
 from fmnist.config.factory import AnyModelConfig, FactoryConfig
 from fmnist.config.results import Point, Value
-from fmnist.config.settings import (
-    FACTORY,
-    IMAGES,
-    SETTINGS,
-    TABLES,
-    ConfigError,
-    Setting,
-    given_twice,
-    read_axis,
-    unknown,
-)
+from fmnist.config.settings import FACTORY, IMAGES, SETTINGS, TABLES, Setting, read_axis
 from fmnist.config.trial import OptimizerConfig, TrainingConfig, TrialConfig
 from fmnist.functional.types import ModelConfig
 

@@ -8,19 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmnist.config.errors import ConfigError, clipped, given_twice, nearest, unknown
 from fmnist.config.factory import load
-from fmnist.config.settings import (
-    FACTORY,
-    SETTINGS,
-    TABLES,
-    ConfigError,
-    Setting,
-    axes,
-    clipped,
-    given_twice,
-    nearest,
-    unknown,
-)
+from fmnist.config.settings import FACTORY, SETTINGS, TABLES, Setting, axes
 
 MAX_BYTES = 1_000_000
 # The time of tomllib grows with the square of the number of parts of a key: 100 KB of a.a.a.a take

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fmnist.config import study as configs
-from fmnist.config.settings import ConfigError
+from fmnist.config.errors import ConfigError
 from fmnist.config.study import StudyConfig
 from fmnist.data.fashion_mnist import Dataset, holdout_split
 from fmnist.functional import ensembles

@@ -16,9 +16,9 @@ from jaxtyping import Float64
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fmnist.config.errors import clipped
 from fmnist.config.factory import build_model
 from fmnist.config.results import EpochMetrics, TrialResult, label, ranked, winner
-from fmnist.config.settings import clipped
 from fmnist.config.study import StudyConfig
 from fmnist.data import given
 from fmnist.data.fashion_mnist import CLASS_NAMES

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fmnist.config import loading
 from fmnist.config import study as configs
+from fmnist.config.errors import ConfigError, clipped, shown
 from fmnist.config.factory import AnyModelConfig, build_model, looks_and_logits
 from fmnist.config.results import EpochMetrics, Point, configuration, label
-from fmnist.config.settings import ConfigError, clipped, shown
 from fmnist.config.study import StudyConfig
 from fmnist.functional import outliers
 from fmnist.functional.cnn import CLASS_COUNT

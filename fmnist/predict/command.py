@@ -293,7 +293,7 @@ def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
 
 def _line(text: str) -> str:
     """The text on one line, without control characters, cut to 500."""
-    from fmnist.config.settings import clipped
+    from fmnist.config.errors import clipped
 
     return clipped(text, 500)
 

@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     runtime.prepare()
 
     from fmnist.config import loading
-    from fmnist.config.settings import IMAGES, ConfigError
+    from fmnist.config.errors import ConfigError
+    from fmnist.config.settings import IMAGES
     from fmnist.data import fashion_mnist
     from fmnist.functional.types import ModelConfig
     from fmnist.reports import publish

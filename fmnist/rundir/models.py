@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from fmnist.config.errors import clipped
 from fmnist.config.factory import AnyModelConfig, build_model, look_widths
-from fmnist.config.settings import clipped
 from fmnist.functional import cnn
 from fmnist.functional.cnn import CLASS_COUNT
 from fmnist.functional.outliers import PROTOTYPES, Familiar

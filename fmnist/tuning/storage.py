@@ -16,8 +16,8 @@ from optuna.storages._rdb.models import BaseModel
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist.config.errors import clipped
 from fmnist.config.loading import differences
-from fmnist.config.settings import clipped
 from fmnist.config.study import StudyConfig
 from fmnist.tuning import storage_errors
 from fmnist.tuning.patient_storage import PatientStorage

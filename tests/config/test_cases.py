@@ -14,9 +14,9 @@ from strategies import tiny_data, tiny_study
 
 import fmnist
 from fmnist.config import cases
+from fmnist.config.errors import ConfigError
 from fmnist.config.loading import differences, load_study
 from fmnist.config.results import EpochMetrics, TrialResult
-from fmnist.config.settings import ConfigError
 from fmnist.config.study import StudyConfig
 from fmnist.reports import effects
 from fmnist.study.plan import plan

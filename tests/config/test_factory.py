@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fmnist.config import factory, loading, source
 from fmnist.config import study as configs
+from fmnist.config.errors import ConfigError
 from fmnist.config.factory import FactoryConfig
-from fmnist.config.settings import ConfigError
 from fmnist.config.study import StudyConfig
 
 MODULE = """
