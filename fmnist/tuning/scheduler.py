@@ -14,18 +14,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-import optree
 import optuna
 import torch
-from torch import Tensor
 
-from fmnist.config.results import EpochMetrics, TrialResult, best_epoch, label
+from fmnist.config.results import EpochMetrics, TrialResult, label
 from fmnist.config.study import StudyConfig
 from fmnist.config.trial import TrialConfig
 from fmnist.engine import trainer
 from fmnist.engine.evaluation import evaluate
 from fmnist.functional import vmap
-from fmnist.functional.types import Metrics, Params, Split, State
+from fmnist.functional.types import Split
 from fmnist.tuning import grid
 from fmnist.tuning.capacity import MOST_LANES, lanes_that_fit, refuse_too_large
 from fmnist.tuning.events import (
@@ -36,6 +34,7 @@ from fmnist.tuning.events import (
     LanesHalved,
     TrialFinished,
 )
+from fmnist.tuning.keeping import best_so_far, epoch_metrics
 from fmnist.tuning.progress import Checkpointer, GroupProgress, lanes_of, program_of, user_errors
 from fmnist.utils import memory
 from fmnist.utils.errors import UserError
@@ -274,7 +273,7 @@ def _epochs(
             progress.at = event
         else:
             # First, as memory may run out here, and then the epoch is trained again.
-            kept = _best_so_far(config, progress, event) if config.keep == "best" else None
+            kept = best_so_far(config, progress, event) if config.keep == "best" else None
             metrics = _record_metrics(config, progress, event)
             progress.kept = kept
             progress.at = trainer.TrainerState(event.epoch, event.train_state)
@@ -311,28 +310,6 @@ def _record_metrics(
     return recorded
 
 
-def _best_so_far(
-    config: StudyConfig, progress: GroupProgress, epoch: trainer.EpochResult
-) -> tuple[Params, State]:
-    """Return what to evaluate of each lane at its best epoch, this one included."""
-    evaluated = epoch.train_state.evaluated
-    if progress.kept is None:
-        copy: tuple[Params, State] = optree.tree_map(torch.clone, evaluated)
-        return copy  # as a snapshot has both
-    own = epoch_metrics(epoch.train, epoch.validation)
-    better = []
-    for trial, metrics in zip(progress.trials, own, strict=True):
-        history = [*progress.histories.get(trial.number, []), metrics]
-        better.append(best_epoch(history, config.metric) == len(history))
-
-    def chosen(old: Tensor, new: Tensor) -> Tensor:
-        shape = (-1, *[1] * (new.dim() - 1))
-        return torch.where(torch.tensor(better, device=new.device).view(shape), new, old)
-
-    best: tuple[Params, State] = optree.tree_map(chosen, progress.kept, evaluated)
-    return best
-
-
 def _finish(config: StudyConfig, progress: GroupProgress, test: Split) -> list[TrialResult]:
     """Evaluate the lanes on the test set and return the results of their trials."""
     assert progress.at is not None
@@ -361,9 +338,3 @@ def _finish(config: StudyConfig, progress: GroupProgress, test: Split) -> list[T
             )
         )
     return results
-
-
-def epoch_metrics(train: Metrics, validation: Metrics) -> list[EpochMetrics]:
-    """Return the metrics of an epoch, lane by lane, as Python numbers."""
-    columns = (train.loss, train.accuracy, validation.loss, validation.accuracy)
-    return [EpochMetrics(*row) for row in torch.stack(columns, dim=1).tolist()]

@@ -113,7 +113,7 @@ def test_interrupted_studies_end_with_the_same_bits(tmp_path, monkeypatch, confi
 def test_memory_that_runs_out_while_the_best_is_kept_repeats_no_epoch(tmp_path, monkeypatch):
     config = dataclasses.replace(PLAIN, keep="best")
     whole, expected = run(config, tmp_path / "whole")
-    keep, calls = scheduler._best_so_far, []
+    keep, calls = scheduler.best_so_far, []
 
     def fails_once(config, progress, epoch):
         calls.append(epoch.epoch)
@@ -121,7 +121,7 @@ def test_memory_that_runs_out_while_the_best_is_kept_repeats_no_epoch(tmp_path, 
             raise torch.OutOfMemoryError("CUDA out of memory")
         return keep(config, progress, epoch)
 
-    monkeypatch.setattr(scheduler, "_best_so_far", fails_once)
+    monkeypatch.setattr(scheduler, "best_so_far", fails_once)
     results, finished = run(config, tmp_path / "halved")
     assert [r.history for r in results] == [r.history for r in whole]
     for number, event in finished.items():
