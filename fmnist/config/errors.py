@@ -147,9 +147,11 @@ def unknown(
 ) -> ConfigError:
     """Make the error for a name that is unknown or belongs to another table."""
     if key not in settings:
-        reason = f"unknown {kind}{nearest(key, names)}"
+        # A setting outside of a table resembles no table.
+        likely = names if kind != "table" or isinstance(value, Mapping) else ()
+        reason = f"unknown {kind}{nearest(key, likely)}"
         elsewhere = closest(key, settings)
-        if elsewhere and elsewhere not in names and not closest(key, names):
+        if elsewhere and elsewhere not in names and not closest(key, likely):
             reason += f"; did you mean {elsewhere} in [{settings[elsewhere].table}]?"
     elif "[grid]" in kind:
         reason = "cannot be an axis of the grid"

@@ -154,7 +154,7 @@ def _inspect(name: str, function: FunctionType) -> Factory:
     return Factory(function, settings, defaults, source.digest(name.partition(":")[0]))
 
 
-_COLUMNS = ("case", "cases", "grid", "number", "trial", "time", *RESULT_COLUMNS)
+_COLUMNS = ("case", "grid", "number", "trial", "time", *RESULT_COLUMNS)
 """Names of other columns in the tables of results."""
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

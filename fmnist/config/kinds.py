@@ -55,8 +55,10 @@ NAME = Kind(
 )
 CASE = Kind(
     str,
-    "1 to 40 letters, digits, spaces and . _ + -, the first a letter or a digit",
-    lambda name: re.fullmatch(r"[A-Za-z0-9]([\w .+-]{0,38}[\w.+-])?", name, re.ASCII) is not None,
+    "1 to 40 letters, digits, single spaces and . _ + -, the first a letter or a digit",
+    lambda name: (
+        re.fullmatch(r"(?=.{1,40}$)[A-Z0-9][\w.+-]*( [\w.+-]+)*", name, re.A | re.I) is not None
+    ),
 )
 TEXT = Kind(str, "a text", lambda _: True)
 POSITIVE = Kind(float, "a finite number above 0", lambda x: x > 0)

@@ -73,7 +73,8 @@ class StudyConfig:
     )
 
     def __post_init__(self) -> None:
-        given = {key: self.setting(key) for key in self.settings if key != CASE}
+        own = {key: setting for key, setting in self.settings.items() if key != CASE}
+        given = {key: self.setting(key) for key in own}
         missing = self._missing(given)
         values = {k: self.settings[k].read(v) for k, v in given.items() if k not in missing}
         for key, value in self._of_table("study", values).items():
@@ -81,9 +82,10 @@ class StudyConfig:
         object.__setattr__(self, "model", self._model(values))
         object.__setattr__(self, "optimizer", self._optimizer(values))
         object.__setattr__(self, "training", self._training(values))
-        axes = {key: raw for key, raw in self.grid.items() if key != CASE or not self.cases}
-        grid = {key: read_axis(self.settings, key, raw) for key, raw in axes.items()}
-        object.__setattr__(self, "cases", cases.read(self.settings, self.cases, grid))
+        # The axis that the cases make is there already in a copy of a study.
+        axes = {k: v for k, v in self.grid.items() if k != CASE or v != tuple(self.cases)}
+        grid = {key: read_axis(own, key, raw) for key, raw in axes.items()}
+        object.__setattr__(self, "cases", cases.read(own, self.cases, grid))
         object.__setattr__(self, "grid", {CASE: tuple(self.cases), **grid} if self.cases else grid)
         if self.size > MAX_POINTS:
             reason = f"has {self.size} points, at most {MAX_POINTS} are allowed"
@@ -98,7 +100,7 @@ class StudyConfig:
         object.__setattr__(self, "_of_case", {name: self._study_of(name) for name in self.cases})
         checks.check_effects(self, [*changed, *self.grid])
         if self.cases:
-            cases.check(self, self._of_case)
+            cases.check(self, self._of_case, changed)
         else:
             checks.check_combinations(self)
 
@@ -112,14 +114,14 @@ class StudyConfig:
         given = {**fixed, **changed}
         for key in [*given]:
             need = self.settings[key].need
-            idle = need is not None and need.key in given and not need.met(given[need.key])
-            if given[key] is None or (idle and key not in changed):
+            acts = need is None or any(
+                need.met(self.settings[need.key].read(value))
+                for value in self.grid.get(need.key, [given.get(need.key)])
+            )
+            if given[key] is None or not (acts or key in changed):
                 del given[key]
-        try:
+        with cases.blamed(case):
             return build(given, {key: axis for key, axis in self.grid.items() if key != CASE})
-        except ConfigError as error:
-            error.reason = f"{error.reason} (in case {case!r})"
-            raise
 
     def _missing(self, given: Mapping[str, Any]) -> list[str]:
         """Return the arguments of a factory that have no default and are not given.
@@ -229,6 +231,8 @@ class StudyConfig:
         for key, setting in self.settings.items():
             if key not in self.grid and any(checks.needs_met(self, key)):
                 value = self.setting(key)
+                if value is None:  # every case gives it
+                    continue
                 tables[setting.table][key] = list(value) if isinstance(value, tuple) else value
         tables[cases.TABLE] = {
             name: {key: list(v) if isinstance(v, tuple) else v for key, v in changed.items()}

@@ -74,9 +74,14 @@ def split(data: object) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
             raise ConfigError(f"must be a table: [{table}] and lines below it", table, entries)
         if table == "cases":
             cases |= entries
+            if not cases:
+                raise ConfigError("must have at least one case", table, entries)
             continue
         names = axes(settings) if table == "grid" else _names_in(settings, table)
         for key, value in entries.items():
+            if key == "case" and table == "grid":
+                reason = "is no axis to list: the table [cases] makes it"
+                raise ConfigError(reason, key, value)
             if key not in names:
                 raise unknown(settings, f"setting of [{table}]", key, value, names)
             (grid if table == "grid" else given)[key] = value

@@ -62,8 +62,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(reason, "factory", config.model.factory)
     if "bfloat16" in config.values("precision"):
         raise ConfigError("is not what the reference computes in", "precision", "bfloat16")
-    ragged = any((IMAGES - config.holdout) % size == 1 for size in config.values("batch_size"))
-    if ragged and True in config.values("linear_norm"):
+    trials = map(config.trial, config.points())
+    last = {(t.batch_size, getattr(t.model, "linear_norm", False)) for t in trials}
+    if any(norm and (IMAGES - config.holdout) % size == 1 for size, norm in last):
         reason = "leaves a last batch of one image, which BatchNorm1d of torch.nn refuses"
         raise ConfigError(reason, "batch_size", also=("linear_norm",))
     if config.keep != "last":

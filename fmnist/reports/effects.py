@@ -104,7 +104,7 @@ def sentence(found: Sequence[Effect]) -> str:
     if cases:
         first = next(e.reference for e in told if e.key == CASE)
         texts.append(
-            f"Compared with case {first!r}, over pairs of trials that differ in nothing else: "
+            f"Compared with case {first!r}, over pairs of trials that differ in the case alone: "
             f"{cases} (each with 95% confidence, on the same images)."
         )
     return " ".join(texts)

@@ -106,10 +106,7 @@ def _axes(study: StudyConfig) -> list[str]:
 
 
 def _all_failed(study: StudyConfig, results: Sequence[TrialResult]) -> str:
-    if "learning_rate" in study.grid:
-        used = sorted({result.point["learning_rate"] for result in results}, key=float)
-    else:
-        used = [study.optimizer.learning_rate]
+    used = sorted({study.trial(result.point).optimizer.learning_rate for result in results})
     said = f"{used[0]}" if len(used) == 1 else f"from {used[0]} to {used[-1]}"
     who = _all(len(results), "The only trial", "Both trials", "All {} trials")
     return f"{who} diverged, with learning_rate {said}; a lower one may not."
@@ -148,5 +145,5 @@ def _or(values: Sequence[Value], known: Sequence[Value]) -> str:
         return (
             f"{min(values, key=float)} or more" if end > 0 else f"{max(values, key=float)} or less"
         )
-    texts = [one_line(value) for value in values]
+    texts = [f'"{value}"' if " " in str(value) else one_line(value) for value in values]
     return " or ".join([", ".join(texts[:-1]), texts[-1]] if texts[1:] else texts)

@@ -42,6 +42,9 @@ def metrics(study: StudyConfig) -> list[str]:
 INTERVAL = "± 95%"
 """The column beside a selecting accuracy: half its 95 % interval, by the number of images."""
 
+WIDEST = 20
+"""Columns of a terminal that the values of an axis may take before they wrap."""
+
 TEST_IMAGES = int(FASHION_MNIST["test images"])
 
 
@@ -158,7 +161,7 @@ def results_table(
             Text(name if axis else name.replace(" ", "\n")),
             justify="left" if axis or name == "state" else "right",
             no_wrap=not axis,
-            min_width=max((len(str(value)) for value in study.grid.get(name, ())), default=None),
+            min_width=min(WIDEST, max(map(len, map(str, study.grid[name])))) if axis else None,
             overflow="fold",
         )
     best = pick_winner(results, study.metric)

@@ -37,7 +37,7 @@ def plan(config: StudyConfig, out: Path, max_lanes: int | None, device: torch.de
     lines = [
         f"study {config.name}: {counted(config.size, 'trial')} of "
         f"{counted(config.epochs, 'epoch')} of {images:,} images",
-        f"fixed: {fixed(config)}",
+        f"fixed{', where no case says otherwise' if config.cases else ''}: {fixed(config)}",
         *cases.explained(config),
         *widths.explained(config),
         f"device {device}, {_gigabytes(capacity.free_memory(device))} of memory free; "

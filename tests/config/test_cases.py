@@ -18,7 +18,7 @@ from fmnist.config.errors import ConfigError
 from fmnist.config.loading import differences, load_study
 from fmnist.config.results import EpochMetrics, TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.reports import effects
+from fmnist.reports import effects, failures
 from fmnist.study.plan import plan
 from fmnist.utils.errors import UserError
 
@@ -32,7 +32,9 @@ CHANGES = {
     "flip": st.sampled_from(["none", "random", "alternating"]),
     "schedule": st.sampled_from(["constant", "cosine"]),
 }
-names = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9 .+_-]{0,10}[A-Za-z0-9.+_-])?", fullmatch=True)
+names = st.from_regex(
+    r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,4}( [A-Za-z0-9.+_-]{1,4}){0,2}", fullmatch=True
+)
 table = st.dictionaries(
     names.filter("base".__ne__), st.fixed_dictionaries({}, optional=CHANGES), max_size=3
 ).map(lambda found: {"base": {}} | found)
@@ -103,24 +105,28 @@ def test_round_trips_and_differences(found):
 
 
 def test_settings_of_different_cases_are_not_combined():
-    found = {"cycle": {"schedule": "one-cycle", "warmup": 0.3}, "flat": {"schedule": "constant"}}
-    study = study_of(found, {"seed": [0]})
+    found = {"cycle": {"schedule": "one-cycle", "warmup": 0.3}, "flat": {}}
+    study = StudyConfig.from_dict({"cases": found, "grid": {"seed": [0]}})
     assert study.trial({"case": "flat", "seed": 0}).training.warmup == 0
     assert study.values("schedule") == ["one-cycle", "constant"]
-    assert study.values("floor") == [0.1, 0.0]
     with pytest.raises(ConfigError, match=r"schedule = .*needs a warmup.*case 'cycle'"):
-        study_of({"cycle": {"schedule": "one-cycle"}})
+        StudyConfig.from_dict({"cases": {"cycle": {"schedule": "one-cycle"}}})
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
         ([], "cases = .*must be a table"),
-        ({"a": 5}, "case a = 5: a case must be a table of settings"),
-        ({"a": {"lr": 0.1}}, "lr = 0.1: unknown setting of case 'a'; did you mean learning_rate"),
+        ({"a": 5}, "case = 5: a case must be a table of settings.* .in case 'a'."),
+        ({"a  b": {}}, "case = \"a  b\": must be 1 to 40 letters, digits, single spaces"),
+        ({}, "cases = {}: must have at least one case"),
+        ({"a": {"lr": 0.1}}, "lr = 0.1: unknown setting of a case; did you mean learning_rate"),
+        ({"a": {"case": "b"}}, "case = \"b\": unknown setting of a case .allowed: [^c]"),
         ({"a": {"epochs": 3}}, "epochs = 3: belongs in the table"),
-        ({"a": {"seed": 3}}, "seed = 3: is set by case 'a' and is an axis"),
-        ({"a": {"dropout": 2}}, "dropout = 2: must be a number from 0 to below 1"),
+        ({"a": {"padding": 1}}, "padding = 1: is an axis of .grid., too; .* .in case 'a'."),
+        ({"a": {"seed": 3}}, "seed = 3: is no setting of a case; make it an axis .in case 'a'."),
+        ({"a": {"dropout": 2}}, "dropout = 2: must be a number from 0 to below 1 .in case 'a'."),
+        ({"a": {"dropout": {}}}, "dropout = .*must be a number from 0 to below 1"),
         ({"a": {"dropout": [0.1, 0.2]}}, "dropout = .*must be a number"),
         ({"=a": {}}, "case = \"=a\": must be 1 to 40 letters"),
         ({" ": {}}, "must be 1 to 40 letters"),
@@ -131,7 +137,7 @@ def test_settings_of_different_cases_are_not_combined():
 )  # fmt: skip
 def test_a_wrong_case_is_refused_in_one_line(found, said):
     with pytest.raises(ConfigError, match=said) as raised:
-        study_of(found, {"seed": [0]})
+        study_of(found, {"padding": [0, 1]})
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -143,6 +149,84 @@ def test_case_is_no_axis_that_a_grid_lists(grid):
         StudyConfig.from_dict({"cases": {"a": {}}, "grid": grid})
 
 
+@pytest.mark.parametrize(
+    "axis",
+    [
+        {"algorithm": ["adam", "adamw"]}, {"algorithm": ["sgd"]}, {"hidden": ["none"]},
+        {"weight_decay": [0.0]}, {"schedule": ["constant"]}, {"batch_size": [10, 20]},
+    ],
+)  # fmt: skip
+def test_settings_that_nobody_gave_are_not_refused_beside_an_axis(axis):
+    study = StudyConfig.from_dict({"cases": {"a": {}, "b": {"shift": 1}}, "grid": axis})
+    for point in study.points():
+        (key,) = axis
+        shift = {"training": {"shift": int(point["case"] == "b")}}
+        alone = StudyConfig.from_dict({**shift, "grid": axis})
+        assert study.trial(point) == alone.trial({key: point[key]})
+
+
+@pytest.mark.parametrize("algorithms", [["sgd", "adam"], ["adam", "sgd"]])
+def test_cases_that_are_equal_somewhere_in_the_grid_are_refused(algorithms):
+    found = {"a": {}, "b": {"momentum": 0.9}}
+    with pytest.raises(ConfigError, match=r"trains the same as case 'a'"):
+        StudyConfig.from_dict({"cases": found, "grid": {"algorithm": algorithms}})
+
+
+@pytest.mark.parametrize(
+    ("found", "given", "said"),
+    [
+        ({"a": {"learning_rate": 0.1}, "b": {"learning_rate": 0.2}},
+         {"optimizer": {"learning_rate": 0.5}}, "learning_rate = 0.5: has no effect, as every"),
+        ({"a": {"schedule": "linear", "floor": 0.2}, "b": {}},
+         {"training": {"floor": 0.3}}, "floor = 0.3: has no effect, as every case"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_no_case_uses_is_refused(found, given, said):
+    with pytest.raises(ConfigError, match=said):
+        StudyConfig.from_dict({"cases": found, **given})
+
+
+def test_what_a_case_has_wrong_is_not_blamed_on_an_option(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("[cases]\na = {}\nb = { dropout = 5 }\n")
+    with pytest.raises(ConfigError) as raised:
+        load_study(path, overrides=["dropout=0.2"])
+    assert str(raised.value).startswith(f"{path}: dropout = 5: must be")
+    path.write_text("[cases]\na = {}\nb = { batch_size = 60000 }\n")
+    with pytest.raises(ConfigError) as raised:
+        load_study(path, overrides=["batch_size=200"])
+    assert str(raised.value).startswith(f"{path}: batch_size = 60000: must be at most 55000")
+
+
+def test_arguments_that_every_case_gives_need_no_default(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_cases.py").write_text(
+        "import fmnist\n"
+        "def mlp(width: int, depth: int = 1) -> fmnist.Model:\n"
+        "    return fmnist.cnn(channels=[width], hidden=[2] * depth)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = {"factory": "nets_of_cases:mlp"}
+    study = StudyConfig.from_dict({"model": model, "cases": {"a": {"width": 3}, "b": {"width": 4}}})
+    assert StudyConfig.from_dict(tomllib.loads(study.to_toml())) == study
+    assert "case b: width 4" in plan(study, tmp_path, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="width: must be given"):
+        StudyConfig.from_dict({"model": model, "cases": {"a": {"width": 3}, "b": {"depth": 2}}})
+
+
+def test_advice_after_failures_is_about_what_was_trained():
+    found = {"huge": {"learning_rate": 9.0}, "larger one": {"learning_rate": 20.0}}
+    study = StudyConfig(cases=found, grid={"seed": (0, 1)})
+    results = [TrialResult(n, point, "FAIL", ()) for n, point in enumerate(study.points())]
+    assert failures.advice(study, results) == (
+        "All 4 trials diverged, with learning_rate from 9.0 to 20.0; a lower one may not."
+    )
+    fine = EpochMetrics(0.1, 0.9, 0.5, 0.8)
+    results[:2] = [dataclasses.replace(r, state="COMPLETE", history=(fine,)) for r in results[:2]]
+    assert failures.advice(study, results) == (
+        'Both trials with case "larger one" diverged; those with huge did not.'
+    )
+
+
 def test_options_of_the_command_change_what_the_cases_share(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text('[cases]\n"as it is" = {}\nwide = { channels = [5, 6] }\n')
@@ -150,7 +234,7 @@ def test_options_of_the_command_change_what_the_cases_share(tmp_path):
     trials = [study.trial(point) for point in study.points()]
     assert [trial.model.channels for trial in trials] == [(12, 24), (12, 24), (5, 6), (5, 6)]
     assert {trial.model.dropout for trial in trials} == {0.25}
-    with pytest.raises(ConfigError, match=r"--set.*channels = .*is set by case 'wide'"):
+    with pytest.raises(ConfigError, match=r"channels = .*is an axis of .grid., too.*'wide'"):
         load_study(path, overrides=["channels=1-2,3-4"])
 
 

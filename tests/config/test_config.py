@@ -17,8 +17,8 @@ from fmnist.config import study_file
 from fmnist.config.errors import USUAL, ConfigError
 from fmnist.config.loading import differences, load_study
 from fmnist.config.settings import DYNAMIC_KEYS, FACTORY, SETTINGS, STATIC_KEYS, TABLES
-from fmnist.config.study import HYPERPARAMS, StudyConfig, model_values, read_model
-from fmnist.config.trial import OptimizerConfig, Static, TrainingConfig, TrialConfig
+from fmnist.config.study import StudyConfig, model_values, read_model
+from fmnist.config.trial import HYPERPARAMS, OptimizerConfig, Static, TrainingConfig, TrialConfig
 from fmnist.functional.recipe import PLAIN
 from fmnist.functional.types import ModelConfig
 
