@@ -35,6 +35,9 @@ OTHER_LINES = 7
 class Progress(AbstractContextManager["Progress"]):
     """Receives the events of a run. This class shows nothing; its subclasses show them."""
 
+    held_out = "validation"
+    """What stands for the validation images; see :func:`fmnist.reports.words.held_out`."""
+
     _variant = ""
 
     def __call__(self, event: events.Event) -> None:
@@ -186,14 +189,14 @@ class PlainProgress(_Live):
             low = min(self.accuracy.values())
             span = f"{decimals(low)} to " if len(self.accuracy) > 1 else ""
             top = f"{decimals(self.accuracy[best])} ({self.labels[best]})"
-            words.append(f"validation accuracy {span}{top},")
+            words.append(f"{self.held_out} accuracy {span}{top},")
         if failed := len(self.labels) - len(self.accuracy):
             words.append(f"{failed} failed,")
         self.message(" ".join([*words, f"{self._pace.rate:,.0f} images/s, {self.times()}"]))
 
     def trial(self, result: TrialResult) -> None:
         """Print how a trial ended."""
-        self.message(outcome(result))
+        self.message(outcome(result, self.held_out))
 
     def message(self, text: str) -> None:
         """Print a text on one line."""
@@ -243,7 +246,7 @@ class LiveProgress(_Live):
         """Print how a trial ended, above the display."""
         # Of a large group only failures are printed; the table at the end has every trial.
         if result.state != "COMPLETE" or len(self.labels) <= MOST_ROWS:
-            self.message(outcome(result))
+            self.message(outcome(result, self.held_out))
 
     def message(self, text: str) -> None:
         """Print a text above the display."""
@@ -267,7 +270,7 @@ class LiveProgress(_Live):
         table = Table(box=None, pad_edge=False, expand=False)
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("configuration", no_wrap=True, overflow="ellipsis", ratio=1)
-        table.add_column("validation accuracy", justify="right", min_width=8, overflow="fold")
+        table.add_column(f"{self.held_out} accuracy", justify="right", min_width=8, overflow="fold")
         roomy = self.console.width >= NARROW and not self.console.options.ascii_only
         if roomy:
             table.add_column("", no_wrap=True, min_width=min(self.epochs, SPARK))
@@ -297,12 +300,11 @@ def spark(values: Sequence[float], low: float, high: float) -> str:
     return "".join(blocks[round((value - low) * scale)] for value in values)
 
 
-def outcome(result: TrialResult) -> str:
-    """A line that says how a trial ended."""
+def outcome(result: TrialResult, held_out: str) -> str:
+    """A line that says how a trial ended; ``held_out`` is what stands for validation images."""
     name = f"trial {result.number} {result.label}:"
     if result.state != "COMPLETE":
         return f"{name} failed, {result.reason}"
-    return (
-        f"{name} validation accuracy {decimals(result.final.validation_accuracy)}, "
-        f"test accuracy {decimals(result.test_accuracy)}, {duration(result.seconds)}"
-    )
+    found = {held_out: result.final.validation_accuracy, "test": result.test_accuracy}
+    said = (f"{split} accuracy {decimals(accuracy)}" for split, accuracy in found.items())
+    return f"{name} {', '.join(said)}, {duration(result.seconds)}"

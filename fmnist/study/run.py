@@ -21,7 +21,7 @@ from fmnist.reports.dashboard.mirror import DashboardMirror
 from fmnist.reports.findings import Findings
 from fmnist.reports.tensorboard.mirror import TensorBoardMirror
 from fmnist.reports.terminal import Progress
-from fmnist.reports.words import counted
+from fmnist.reports.words import counted, held_out
 from fmnist.rundir.folder import RunFolder, opened
 from fmnist.study.process import LogTo, Observer, in_turn, quiet_optuna, shown
 from fmnist.study.speeds import SpeedRecorder
@@ -141,6 +141,7 @@ def run_study(
             if trains:
                 folder.confirm(study)
                 study.set_user_attr(DATA, dict(data_set))
+                progress.held_out = held_out(config)
                 progress.message(f"device {target}")
                 for line in (*cases.explained(config), *widths.explained(config)):
                     progress.message(line)

@@ -265,6 +265,23 @@ def test_plain_lines_are_flushed_and_literal(monkeypatch):
     assert set(range(1, len(lines) + 1)) <= set(flushed)
 
 
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [
+        ("sample", "sample accuracy 0.8000, test accuracy 0.8500"),
+        ("test", "test accuracy 0.8500"),
+    ],
+)
+def test_lines_name_what_stands_for_validation(held_out, said):
+    with make_progress(False, Console(file=io.StringIO())) as progress:
+        progress.held_out = held_out
+        play(progress)
+    text = progress.console.file.getvalue()
+    assert "validation" not in text
+    assert f"epoch 1/2: {held_out} accuracy 0.8000 to 0.8001" in text
+    assert f"trial 0 seed=0: {said}, 20 s" in text
+
+
 def test_plain_is_chosen_for_a_log_even_with_colours_forced(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert isinstance(make_progress(False), PlainProgress)
