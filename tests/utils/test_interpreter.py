@@ -119,7 +119,8 @@ def test_without_an_environment_make_is_named(tmp_path, monkeypatch):
     assert done.stdout == "a $b.png|--json|"
 
 
-def test_a_driver_that_is_not_installed_is_named_with_its_package(tmp_path):
+def test_a_driver_that_is_not_installed_is_named_with_its_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of the interpreter is relative to it
     done = call("study", "--storage", "mysql://127.0.0.1/d", "--out", "run", cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
