@@ -83,7 +83,8 @@ class StudyConfig:
         object.__setattr__(self, "optimizer", self._optimizer(values))
         object.__setattr__(self, "training", self._training(values))
         # The axis that the cases make is there already in a copy of a study.
-        axes = {k: v for k, v in self.grid.items() if k != CASE or v != tuple(self.cases)}
+        made = (CASE, tuple(self.cases)) if self.cases else ()
+        axes = {key: raw for key, raw in self.grid.items() if (key, raw) != made}
         grid = {key: read_axis(own, key, raw) for key, raw in axes.items()}
         object.__setattr__(self, "cases", cases.read(own, self.cases, grid))
         object.__setattr__(self, "grid", {CASE: tuple(self.cases), **grid} if self.cases else grid)

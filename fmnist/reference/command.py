@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.functional.types import ModelConfig
     from fmnist.reports import publish
     from fmnist.reports.findings import Findings
-    from fmnist.reports.markdown import print_outcome
+    from fmnist.reports.outcome import print_outcome
     from fmnist.rundir import places
     from fmnist.rundir.folder import opened_for_reference
     from fmnist.study.run import splits

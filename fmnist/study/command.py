@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         _load_libraries()
 
     from fmnist.config import loading
-    from fmnist.reports.markdown import print_outcome
+    from fmnist.reports.outcome import print_outcome
     from fmnist.reports.terminal import make_progress
     from fmnist.rundir import places
     from fmnist.study.run import run_study

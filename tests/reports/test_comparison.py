@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fmnist.config.results import EpochMetrics, TrialResult, by_configuration, ranked, winner
 from fmnist.config.study import StudyConfig
-from fmnist.reports import colours, heatmap, markdown, scores, words
+from fmnist.reports import colours, heatmap, rows, scores, words
 from fmnist.reports.comparison import compare, quantile, wilson
 from fmnist.reports.confusion import recognition
 from fmnist.reports.dashboard.notes import TimePlot
@@ -105,9 +105,9 @@ def test_no_view_contradicts_another(case, images):
     assert (first.behind == 0) == comparison.known
     assert not first.tied
     assert f"trial {best.number}" in words.winner_sentence(study, best, comparison, 10).lower()
-    rows = [*markdown.table_rows(study, ordered, best, comparison)]
-    assert [won for _, won, _ in rows] == [True] + [False] * (len(rows) - 1)
-    for result, _, cells in rows[1:]:
+    found = [*rows.table_rows(study, ordered, best, comparison)]
+    assert [won for _, won, _ in found] == [True] + [False] * (len(found) - 1)
+    for result, _, cells in found[1:]:
         standing = comparison.of[result.number]
         assert (cells["state"] == "tied") == (standing.tied and result.state == "COMPLETE")
     heat = comparison.cells(study, ["learning_rate"])

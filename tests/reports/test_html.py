@@ -28,7 +28,7 @@ from PIL import Image
 from fmnist.config.results import EpochMetrics, TrialResult, ranked, results_csv, winner
 from fmnist.config.study import StudyConfig
 from fmnist.functional.types import Split
-from fmnist.reports import markdown, words
+from fmnist.reports import rows, words
 from fmnist.reports.comparison import compare
 from fmnist.reports.confusion import confusion_matrix
 from fmnist.reports.findings import Outputs
@@ -108,10 +108,10 @@ def test_the_numbers_are_those_of_the_results(tmp_path):
     results = results_of(STUDY, fail=(1,))
     page = written(tmp_path, results=results)
     outline, best = Outline(page), winner(results, "validation_accuracy")
-    assert outline.tables[0][0] == markdown.table_header(STUDY)
+    assert outline.tables[0][0] == rows.table_header(STUDY)
     comparison, ordered = compare(STUDY, results, 5000), ranked(results, STUDY.metric)
     assert outline.tables[0][1:] == [
-        markdown.table_row(STUDY, result, result is best, comparison) for result in ordered
+        rows.table_row(STUDY, result, result is best, comparison) for result in ordered
     ]
     text = visible(page)
     assert words.winner_sentence(STUDY, best, comparison, 300) in text
@@ -494,7 +494,7 @@ HEADS = "document.querySelectorAll('#results th[aria-sort]')"
 
 
 def test_a_header_sorts_by_click_and_by_key(shown):
-    column = markdown.table_header(STUDY).index("validation accuracy")
+    column = rows.table_header(STUDY).index("validation accuracy")
     wanted = sorted(shown.js(COLUMN.format(column)), reverse=True)
     wanted = [text for text in wanted if text != "-"]
     assert shown.js(f"{HEADS}[{column}].getAttribute('aria-sort')") == "descending"
@@ -508,7 +508,7 @@ def test_a_header_sorts_by_click_and_by_key(shown):
     states = shown.js(f"[...{HEADS}].map(h => h.getAttribute('aria-sort'))")
     assert [state != "none" for state in states] == [i == column for i in range(len(states))]
     assert states[column] == "descending"
-    loss = markdown.table_header(STUDY).index("validation loss")
+    loss = rows.table_header(STUDY).index("validation loss")
     shown.js(f"{HEADS}[{loss}].querySelector('button').click()")
     losses = [text for text in shown.js(COLUMN.format(loss)) if text != "-"]
     assert losses == sorted(losses)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fmnist.config.results import EpochMetrics, TrialResult
 from fmnist.config.study import StudyConfig
-from fmnist.reports import commands, markdown, words
+from fmnist.reports import commands, markdown, outcome, words
 from fmnist.reports.comparison import compare
 from fmnist.reports.findings import Outputs
 from fmnist.reports.terminal import LiveProgress, PlainProgress, make_progress, spark
@@ -167,7 +167,7 @@ def test_passwords_are_not_shown(tmp_path):
 
 def table(study, fail=()):
     results = results_of(study, fail)
-    return markdown.results_table(study, results, compare(study, results, 5000))
+    return outcome.results_table(study, results, compare(study, results, 5000))
 
 
 def test_commands_of_a_report_find_a_storage_that_was_named_from_elsewhere(tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_print_outcome_ends_with_the_commands(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "study.db").touch()
     console = Console(file=io.StringIO())
-    markdown.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
+    outcome.print_outcome(STUDY, results_of(STUDY), tmp_path, None, console)
     lines = console.file.getvalue().splitlines()
     assert lines[-3:] == [
         f"{interpreter.python()} -m fmnist.view {tmp_path}",

@@ -15,7 +15,7 @@ from typing import Any
 
 from fmnist.config.results import TrialResult, rank, ranked
 from fmnist.config.study import StudyConfig
-from fmnist.reports import markdown, scores, words
+from fmnist.reports import markdown, rows, scores, words
 from fmnist.reports.colours import HUES, hues
 from fmnist.reports.findings import Findings
 from fmnist.reports.markdown import MARK as WARNING
@@ -116,7 +116,7 @@ def results(findings: Findings, figures: Mapping[str, str], page: str) -> str:
     study, number, comparison = findings.config, len(findings.results), findings.comparison
     tested = len(findings.dataset.test.labels)
     best = ranked(findings.results, study.metric)[:MOST_ROWS]
-    header, link = markdown.short_header(study), f"[{{}}]({page}/trials?numbers={{}})"
+    header, link = rows.short_header(study), f"[{{}}]({page}/trials?numbers={{}})"
     return joined(
         f"# Study {escape(study.name)}",
         protocol_note(study, WARNING),

@@ -15,7 +15,7 @@ from fmnist.reports import scores, words
 from fmnist.reports.comparison import SCALE, Standing
 from fmnist.reports.findings import Findings
 from fmnist.reports.html.curves import place
-from fmnist.reports.markdown import exact, table_header, table_rows
+from fmnist.reports.rows import exact, table_header, table_rows
 
 MOST_ROWS = 2000
 """Rows of a table, at most. The page says how many are left out; results.csv has all of them."""
