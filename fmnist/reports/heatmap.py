@@ -21,6 +21,9 @@ from fmnist.reports.canvas import ACCENT, sheet
 from fmnist.reports.comparison import SCALE, Comparison, Standing
 from fmnist.reports.words import short
 
+LONGEST = 40
+"""Characters of a value: those of a case's name, so that no two look the same."""
+
 
 def draw(comparison: Comparison, study: StudyConfig, path: Path) -> Path:
     """Draw the grid over its first two axes of several values, but the seed.
@@ -39,20 +42,25 @@ def draw(comparison: Comparison, study: StudyConfig, path: Path) -> Path:
     keys = scores.map_axes(study)
     front, hidden = keys[:2], keys[2:]
     row_key, column_key = ([None, None, *front])[-2:]
-    rows = [short(value, 16) for value in study.grid[row_key]] if row_key else [""]
-    columns = [short(value, 16) for value in study.grid[column_key]] if column_key else ["single"]
+    rows = [short(value, LONGEST) for value in study.grid[row_key]] if row_key else [""]
+    columns = ["single"]
+    if column_key:
+        columns = [short(value, LONGEST) for value in study.grid[column_key]]
     if not column_key and comparison.standings:
         columns = [short(label(comparison.standings[0].point), 60)]
     mean = "mean " if len(study.grid.get("seed", ())) > 1 else ""
     over = f", at the best {', '.join(hidden)}" if hidden else ""
     title = f"{study.name}: {mean}{words.metric_name(study)}{over}"
-    size = (np.clip(2.8 + len(columns), 6.4, 13), np.clip(1.8 + 0.7 * len(rows), 2.7, 11))
+    width, longest = float(np.clip(2.8 + len(columns), 6.4, 13)), max(map(len, columns))
+    turned = longest * 0.09 > (width - 2) / len(columns)  # inches
+    below = 0.08 * max(0, longest - 16) if turned else 0.0
+    size = (width, float(np.clip(1.8 + 0.7 * len(rows), 2.7, 11)) + below)
     cells, shape = [*comparison.cells(study, front).values()], (len(rows), len(columns))
     found = [cell[0].score if cell else math.nan for cell in cells]
     if comparison.known:
         values = np.array([SCALE - SCALE * comparison.closeness(cell[0]) if cell else math.nan
                            for cell in cells])  # fmt: skip
-        colours, low, high, named = "crest_r", 0.0, SCALE, "standard errors behind the best"
+        colours, low, high, named = "crest_r", 0.0, SCALE, "standard errors\nbehind the best"
     else:
         values, named = np.array(found), words.metric_name(study)
         colours = "crest" if study.direction == "maximize" else "crest_r"  # the better, the darker
@@ -94,7 +102,7 @@ def draw(comparison: Comparison, study: StudyConfig, path: Path) -> Path:
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
         axes.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
-        if max(map(len, columns)) * 0.09 > (size[0] - 2) / len(columns):  # inches
+        if turned:
             axes.tick_params(axis="x", rotation=60)
     return path
 
