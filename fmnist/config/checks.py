@@ -48,8 +48,8 @@ def check_combinations(study: StudyConfig) -> None:
 
     Raises:
         ConfigError: A model cannot be made or is not the one of the run, a batch is larger than
-            the training set, ``nesterov`` has no momentum, ``one-cycle`` no warm-up, or the best
-            epoch no images to be chosen by.
+            the training set, ``nesterov`` has no momentum, ``one-cycle`` no warm-up, the best epoch
+            no images to be chosen by, or the test set stands for validation and is not to be seen.
     """
     if isinstance(study.model, FactoryConfig):
         _check_factory(study, study.model)
@@ -67,6 +67,11 @@ def check_combinations(study: StudyConfig) -> None:
     if study.validation_is_trained and study.keep == "best":
         reason = 'needs images that are not trained on, which validation = "train" has not'
         raise ConfigError(reason, "keep", "best", also=("validation",))
+    if study.validation_is_test and not study.test:
+        reason = (
+            'needs a holdout above 0 or validation = "train": else each epoch sees the test set'
+        )
+        raise ConfigError(reason, "test", False, also=("holdout", "validation"))
     if ("one-cycle", 0.0) in product(study.values("schedule"), study.values("warmup")):
         reason = "needs a warmup above 0 in every trial of one-cycle, such as 0.3"
         raise ConfigError(reason, "schedule", "one-cycle", also=("warmup",))

@@ -138,6 +138,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("metric_window", "study", "study", kinds.integer(1, 1000), need=_KEEPS_LAST),
         Setting("keep", "study", "study", kinds.choice("last", "best")),
         Setting("validation", "study", "study", kinds.choice("test", "train"), need=_NOTHING_HELD),
+        Setting("test", "study", "study", kinds.SWITCH),
         Setting("seed", "study", "dynamic", kinds.integer(0, 2**32 - 1)),
         Setting("batch_size", "study", "static", kinds.integer(1, IMAGES)),
         Setting("channels", "model", "static", kinds.integers(1, 4, 1024, '[12, 24] or "12-24"')),

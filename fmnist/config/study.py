@@ -42,6 +42,8 @@ class StudyConfig:
             ``"last"``, or of the one that is ``"best"`` by the metric.
         validation: what stands for the validation images if none are held out: those of the
             ``"test"`` set, or some of those to ``"train"`` on.
+        test: whether each trial is evaluated on the test set at its end. False keeps the test set
+            unseen, for a study that chooses what another one reports.
         seed, batch_size, model, optimizer, training: values of the settings that are not axes of
             the grid.
         cases: the settings that each case has in place of those of the study, by its name. With
@@ -60,6 +62,7 @@ class StudyConfig:
     metric_window: int = 1
     keep: str = "last"
     validation: str = "test"
+    test: bool = True
     batch_size: int = 100
     model: AnyModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -46,11 +46,12 @@ def html(study: StudyConfig, lines: Sequence[Line], winner: int | None, sentence
         sentence: what is said of the run as a whole.
     """
     shown = [*lines[:ROWS], *(line for line in lines[ROWS:] if line.cells["number"] == winner)]
+    tested = ["test_accuracy"] if study.test else []
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE).render(
         study=study,
         sentence=sentence,
-        columns=["number", *study.grid, study.metric, "test_accuracy", "state"],
+        columns=["number", *study.grid, study.metric, *tested, "state"],
         shown=shown,
         more=len(lines) - len(shown),
         winner=winner,

@@ -80,10 +80,13 @@ def measure(run: Path, dataset: Dataset, members: str) -> Found:
             :func:`fmnist.functional.ensembles.greedy`.
 
     Raises:
-        UserError: ``members`` is none of these; the run has no such members, or held out no
-            images to choose by; it was trained on other data; or a file is missing or damaged.
+        UserError: The study keeps the test set unseen; ``members`` is none of these; the run has no
+            such members, or held out no images to choose by; it was trained on other data; or a
+            file is missing or damaged.
     """
     study, lines = trained.read_results(run)
+    if not study.test:
+        raise UserError(f"{run}: its study keeps the test set unseen (test = false)")
     held_out = _held_out(study, dataset)
     candidates, most = _candidates(run, study, lines, members, held_out)
     on_test = _probabilities(candidates, dataset.test)

@@ -237,7 +237,7 @@ class Run:
             return f"{trials}; {error}"
         if won is None:
             return f"{trials}, none is complete"
-        shown = [self.config.metric, "test_accuracy"]
+        shown = [self.config.metric, *(["test_accuracy"] if self.config.test else [])]
         metrics = ", ".join(f"{name} {won.metrics.get(name, np.nan):.4f}" for name in shown)
         return f"{trials}, winner {won.number} ({label(self._line(won.number).point)}), {metrics}"
 

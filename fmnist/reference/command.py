@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.reports.outcome import print_outcome
     from fmnist.rundir import places
     from fmnist.rundir.folder import opened_for_reference
-    from fmnist.study.run import splits
+    from fmnist.study.run import shown_to, splits
     from fmnist.tuning import storage_errors
     from fmnist.utils import provenance
     from fmnist.utils.device import cuda_arithmetic, find_device
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     device = find_device(args.device)
     command_line.outlive_output("the study")
     with storage_errors.translated(out), opened_for_reference(out, config) as folder:
-        dataset = fashion_mnist.load(args.data)
+        dataset = shown_to(config, fashion_mnist.load(args.data))
         examples = splits(config, dataset, device)
         began = time.perf_counter()
         results = []
@@ -150,15 +150,17 @@ def _train(
             reason = f"the loss was not finite in epoch {epoch.epoch}"
             break
         history.append(metrics)
-    test_loss, test_accuracy = numbers(evaluate(epoch.network, examples.test))
+    test_loss = test_accuracy = math.nan
+    if folder.config.test and not reason:
+        test_loss, test_accuracy = numbers(evaluate(epoch.network, examples.test))
     folder.save_model(number, *from_module(epoch.network))
     return TrialResult(
         number=number,
         point=point,
         state="FAIL" if reason else "COMPLETE",
         history=tuple(history),
-        test_loss=math.nan if reason else test_loss,
-        test_accuracy=math.nan if reason else test_accuracy,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
         seconds=time.perf_counter() - began,
         reason=reason,
         window=folder.config.metric_window,

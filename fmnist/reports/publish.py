@@ -106,7 +106,8 @@ def publish(
         model = findings.config.trial(best.point).model
         params, state = models.load_model(models.model_path(out, best.number), model)
         made += _write_best(out, findings, best, params, state)
-        test = findings.dataset.test
+    test = findings.dataset.test
+    if best is not None and len(test.labels):
         seen = outputs(params, state, test, model)
         findings = replace(findings, outputs=seen)
         assert findings.confusion is not None
@@ -193,7 +194,7 @@ def _write_best(
         "point": dict(best.point),
         "model": model_values(model),
         config.metric: getattr(best.final, config.metric),
-        "test_accuracy": best.test_accuracy,
+        **({"test_accuracy": best.test_accuracy} if config.test else {}),
         "classes": list(findings.classes),
     }
     standing = findings.comparison.of[best.number]

@@ -27,6 +27,8 @@ def table_header(study: StudyConfig) -> list[str]:
     shown = metrics(study)
     if study.validation_is_test:
         del shown[2:4]
+    if not study.test:
+        del shown[4:]
     if study.metric == "validation_accuracy":
         shown.insert(shown.index(metric_name(study)) + 1, INTERVAL)
     return ["trial", *study.grid, *shown, "epochs", "time", "state"]

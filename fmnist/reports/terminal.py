@@ -306,5 +306,6 @@ def outcome(result: TrialResult, held_out: str) -> str:
     if result.state != "COMPLETE":
         return f"{name} failed, {result.reason}"
     found = {held_out: result.final.validation_accuracy, "test": result.test_accuracy}
-    said = (f"{split} accuracy {decimals(accuracy)}" for split, accuracy in found.items())
+    known = {split: accuracy for split, accuracy in found.items() if math.isfinite(accuracy)}
+    said = (f"{split} accuracy {decimals(accuracy)}" for split, accuracy in known.items())
     return f"{name} {', '.join(said)}, {duration(result.seconds)}"

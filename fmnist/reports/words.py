@@ -15,6 +15,7 @@ from fmnist.reports.comparison import Comparison, Interval, Standing, wilson
 from fmnist.reports.confusion import most_confused
 from fmnist.reports.scores import score
 
+UNSEEN = "The test set was not looked at."
 TEST_WAS_SEEN = "holdout = 0: the test set was looked at every epoch"
 """The note on every table and figure of a study without a validation set."""
 
@@ -141,6 +142,8 @@ def winner_sentence(
         )
     if study.validation_is_test:
         return f"{text} The test set itself chose it, so this figure is optimistic."
+    if not study.test:
+        return f"{text} {UNSEEN}"
     accuracy, whose = winner.test_accuracy, "that trial's" if seeded else "its"
     known = math.isfinite(accuracy) and tested
     within = f" (95% interval {interval(wilson(accuracy, tested))})" if known else ""
@@ -162,6 +165,8 @@ def _tested_sentence(best: Standing, tested: int, configurations: int) -> str:
             f"Nothing was held out: of {configurations:,} configurations, this one is the best on "
             "a sample of the training images, by which nothing should be chosen."
         )
+    if not found:
+        return f"{begin} {UNSEEN}"
     return (
         f"{begin} {one_line(label(best.point))}: the mean accuracy on the test set over "
         f"{counted(len(found), 'trial')} is {decimals(mean)}{spread or within}."
@@ -223,14 +228,17 @@ def protocol_sentences(study: StudyConfig) -> str:
         return (
             f"Every trial trains for {epochs} on all training images, unless it fails. What stands "
             "where validation would is a sample of these images, so it says nothing about new "
-            "ones, and no configuration should be chosen by it. The test set was evaluated once a "
-            "trial, at its end."
+            "ones, and no configuration should be chosen by it. "
+            + ("The test set was evaluated once a trial, at its end." if study.test else UNSEEN)
         )
+    tested = (
+        "The test set was evaluated once a trial, at its end; it is reported and was never used to "
+        "choose."
+    )
     return (
         f"Every trial trains for {epochs}, unless it fails. {study.holdout:,} images, the same for "
         f"every trial, were held out from training: the {metric_name(study)} on them "
-        f"{when(study)} picks the winner. The test set was evaluated once a trial, at its end; it "
-        "is reported and was never used to choose."
+        f"{when(study)} picks the winner. {tested if study.test else UNSEEN}"
     )
 
 

@@ -38,6 +38,13 @@ from fmnist.utils.phases import Phases
 from fmnist.utils.signals import Stop
 
 
+def shown_to(config: StudyConfig, dataset: Dataset) -> Dataset:
+    """Return the data set, without test images if the study is not to see them."""
+    if config.test:
+        return dataset
+    return dataset._replace(test=Split(*(each[:0] for each in dataset.test)))
+
+
 def splits(config: StudyConfig, dataset: Dataset, device: torch.device) -> Splits:
     """Return the examples of a study on a device."""
     training, validation = fashion_mnist.holdout_split(dataset.train, config.holdout)
@@ -128,7 +135,7 @@ def run_study(
             progress.message(f"continuing: {_complete(done, config)}")
         phases = Phases(_mapping(study, PHASES, int | float))
         with phases("reading the data"):
-            dataset = dataset or fashion_mnist.load(data)
+            dataset = shown_to(config, dataset or fashion_mnist.load(data))
         before = facts = _mapping(study, FACTS, str)
         if trains or facts is None:  # without training, the facts of the last one are kept
             facts = provenance.facts(command, target, None, dataset.source)

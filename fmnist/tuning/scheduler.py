@@ -311,15 +311,17 @@ def _record_metrics(
 
 
 def _finish(config: StudyConfig, progress: GroupProgress, test: Split) -> list[TrialResult]:
-    """Evaluate the lanes on the test set and return the results of their trials."""
+    """Return the results of the trials, evaluated on the test set unless it is to stay unseen."""
     assert progress.at is not None
     began = time.perf_counter()
     trained = progress.kept or progress.at.train_state.evaluated
-    model = program_of(progress.trials[0].config).model
-    with user_errors(progress.trials[0].config):
-        params, state = trained
-        tested = evaluate(model, params, state, test)
-    test_loss, test_accuracy = tested.loss, tested.accuracy
+    test_loss = test_accuracy = torch.full((len(progress.trials),), math.nan)
+    if config.test:
+        model = program_of(progress.trials[0].config).model
+        with user_errors(progress.trials[0].config):
+            params, state = trained
+            tested = evaluate(model, params, state, test)
+        test_loss, test_accuracy = tested.loss, tested.accuracy
     results = []
     for lane, trial in enumerate(progress.trials):
         failed = trial.number in progress.failed

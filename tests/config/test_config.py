@@ -114,6 +114,11 @@ def test_best_epoch_needs_images_that_are_not_trained_on():
         StudyConfig(holdout=0, validation="train", keep="best")
 
 
+def test_a_test_set_that_stands_for_validation_is_not_unseen():
+    with pytest.raises(ConfigError, match="each epoch sees the test set"):
+        StudyConfig(holdout=0, test=False)
+
+
 def test_metric_and_holdout():
     assert load_study(overrides=["metric=validation_loss"]).direction == "minimize"
     assert load_study(overrides=["holdout=0"]).validation_is_test
@@ -494,6 +499,7 @@ def test_every_setting_has_one_role():
         "metric_window",
         "keep",
         "validation",
+        "test",
     }
 
 
@@ -549,6 +555,7 @@ VALUES = {
     "metric_window": st.integers(1, 1000),
     "keep": st.sampled_from(["last", "best"]),
     "validation": st.sampled_from(["test", "train"]),
+    "test": st.booleans(),
 }
 
 
@@ -601,6 +608,8 @@ def studies(draw):
         drop("metric_window", "validation")
     if given.get("holdout", 5000):
         drop("validation")
+    elif given.get("validation") != "train":
+        drop("test")
     order = draw(st.permutations(sorted(axes)))
     tables = {"grid": {key: axes[key] for key in order}}
     for key, value in given.items():

@@ -254,7 +254,7 @@ def odd_study(text):
     study = SimpleNamespace(
         name=text, grid={text: (text, f"{text}2"), "b<": ('"', "'")}, metric="validation_loss",
         direction="minimize", epochs=1, holdout=9,
-        validation_is_test=False, validation_is_trained=False, keep="last",
+        test=True, validation_is_test=False, validation_is_trained=False, keep="last",
         metric_window=1, size=4, validation_images=lambda *counts: 9,
         to_toml=lambda: f"name = {json.dumps(text)}\n",
     )  # fmt: skip

@@ -124,7 +124,7 @@ def test_untrusted_text_stays_text(tmp_path):
     odd = "a|b *c* _d_ <script>x</script> `e` [f](g) $h$ &lt; ~~i~~ \\ \x1b[2J\nnew"
     study = SimpleNamespace(
         name=odd, grid={odd: (odd,)}, metric="validation_loss", direction="minimize", epochs=1,
-        holdout=9, validation_is_test=False, validation_is_trained=False, keep="last",
+        holdout=9, test=True, validation_is_test=False, validation_is_trained=False, keep="last",
         metric_window=1, validation_images=lambda *counts: 9, to_toml=lambda: "name = '````'\n",
     )  # fmt: skip
     results = [TrialResult(0, {odd: odd}, "COMPLETE", history(1)),

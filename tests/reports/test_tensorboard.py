@@ -239,6 +239,7 @@ def test_600_trials_are_listed_with_typed_values(tmp_path):
         epochs=25,
         validation_is_test=False,
         validation_is_trained=False,
+        test=True,
         keep="last",
         metric_window=1,
     )

@@ -12,8 +12,32 @@ from typing import Any
 
 import torch
 
-FUNCTIONS: dict[object, Callable[..., Any]] = {}
-"""The function of each operator, for tensors on a CPU."""
+_aten = torch.ops.aten
+
+FUNCTIONS: dict[object, Callable[..., Any]] = {
+    _aten.add.Tensor: torch.add,
+    _aten.argmax.default: torch.argmax,
+    _aten.bmm.default: torch.bmm,
+    _aten.clone.default: torch.clone,
+    _aten.constant_pad_nd.default: torch.constant_pad_nd,
+    _aten.div.Tensor: torch.div,
+    _aten.eq.Tensor: torch.eq,
+    _aten.expand.default: torch.Tensor.expand,
+    _aten.gather.default: torch.gather,
+    _aten.lerp.Scalar: torch.lerp,
+    _aten.mul.Tensor: torch.mul,
+    _aten.neg.default: torch.neg,
+    _aten.permute.default: torch.permute,
+    _aten.relu.default: torch.relu,
+    _aten.split_with_sizes.default: torch.split_with_sizes,
+    _aten.sub.Tensor: torch.sub,
+    _aten.sum.dim_IntList: torch.sum,
+    _aten.transpose.int: torch.transpose,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.view.default: torch.Tensor.view,
+}
+"""The function of each operator, for tensors on a CPU. Those of torch itself do the same with half
+the time of a call, 2 of 4 microseconds."""
 
 
 def operator(name: str, *devices: str) -> Callable[[Callable[..., Any]], Any]:

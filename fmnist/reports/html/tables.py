@@ -109,7 +109,7 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
     low, high = min(everything), max(everything)
     margin = 0.06 * (high - low) or 0.01
     # Without a validation set the metric is that of the test set already.
-    tested = words.metric_name(study) != "test accuracy"
+    tested = study.test and words.metric_name(study) != "test accuracy"
     rows = []
     for standing in comparison.standings[:MOST_ROWS]:
         found = scores.scores(study, standing.complete)
