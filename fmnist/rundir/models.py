@@ -11,6 +11,7 @@ import optree
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fmnist.config.errors import clipped
 from fmnist.config.factory import AnyModelConfig, build_model, look_widths
@@ -26,6 +27,9 @@ MAX_HEADER = 1_000_000
 
 ABOUT = "fmnist"
 """The entry of a file's metadata that describes an ensemble."""
+
+WIDE = 1000
+"""Features of a look, from which on half precision would make a large file."""
 
 MAX_CALIBRATION = 10_000
 """Images whose distances :func:`save_features` keeps, at most."""
@@ -154,10 +158,18 @@ def read_about(path: Path) -> str:
 
 
 def save_features(path: Path, known: Familiar) -> None:
-    """Write what a model knows; its prototypes in half precision."""
-    tensors = {f"prototypes{i}": look.half() for i, look in enumerate(known.prototypes)}
+    """Write what a model knows; its prototypes in half precision, wide ones as bytes."""
+    tensors = {f"prototypes{i}": _small(look) for i, look in enumerate(known.prototypes)}
     content = safetensors.torch.save({**tensors, "distances": known.distances.contiguous()})
     write_bytes(path, content)
+
+
+def _small(look: Tensor) -> Tensor:
+    """Return directions with a rounding error that is small beside distances between images."""
+    if look.shape[1] <= WIDE:
+        return look.half()
+    largest = look.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    return (look / largest * 127).round().to(torch.int8)
 
 
 def load_features(path: Path, config: AnyModelConfig = ModelConfig()) -> Familiar | None:
@@ -184,7 +196,7 @@ def load_features(path: Path, config: AnyModelConfig = ModelConfig()) -> Familia
     distances = tensors.pop("distances", torch.zeros(()))
     count = distances.shape[-1:].numel()
     fits = tensors.keys() == set(names) and all(
-        tensors[name].dtype == torch.float16
+        tensors[name].dtype in (torch.int8, torch.float16)
         and tensors[name].shape[1:] == (width,)
         and 0 < len(tensors[name]) <= prototypes
         and bool(tensors[name].isfinite().all())
@@ -198,7 +210,8 @@ def load_features(path: Path, config: AnyModelConfig = ModelConfig()) -> Familia
         or not bool(distances.isfinite().all() & (distances.diff() >= 0).all())
     ):
         raise CheckpointError(f"{path}: is damaged")
-    return Familiar(tuple(tensors[name].float() for name in names), distances)
+    # What is kept of a prototype is its direction.
+    return Familiar(tuple(normalize(tensors[name].float()) for name in names), distances)
 
 
 def _read(path: Path, what: str) -> dict[str, Tensor]:
