@@ -57,11 +57,18 @@ def read(settings: Mapping[str, Setting], raw: object, taken: Mapping[str, Any])
 
 
 @contextlib.contextmanager
-def blamed(name: str) -> Iterator[None]:
-    """Name the case in a mistake, and not the option that gives a setting of the same name."""
+def blamed(name: str, changed: Collection[str] | None = None) -> Iterator[None]:
+    """Name the case in a mistake, and not the option that gives a setting of the same name.
+
+    Args:
+        name: the case.
+        changed: its settings, if a mistake may be of others only: that is not the case's.
+    """
     try:
         yield
     except ConfigError as error:
+        if changed is not None and not set(error.keys) & set(changed):
+            raise
         error.reason, error.keys = f"{error.reason} (in {CASE} {name!r})", (TABLE,)
         raise
 

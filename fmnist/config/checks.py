@@ -68,9 +68,7 @@ def check_combinations(study: StudyConfig) -> None:
         reason = 'needs images that are not trained on, which validation = "train" has not'
         raise ConfigError(reason, "keep", "best", also=("validation",))
     if study.validation_is_test and not study.test:
-        reason = (
-            'needs a holdout above 0 or validation = "train": else each epoch sees the test set'
-        )
+        reason = "needs a holdout above 0: without one, each epoch sees the test set"
         raise ConfigError(reason, "test", False, also=("holdout", "validation"))
     if ("one-cycle", 0.0) in product(study.values("schedule"), study.values("warmup")):
         reason = "needs a warmup above 0 in every trial of one-cycle, such as 0.3"

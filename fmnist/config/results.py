@@ -38,7 +38,7 @@ class TrialResult:
         state: ``"COMPLETE"``, or ``"FAIL"`` if training diverged.
         history: the metrics of each epoch in which all of them were finite.
         test_loss, test_accuracy: metrics on the test set of the parameters that are its result;
-            NaN if it failed.
+            NaN if it failed, or if the study leaves the test set unseen.
         seconds: the trial's share of its group's wall time.
         reason: the reason of a failure; empty if the trial is complete.
         kept: the epoch whose parameters are its result; 0 is the last.

@@ -124,7 +124,7 @@ class StudyConfig:
             )
             if given[key] is None or not (acts or key in changed):
                 del given[key]
-        with cases.blamed(case):
+        with cases.blamed(case, changed):
             return build(given, {key: axis for key, axis in self.grid.items() if key != CASE})
 
     def _missing(self, given: Mapping[str, Any]) -> list[str]:

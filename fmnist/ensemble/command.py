@@ -12,6 +12,7 @@ from fmnist.rundir import found
 from fmnist.utils import command_line, interpreter, runtime
 
 if TYPE_CHECKING:
+    from fmnist.functional.ensembles import Measures
     from fmnist.inference.ensembles import Found
 
 PROG = "fmnist.ensemble"
@@ -19,7 +20,7 @@ PROG = "fmnist.ensemble"
 _ABOUT = """\
 Members are taken from the complete trials, the best on the held-out images first, and averaged one
 by one: a line for each number of members. The test set is reported and chooses nothing: where no
-images were held out, the trials come by number.
+images were held out, the trials come by number. With `test = false` in the study it stays unseen.
 
   all       every trial
   seeds     the trials of the winner's configuration, by number, when the seed is an axis (the
@@ -80,30 +81,36 @@ def main(argv: Sequence[str]) -> int:
 def _plot(path: Path, title: str, measured: Found) -> None:
     from fmnist.reports import members
 
-    splits = {"test": measured.test, "validation": measured.validation}
-    series = {name: members.Series(*zip(*own, strict=True)) for name, own in splits.items() if own}
+    series = {name: members.Series(*zip(*own, strict=True)) for name, own in _splits(measured)}
     members.draw(series, measured.singles, measured.images, title, path)
+
+
+def _splits(measured: Found) -> list[tuple[str, Sequence[Measures]]]:
+    """The splits that were measured, the one that is reported first."""
+    splits = {"test": measured.test, "validation": measured.validation}
+    return [(name, own) for name, own in splits.items() if own]
 
 
 def _table(measured: Found) -> list[str]:
     """A line for each number of members, and a sentence."""
+    splits = _splits(measured)[::-1]
     header = f"{'members':>7}  {'trial':>5}"
-    if measured.validation:
-        header += f"  {'validation':>10}  {'its loss':>8}"
-    lines = [header + f"  {'test':>6}  {'± 95%':>6}  {'its loss':>8}  {'calibration error':>17}"]
-    for place, (member, test) in enumerate(zip(measured.order, measured.test, strict=True)):
+    for name, _ in splits[:-1]:
+        header += f"  {name:>10}  {'its loss':>8}"
+    header += f"  {splits[-1][0]:>10}  {'± 95%':>6}  {'its loss':>8}  {'calibration error':>17}"
+    lines = [header]
+    for place, member in enumerate(measured.order):
+        *others, own = (measures[place] for _, measures in splits)
         line = f"{place + 1:>7}  {member.number:>5}"
-        if measured.validation:
-            held_out = measured.validation[place]
-            line += f"  {held_out.accuracy:>10.4f}  {held_out.loss:>8.4f}"
-        margin = measured.margin(test)
-        line += f"  {test.accuracy:.4f}  {margin:.4f}  {test.loss:>8.4f}"
-        lines.append(line + f"  {test.calibration_error:>17.4f}")
+        for other in others:
+            line += f"  {other.accuracy:>10.4f}  {other.loss:>8.4f}"
+        line += f"  {own.accuracy:>10.4f}  {measured.margin(own):.4f}  {own.loss:>8.4f}"
+        lines.append(line + f"  {own.calibration_error:>17.4f}")
     mean = sum(measured.singles) / len(measured.singles)
     lines.append(
-        f"A single member has a test accuracy of {min(measured.singles):.4f} to "
+        f"A single member has a {measured.split} accuracy of {min(measured.singles):.4f} to "
         f"{max(measured.singles):.4f}, {mean:.4f} on average; two of them differ on "
-        f"{measured.disagreement:.1%} of the test images."
+        f"{measured.disagreement:.1%} of the {measured.split} images."
     )
     return lines
 
@@ -116,7 +123,7 @@ def _document(run: Path, members: str, measured: Found) -> dict[str, Any]:
         "test": [own._asdict() for own in measured.test],
         "validation": [own._asdict() for own in measured.validation],
         "disagreement": measured.disagreement,
-        "test_accuracy_of_each": list(measured.singles),
+        f"{measured.split}_accuracy_of_each": list(measured.singles),
     }
 
 

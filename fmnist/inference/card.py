@@ -36,6 +36,12 @@ _TEMPLATE = """\
 """
 
 
+def metrics(study: StudyConfig) -> list[str]:
+    """The metrics that say how good a trial is: none of images that were trained on."""
+    own = [] if study.validation_is_trained else [study.metric]
+    return [*own, "test_accuracy"] if study.test else own
+
+
 def html(study: StudyConfig, lines: Sequence[Line], winner: int | None, sentence: str) -> str:
     """Return a piece of HTML without styles, scripts and links.
 
@@ -46,12 +52,11 @@ def html(study: StudyConfig, lines: Sequence[Line], winner: int | None, sentence
         sentence: what is said of the run as a whole.
     """
     shown = [*lines[:ROWS], *(line for line in lines[ROWS:] if line.cells["number"] == winner)]
-    tested = ["test_accuracy"] if study.test else []
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE).render(
         study=study,
         sentence=sentence,
-        columns=["number", *study.grid, study.metric, *tested, "state"],
+        columns=["number", *study.grid, *metrics(study), "state"],
         shown=shown,
         more=len(lines) - len(shown),
         winner=winner,

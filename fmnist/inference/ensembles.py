@@ -41,11 +41,13 @@ class Found(NamedTuple):
 
     Attributes:
         order: the members as they are added, the same one perhaps several times.
-        test: the measures on the test set of the first member, of the mean of two, and so on.
+        test: the measures on the test set of the first member, of the mean of two, and so on; empty
+            if the study keeps it unseen.
         validation: the same on the images that the run held out; empty if it held out none.
-        disagreement: see :func:`fmnist.functional.ensembles.disagreement`, on the test set.
-        singles: the accuracy of each member on the test set, in this order.
-        images: number of test images.
+        disagreement: see :func:`fmnist.functional.ensembles.disagreement`, on the images of
+            :attr:`split`.
+        singles: the accuracy of each member on these, in this order.
+        images: their number.
     """
 
     order: Sequence[TrainedModel]
@@ -55,8 +57,13 @@ class Found(NamedTuple):
     singles: Sequence[float]
     images: int
 
+    @property
+    def split(self) -> str:
+        """``"test"``, or ``"validation"`` if the test set is unseen."""
+        return "test" if self.test else "validation"
+
     def margin(self, measures: Measures) -> float:
-        """Return half of the 95 % interval of an accuracy on the test set."""
+        """Return half of the 95 % interval of an accuracy on the images of :attr:`split`."""
         share = measures.accuracy
         return 1.96 * math.sqrt(share * (1 - share) / self.images)
 
@@ -80,39 +87,40 @@ def measure(run: Path, dataset: Dataset, members: str) -> Found:
             :func:`fmnist.functional.ensembles.greedy`.
 
     Raises:
-        UserError: The study keeps the test set unseen; ``members`` is none of these; the run has no
-            such members, or held out no images to choose by; it was trained on other data; or a
-            file is missing or damaged.
+        UserError: ``members`` is none of these; the run has no such members, or held out no images
+            to choose by, or has none to measure by; it was trained on other data; or a file is
+            missing or damaged.
     """
     study, lines = trained.read_results(run)
-    if not study.test:
-        raise UserError(f"{run}: its study keeps the test set unseen (test = false)")
-    held_out = _held_out(study, dataset)
-    candidates, most = _candidates(run, study, lines, members, held_out)
-    on_test = _probabilities(candidates, dataset.test)
-    on_held_out = _probabilities(candidates, held_out) if held_out else None
+    splits = {"test": dataset.test} if study.test else {}
+    if study.holdout:
+        splits["validation"] = holdout_split(dataset.train, study.holdout)[1]
+    if not splits:
+        raise UserError(f"{run}: held out no images and keeps the test set unseen (test = false)")
+    candidates, most = _candidates(run, study, lines, members)
+    said = {name: _probabilities(candidates, split) for name, split in splits.items()}
     chosen = list(range(len(candidates)))
     if members.startswith("greedy"):
-        assert on_held_out is not None
-        assert held_out is not None
-        chosen = ensembles.greedy(on_held_out, held_out.labels, most)
-    labels = dataset.test.labels
-    singles = [ensembles.measures(own, labels).accuracy for own in on_test]
-    _check_recorded(run, "test_accuracy", lines, candidates, singles)
-    if on_held_out is not None and held_out and min(study.metric_window, study.epochs) == 1:
-        again = [ensembles.measures(own, held_out.labels).accuracy for own in on_held_out]
-        _check_recorded(run, "validation_accuracy", lines, candidates, again)
-    validation: list[Measures] = []
-    if held_out and on_held_out is not None:
-        validation = ensembles.growing(on_held_out, held_out.labels, chosen)
-    distinct = list(dict.fromkeys(chosen))
+        chosen = ensembles.greedy(said["validation"], splits["validation"].labels, most)
+    accuracies = {
+        name: [ensembles.measures(own, splits[name].labels).accuracy for own in said[name]]
+        for name in splits
+    }
+    for name, each in accuracies.items():
+        # The metric of a window is of other parameters than those that were kept.
+        if name == "test" or min(study.metric_window, study.epochs) == 1:
+            _check_recorded(run, f"{name}_accuracy", lines, candidates, each)
+    growing = {
+        name: ensembles.growing(said[name], split.labels, chosen) for name, split in splits.items()
+    }
+    distinct, first = list(dict.fromkeys(chosen)), next(iter(splits))
     return Found(
         [candidates[place] for place in chosen],
-        ensembles.growing(on_test, labels, chosen),
-        validation,
-        ensembles.disagreement(on_test[distinct]),
-        [singles[place] for place in distinct],
-        len(labels),
+        growing.get("test", []),
+        growing.get("validation", []),
+        ensembles.disagreement(said[first][distinct]),
+        [accuracies[first][place] for place in distinct],
+        len(splits[first].labels),
     )
 
 
@@ -138,16 +146,8 @@ def _check_recorded(
             )
 
 
-def _held_out(study: StudyConfig, dataset: Dataset) -> Split | None:
-    return holdout_split(dataset.train, study.holdout)[1] if study.holdout else None
-
-
 def _candidates(
-    run: Path,
-    study: StudyConfig,
-    lines: Sequence[trained.Line],
-    members: str,
-    held_out: Split | None,
+    run: Path, study: StudyConfig, lines: Sequence[trained.Line], members: str
 ) -> tuple[list[TrainedModel], int]:
     """Return the trials to choose from, the best first, and how many are chosen at most."""
     form = re.fullmatch(r"(all|seeds)|(best|greedy):([0-9]{1,4})", members)
@@ -158,15 +158,14 @@ def _candidates(
         if not trained.has_seeds(run):
             raise UserError(f"{run}: has no trials of several seeds; take all or best:K")
         return trained.ensemble(run), MOST
-    if form[2] and held_out is None:
+    if form[2] and not study.holdout:
         raise UserError(f"{run}: held out no images to choose members by; take all or seeds")
     by_number = {model.number: model for model in trained.complete_models(run)}
     sign = 1 if study.metric.endswith("loss") else -1
-    scores = {
-        # Without held-out images the metric says nothing, or is that of the test set.
-        line.cells["number"]: sign * line.cells.get(study.metric, math.nan) if held_out else 0.0
-        for line in lines
-    }
+    # Without held-out images the metric says nothing, or is that of the test set.
+    scores = {line.cells["number"]: sign * line.cells.get(study.metric, math.nan) for line in lines}
+    if not study.holdout:
+        scores = dict.fromkeys(scores, 0.0)
     ordered = sorted(by_number.values(), key=lambda m: (scores[m.number], m.number))
     return ordered[:most] if form[2] == "best" else ordered, most
 

@@ -237,9 +237,12 @@ class Run:
             return f"{trials}; {error}"
         if won is None:
             return f"{trials}, none is complete"
-        shown = [self.config.metric, *(["test_accuracy"] if self.config.test else [])]
-        metrics = ", ".join(f"{name} {won.metrics.get(name, np.nan):.4f}" for name in shown)
-        return f"{trials}, winner {won.number} ({label(self._line(won.number).point)}), {metrics}"
+        role = "in best/ is" if self.config.validation_is_trained else "winner"
+        metrics = [
+            f"{name} {won.metrics.get(name, np.nan):.4f}" for name in card.metrics(self.config)
+        ]
+        which = f"{role} {won.number} ({label(self._line(won.number).point)})"
+        return ", ".join([trials, which, *metrics])
 
     def __repr__(self) -> str:
         return f"<Run {self.config.name} in {self.path}: {self._sentence()}>"

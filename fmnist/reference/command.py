@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     from fmnist.reports import publish
     from fmnist.reports.findings import Findings
     from fmnist.reports.outcome import print_outcome
+    from fmnist.reports.terminal import outcome
+    from fmnist.reports.words import held_out
     from fmnist.rundir import places
     from fmnist.rundir.folder import opened_for_reference
     from fmnist.study.run import shown_to, splits
@@ -92,9 +94,7 @@ def main(argv: Sequence[str]) -> int:
                 results.append(_train(folder, number, point, examples))
             if not args.quiet:
                 result = results[-1]
-                accuracy = f"validation accuracy {result.final.validation_accuracy:.4f}"
-                ended = f"failed, {result.reason}" if result.reason else accuracy
-                print(f"{result.label}: {ended}, {result.seconds:.0f} s")
+                print(outcome(result, held_out(config)))
         wall = time.perf_counter() - began
         facts = provenance.facts(command_line.command(PROG, argv), device, wall, dataset.source)
         folder.seal(publish.publish(out, Findings(config, results, dataset, facts)), {})

@@ -30,10 +30,12 @@ class Averaged(NamedTuple):
     Attributes:
         trials: the members, in the order in which they are added.
         seeds: whether they are the seeds of the winner's configuration.
-        test: the measures on the test set of the first member, of the mean of two, and so on.
+        test: the measures on the test set of the first member, of the mean of two, and so on; empty
+            if the study keeps it unseen.
         validation: the same on the images that the study held out; empty if there are none.
-        singles: the accuracy of each member on the test set.
-        disagreement: see :func:`fmnist.functional.ensembles.disagreement`, on the test set.
+        singles: the accuracy of each member on the images of :attr:`split`.
+        disagreement: see :func:`fmnist.functional.ensembles.disagreement`, on these.
+        images: their number.
     """
 
     trials: Sequence[int]
@@ -42,6 +44,12 @@ class Averaged(NamedTuple):
     validation: Sequence[Measures]
     singles: Sequence[float]
     disagreement: float
+    images: int
+
+    @property
+    def split(self) -> str:
+        """``"test"``, or ``"validation"`` if the test set is unseen."""
+        return "test" if self.test else "validation"
 
 
 def members(findings: Findings) -> tuple[list[TrialResult], bool]:
@@ -67,22 +75,17 @@ def members(findings: Findings) -> tuple[list[TrialResult], bool]:
     return there[:MOST], False
 
 
-def sentence(found: Averaged, tested: int) -> str:
-    """Say what the mean gains.
-
-    Args:
-        found: the ensemble.
-        tested: number of test images.
-    """
-    count, last = len(found.trials), found.test[-1]
+def sentence(found: Averaged) -> str:
+    """Say what the mean gains."""
+    count, last = len(found.trials), (found.test or found.validation)[-1]
     who = f"the {count} seeds of the winner's configuration" if found.seeds else f"{count} trials"
-    low, high = wilson(last.accuracy, tested)
+    low, high = wilson(last.accuracy, found.images)
     mean = sum(found.singles) / count
     return (
-        f"The mean of the probabilities of {who} has a test accuracy of {last.accuracy:.4f} "
-        f"(95% interval {low:.4f} to {high:.4f}); one alone has {mean:.4f} on average, "
-        f"{min(found.singles):.4f} to {max(found.singles):.4f}. Two of them differ on "
-        f"{found.disagreement:.1%} of the test images."
+        f"The mean of the probabilities of {who} has a {found.split} accuracy of "
+        f"{last.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}); one alone has {mean:.4f} on "
+        f"average, {min(found.singles):.4f} to {max(found.singles):.4f}. Two of them differ on "
+        f"{found.disagreement:.1%} of the {found.split} images."
     )
 
 
@@ -94,13 +97,12 @@ _HEADER = (
 
 def rows(found: Averaged) -> tuple[list[str], list[list[str]]]:
     """Return the columns of the table of an ensemble, and a row for each number of members."""
-    header = [name for name in _HEADER if found.validation or not name.startswith("held-out")]
+    there = {"held-out": found.validation, "test": found.test}
+    absent = tuple(name for name, measures in there.items() if not measures)
     lines = []
-    for place, (trial, test) in enumerate(zip(found.trials, found.test, strict=True)):
-        line = [str(place + 1), str(trial)]
-        if found.validation:
-            own = found.validation[place]
-            line += [f"{own.accuracy:.4f}", f"{own.loss:.4f}"]
-        calibration = f"{test.calibration_error:.4f}"
-        lines.append([*line, f"{test.accuracy:.4f}", f"{test.loss:.4f}", calibration])
-    return header, lines
+    for place, trial in enumerate(found.trials):
+        own = [measures[place] for measures in there.values() if measures]
+        shown = [number for each in own for number in (each.accuracy, each.loss)]
+        shown.append(own[-1].calibration_error)
+        lines.append([str(place + 1), str(trial), *(f"{number:.4f}" for number in shown)])
+    return [name for name in _HEADER if not name.startswith(absent)], lines

@@ -131,7 +131,8 @@ def compare(study: StudyConfig, results: Sequence[TrialResult], images: int) -> 
 
     With one seed, the noise is that of a share of ``images``, without that of training. With
     several seeds it is the spread of the differences from the best, seed by seed, on the same
-    images: one for all configurations but those of :data:`UNSTEADY` times the typical one.
+    images: one for all configurations but those of :data:`UNSTEADY` times the typical one. Images
+    that were trained on tell nothing apart.
 
     Args:
         study: the study.
@@ -141,9 +142,13 @@ def compare(study: StudyConfig, results: Sequence[TrialResult], images: int) -> 
     metric = study.metric
     groups = sorted(by_configuration(results), key=lambda trials: rank(trials, metric))
     scores = [_scores(trials, metric) for trials in groups]
-    if not scores or not scores[0]:
-        rows = [Standing(configuration(g[0].point), g, *_UNKNOWN, False) for g in groups]
-        return Comparison(rows, images, 0, math.nan)
+    if not scores or not scores[0] or study.validation_is_trained:
+        nan, which = math.nan, zip(groups, scores, strict=True)
+        rows = [
+            Standing(configuration(trials[0].point), trials, _mean(own), (nan, nan), nan, False)
+            for trials, own in which
+        ]
+        return Comparison(rows, 0, len(scores[0]) if scores else 0, nan)
     best, share = scores[0], metric == "validation_accuracy" and images > 0
     whole = [len(s) == len(g) > 0 for s, g in zip(scores, groups, strict=True)]
     if not any(whole):  # every configuration failed with some seed
@@ -175,9 +180,6 @@ def compare(study: StudyConfig, results: Sequence[TrialResult], images: int) -> 
             )
         )
     return Comparison(standings, images, len(best), critical)
-
-
-_UNKNOWN = (math.nan, (math.nan, math.nan), math.nan)
 
 
 def wilson(share: float, images: float) -> Interval:

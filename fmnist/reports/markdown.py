@@ -63,7 +63,7 @@ def write_report(
         mark,
         trials(study, results, findings.winner, comparison, table_header(study)),
         *_effects_section(study, results),
-        *_ensemble_section(averaged, tested),
+        *_ensemble_section(averaged, mark),
         "## Figures" if figures else "",
         *(picture(name, quote(f.replace(os.sep, "/")), study) for name, f in figures.items()),
         "## What is confused" if matrix is not None else "",
@@ -96,16 +96,17 @@ def _effects_section(study: StudyConfig, results: Sequence[TrialResult]) -> list
         for effect in found
     ]
     table = _table({**columns, "verdict": "---"}, rows, "")
-    return ["## What each setting brings", escape(effects.sentence(found)), table]
+    mark = protocol_note(study, MARK)
+    return ["## What each setting brings", escape(effects.sentence(found)), mark, table]
 
 
-def _ensemble_section(averaged: averaging.Averaged | None, tested: int) -> list[str]:
+def _ensemble_section(averaged: averaging.Averaged | None, mark: str) -> list[str]:
     """The section about the mean of several models."""
     if averaged is None:
         return []
     header, rows = averaging.rows(averaged)
     table = _table(dict.fromkeys(header, "---:"), rows, "")
-    return ["## Averaged", escape(averaging.sentence(averaged, tested)), table]
+    return ["## Averaged", escape(averaging.sentence(averaged)), mark, table]
 
 
 def escape(text: object) -> str:

@@ -51,20 +51,21 @@ def check(path: Path) -> None:
 
 
 def draw(
-    series: Mapping[str, Series], singles: Sequence[float], tested: int, title: str, path: Path
+    series: Mapping[str, Series], singles: Sequence[float], images: int, title: str, path: Path
 ) -> Path:
     """Draw accuracy, loss and calibration error against the number of members.
 
     Args:
-        series: the measures by split, ``"test"`` and perhaps ``"validation"``.
-        singles: the accuracy of each member on the test set.
-        tested: number of test images, for the 95 % interval of accuracies.
+        series: the measures by split, ``"test"`` or ``"validation"`` or both.
+        singles: the accuracy of each member on the first split.
+        images: number of its images, for the 95 % interval of accuracies.
         title: the title.
         path: the PNG file to write.
 
     Returns:
         The path of the file.
     """
+    first = next(iter(series))
     styles: dict[str, dict[str, Any]] = {
         "test": {"color": ACCENT, "lw": 1.8, "marker": "o", "ms": 4},
         "validation": {"color": INK, "lw": 1.2, "ls": (0, (4, 2)), "marker": "o", "ms": 3},
@@ -74,15 +75,17 @@ def draw(
             for split, own in series.items():
                 values = np.array(getattr(own, field))
                 counts = np.arange(1, len(values) + 1)
-                if split == "test" and field == "accuracy":
-                    low, high = np.array([wilson(value, tested) for value in values]).T
-                    axes.fill_between(counts, low, high, color=ACCENT, alpha=0.12, lw=0)
+                if split == first and field == "accuracy":
+                    low, high = np.array([wilson(value, images) for value in values]).T
+                    color = styles[split]["color"]
+                    axes.fill_between(counts, low, high, color=color, alpha=0.12, lw=0)
                     axes.plot([1] * len(singles), singles, "_", color=PALE, ms=14, zorder=1)
                 axes.plot(counts, values, **styles[split])
             axes.set(title=name, xlabel="members")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.ticklabel_format(axis="y", useOffset=False)
         keys = [Line2D([], [], label=split, **styles[split]) for split in series]
-        keys.append(Line2D([], [], color=PALE, marker="_", ls="", ms=14, label="each member, test"))
+        alone = f"each member, {first}"
+        keys.append(Line2D([], [], color=PALE, marker="_", ls="", ms=14, label=alone))
         figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False)
     return path

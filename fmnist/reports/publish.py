@@ -30,6 +30,7 @@ from fmnist.reports.findings import Findings, Outputs
 from fmnist.reports.html import page as html
 from fmnist.reports.tensorboard import winner as winner_board
 from fmnist.reports.tensorboard.runs import mark
+from fmnist.reports.words import protocol_note
 from fmnist.rundir import files, models
 from fmnist.utils.phases import Phases
 
@@ -127,9 +128,10 @@ def publish(
             name: members.Series(*zip(*own, strict=True)) for name, own in splits.items() if own
         }
         title = f"Mean of {len(averaged.trials)} {'seeds' if averaged.seeds else 'trials'}"
-        drawn = folder / "members.png"
+        if note := protocol_note(config):
+            title += f" ({note})"
         shown["members"] = members.draw(
-            series, averaged.singles, len(findings.dataset.test.labels), title, drawn
+            series, averaged.singles, averaged.images, title, folder / "members.png"
         )
     if study is not None:
         made += dashboard.publish(out, findings, study)
@@ -153,25 +155,32 @@ def average(
         probabilities: computes those of a trial for each example of a split.
 
     Returns:
-        What it gains; None where there are no two models, or no test images.
+        What it gains; None where there are no two models, or no images to measure it by.
     """
     chosen, seeds = averaging.members(findings)
     test, holdout = findings.dataset.test, findings.config.holdout
-    if len(chosen) < 2 or not len(test.labels):
-        return None
-    on_test = torch.stack([probabilities(result, test) for result in chosen])
-    labels, validation = test.labels.cpu(), []
+    splits = {"test": test} if len(test.labels) else {}
     if holdout:
-        held_out = holdout_split(findings.dataset.train, holdout)[1]
-        own = torch.stack([probabilities(result, held_out) for result in chosen])
-        validation = ensembles.growing(own, held_out.labels.cpu(), range(len(chosen)))
+        splits["validation"] = holdout_split(findings.dataset.train, holdout)[1]
+    if len(chosen) < 2 or not splits:
+        return None
+    said = {
+        name: torch.stack([probabilities(result, split) for result in chosen])
+        for name, split in splits.items()
+    }
+    labels = {name: split.labels.cpu() for name, split in splits.items()}
+    growing = {
+        name: ensembles.growing(own, labels[name], range(len(chosen))) for name, own in said.items()
+    }
+    first = next(iter(splits))
     return averaging.Averaged(
         [result.number for result in chosen],
         seeds,
-        ensembles.growing(on_test, labels, range(len(chosen))),
-        validation,
-        [ensembles.measures(own, labels).accuracy for own in on_test],
-        ensembles.disagreement(on_test),
+        growing.get("test", []),
+        growing.get("validation", []),
+        [ensembles.measures(own, labels[first]).accuracy for own in said[first]],
+        ensembles.disagreement(said[first]),
+        len(labels[first]),
     )
 
 

@@ -28,8 +28,8 @@ def table_header(study: StudyConfig) -> list[str]:
     if study.validation_is_test:
         del shown[2:4]
     if not study.test:
-        del shown[4:]
-    if study.metric == "validation_accuracy":
+        shown = [name for name in shown if not name.startswith("test ")]
+    if study.metric == "validation_accuracy" and not study.validation_is_trained:
         shown.insert(shown.index(metric_name(study)) + 1, INTERVAL)
     return ["trial", *study.grid, *shown, "epochs", "time", "state"]
 
@@ -66,6 +66,8 @@ def table_row(
     standing = comparison.of[result.number]
     other = "winner's seed" if standing is comparison.standings[0] else "complete"
     state = "winner" if won else "tied" if standing.tied else other
+    if study.validation_is_trained:  # nothing was chosen
+        state = "in best/" if won else "complete"
     score = scores.score(study, result)
     known = math.isfinite(score) and study.metric == "validation_accuracy" and comparison.images
     if result.state != "COMPLETE":

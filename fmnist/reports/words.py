@@ -155,8 +155,7 @@ def winner_sentence(
 
 def _tested_sentence(best: Standing, tested: int, configurations: int) -> str:
     """Say how a configuration does on the test set, by which nothing was chosen."""
-    found = [r.test_accuracy for r in best.complete if math.isfinite(r.test_accuracy)]
-    mean = math.fsum(found) / len(found) if found else math.nan
+    found, mean = test_accuracies(best), mean_tested(best)
     spread = f" (standard deviation {decimals(statistics.stdev(found))})" if found[1:] else ""
     within = f" (95% interval {interval(wilson(mean, tested))})" if found and tested else ""
     begin = "Nothing was held out, and nothing was chosen here."
@@ -165,12 +164,24 @@ def _tested_sentence(best: Standing, tested: int, configurations: int) -> str:
             f"Nothing was held out: of {configurations:,} configurations, this one is the best on "
             "a sample of the training images, by which nothing should be chosen."
         )
+    name = one_line(label(best.point))
     if not found:
-        return f"{begin} {UNSEEN}"
+        return f"{begin} {name}. {UNSEEN}"
     return (
-        f"{begin} {one_line(label(best.point))}: the mean accuracy on the test set over "
+        f"{begin} {name}: the mean accuracy on the test set over "
         f"{counted(len(found), 'trial')} is {decimals(mean)}{spread or within}."
     )
+
+
+def test_accuracies(best: Standing) -> list[float]:
+    """The known accuracies of a configuration's trials on the test set."""
+    return [r.test_accuracy for r in best.complete if math.isfinite(r.test_accuracy)]
+
+
+def mean_tested(best: Standing) -> float:
+    """The mean of :func:`test_accuracies`; NaN without one."""
+    found = test_accuracies(best)
+    return math.fsum(found) / len(found) if found else math.nan
 
 
 def noise_sentence(study: StudyConfig, comparison: Comparison) -> str:

@@ -72,7 +72,8 @@ def plan(config: StudyConfig, out: Path, max_lanes: int | None, device: torch.de
 
 
 FEATURES = (
-    "metric_window", "keep", "feature_dropout", "linear_norm", "flip_average", "decay_biases",
+    "metric_window", "keep", "test", "feature_dropout", "linear_norm", "flip_average",
+    "decay_biases",
 )  # fmt: skip
 """Like the settings of [training], these are off by default, and then not worth a word."""
 

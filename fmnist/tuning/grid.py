@@ -212,8 +212,8 @@ def tell(study: optuna.Study, trial: Trial, result: TrialResult, config: StudyCo
         trial.handle.set_user_attr(REASON, result.reason)
         value, state = None, TrialState.FAIL
     else:
-        trial.handle.set_user_attr("test_loss", result.test_loss)
-        trial.handle.set_user_attr("test_accuracy", result.test_accuracy)
+        for name in ("test_loss", "test_accuracy") if config.test else ():
+            trial.handle.set_user_attr(name, getattr(result, name))
         value, state = getattr(result.final, config.metric), TrialState.COMPLETE
     try:
         study.tell(trial.handle, value, state=state)

@@ -194,6 +194,15 @@ def test_what_a_case_has_wrong_is_not_blamed_on_an_option(tmp_path):
     assert str(raised.value).startswith(f"{path}: batch_size = 60000: must be at most 55000")
 
 
+def test_what_an_option_has_wrong_is_not_blamed_on_a_case(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text("[cases]\na = {}\nb = { dropout = 0.5 }\n")
+    with pytest.raises(ConfigError) as raised:
+        load_study(path, overrides=["batch_size=60000"])
+    assert str(raised.value).startswith("--set: batch_size = 60000: must be at most 55000")
+    assert "case" not in str(raised.value)
+
+
 def test_arguments_that_every_case_gives_need_no_default(tmp_path, monkeypatch):
     (tmp_path / "nets_of_cases.py").write_text(
         "import fmnist\n"

@@ -16,6 +16,7 @@ from fmnist.reports import averaging
 from fmnist.reports.html.page import write_html
 from fmnist.reports.markdown import write_report
 from fmnist.reports.publish import average
+from fmnist.reports.words import TEST_WAS_SEEN
 
 RATES = {"learning_rate": (0.1, 0.2, 0.3)}
 SEEDS = {**RATES, "seed": (0, 1, 2)}
@@ -85,13 +86,15 @@ def test_measures_are_those_of_the_growing_mean():
 def test_the_section_says_what_was_measured(holdout, tmp_path):
     findings = found_of(SEEDS, holdout=holdout)
     found = average(findings, probabilities)
-    said = averaging.sentence(found, 50)
+    said = averaging.sentence(found)
     assert said.startswith("The mean of the probabilities of the 3 seeds")
     assert f"{found.test[-1].accuracy:.4f} (95% interval" in said
     text = write_report(tmp_path, findings, {}, found).read_text()
     page = html.unescape(write_html(tmp_path, findings, None, found).read_text())
     assert "## Averaged" in text
     assert '<section id="averaged">' in page
+    for section in (text.partition("## Averaged")[2], page.partition('<section id="averaged">')[2]):
+        assert (TEST_WAS_SEEN in section) == (holdout == 0)
     assert said in page
     header, rows = averaging.rows(found)
     assert ("held-out loss" in header) == bool(holdout)

@@ -86,6 +86,8 @@ def test_training_on_all_images_is_told(tmp_path):
     assert "| sample accuracy |" in text
     assert "validation accuracy" not in text
     assert re.search(r"\bsample\b", terminal(table(study)))
+    assert text.count("| in best/ |") == 1
+    assert not re.search("tied|winner|± 95%", text.partition("## Results")[2])
     assert TEST_WAS_SEEN not in text
 
 

@@ -36,6 +36,7 @@ def test_plan_shows_what_is_fixed_and_what_fits(tmp_path):
     assert "hidden 120-60" in lines[1]
     assert not re.search("momentum|learning_rate|batch_size|epochs|flip|ema|keep", lines[1])
     more = replace(STUDY, keep="best", training=TrainingConfig(flip="random", shift=2))
+    assert "test False" in plan(replace(STUDY, test=False), tmp_path, None, CPU).splitlines()[1]
     assert "keep best" in (line := plan(more, tmp_path, None, CPU).splitlines()[1])
     assert re.search("flip random, shift 2$", line)
     assert re.fullmatch(

@@ -90,7 +90,7 @@ def write_html(
         heat=tables.heat_map(findings),
         seeds=tables.seeds_table(findings),
         averaged=averaged and averaging.rows(averaged),
-        gained=averaged and averaging.sentence(averaged, len(findings.dataset.test.labels)),
+        gained=averaged and averaging.sentence(averaged),
         effects=brought,
         brought=effects.sentence(brought),
         time=tables.time_table(findings, phases or {}),
