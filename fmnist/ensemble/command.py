@@ -12,7 +12,6 @@ from fmnist.rundir import found
 from fmnist.utils import command_line, interpreter, runtime
 
 if TYPE_CHECKING:
-    from fmnist.functional.ensembles import Measures
     from fmnist.inference.ensembles import Found
 
 PROG = "fmnist.ensemble"
@@ -81,19 +80,14 @@ def main(argv: Sequence[str]) -> int:
 def _plot(path: Path, title: str, measured: Found) -> None:
     from fmnist.reports import members
 
-    series = {name: members.Series(*zip(*own, strict=True)) for name, own in _splits(measured)}
+    series = members.series(measured.test, measured.validation)
     members.draw(series, measured.singles, measured.images, title, path)
-
-
-def _splits(measured: Found) -> list[tuple[str, Sequence[Measures]]]:
-    """The splits that were measured, the one that is reported first."""
-    splits = {"test": measured.test, "validation": measured.validation}
-    return [(name, own) for name, own in splits.items() if own]
 
 
 def _table(measured: Found) -> list[str]:
     """A line for each number of members, and a sentence."""
-    splits = _splits(measured)[::-1]
+    both = {"validation": measured.validation, "test": measured.test}
+    splits = [(name, own) for name, own in both.items() if own]  # the reported one last
     header = f"{'members':>7}  {'trial':>5}"
     for name, _ in splits[:-1]:
         header += f"  {name:>10}  {'its loss':>8}"

@@ -38,6 +38,12 @@ class Series(NamedTuple):
     calibration_error: Sequence[float]
 
 
+def series(test: Sequence[Any], validation: Sequence[Any]) -> dict[str, Series]:
+    """Return the measures by split, of those that were measured; ``"test"`` is first."""
+    splits = {"test": test, "validation": validation}
+    return {name: Series(*zip(*own, strict=True)) for name, own in splits.items() if own}
+
+
 def check(path: Path) -> None:
     """Check that the figure may be written there.
 

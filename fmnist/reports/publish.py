@@ -123,10 +123,7 @@ def publish(
         made += [path for path in run.rglob("*") if path.is_file()]
     averaged = average(findings, partial(_probabilities, out, config))
     if averaged is not None:
-        splits = {"test": averaged.test, "validation": averaged.validation}
-        series = {
-            name: members.Series(*zip(*own, strict=True)) for name, own in splits.items() if own
-        }
+        series = members.series(averaged.test, averaged.validation)
         title = f"Mean of {len(averaged.trials)} {'seeds' if averaged.seeds else 'trials'}"
         if note := protocol_note(config):
             title += f" ({note})"
