@@ -53,7 +53,7 @@ def test_another_test_set_changes_nothing(run, tmp_path, undrawn):
         assert (again / name).read_bytes() == (run / name).read_bytes()
 
 
-def test_an_ensemble_is_measured_on_held_out_images(run, capsys):
+def test_an_ensemble_is_measured_on_held_out_images(run):
     found = ensembles.measure(run, tiny_data(), "greedy:3")
     assert (found.test, found.split, found.images) == ([], "validation", 20)
     assert len(found.validation) == len(found.order)
