@@ -78,7 +78,7 @@ def members(findings: Findings) -> tuple[list[TrialResult], bool]:
 def sentence(found: Averaged) -> str:
     """Say what the mean gains."""
     count, last = len(found.trials), (found.test or found.validation)[-1]
-    who = f"the {count} seeds of the winner's configuration" if found.seeds else f"{count} trials"
+    who = f"the {count} seeds of the configuration in best/" if found.seeds else f"{count} trials"
     low, high = wilson(last.accuracy, found.images)
     mean = sum(found.singles) / count
     return (

@@ -18,7 +18,7 @@ from fmnist.reports.comparison import Comparison
 from fmnist.reports.confusion import recognition
 from fmnist.reports.findings import Findings
 from fmnist.reports.rows import table_header, table_rows
-from fmnist.reports.words import held_out, metric_name, one_line, protocol_note
+from fmnist.reports.words import best_name, held_out, metric_name, one_line, protocol_note
 from fmnist.rundir.files import write_text
 from fmnist.utils.passwords import starred_text
 
@@ -67,7 +67,9 @@ def write_report(
         "## Figures" if figures else "",
         *(picture(name, quote(f.replace(os.sep, "/")), study) for name, f in figures.items()),
         "## What is confused" if matrix is not None else "",
-        escape(words.confusion_sentences(matrix, findings.classes)) if matrix is not None else "",
+        escape(words.confusion_sentences(matrix, findings.classes, best_name(study)))
+        if matrix is not None
+        else "",
         classes(matrix, findings.classes) if matrix is not None else "",
         "## How to look at it" if look else "",
         commands.WHERE if look else "",
@@ -191,16 +193,17 @@ def caption(name: str, study: StudyConfig) -> str:
     """The caption of a figure; its name when no caption is known."""
     note = protocol_note(study, " ({})")
     forms = "small, {} large" if study.epochs == 1 else "dashed, {} solid"
+    best = best_name(study)
     captions = {
         "samples": "The first training images of each class.",
         "curves": f"Loss and accuracy of every trial: training {forms.format(held_out(study))}. "
         f"Training is measured while the epoch trains.{note}",
         "heatmap": f"The grid: {metric_name(study)}, coloured by how far it is behind the best, in "
-        f"standard errors of the difference; the winner is framed.{note}",
-        "confusion": "The winner on the test set: a row is a true class, a column a predicted "
-        f"one. Percentages are of the row.{note}",
+        f"standard errors of the difference; {best} is framed.{note}",
+        "confusion": f"{best[0].upper()}{best[1:]} on the test set: a row is a true class, a "
+        f"column a predicted one. Percentages are of the row.{note}",
         "members": "The mean of the models against their number, and each model alone (bars); the "
         "band is the 95 % interval of the accuracy.",
-        "confused pairs": f"The winner's most frequent mistakes on the test set.{note}",
+        "confused pairs": f"The most frequent mistakes of {best} on the test set.{note}",
     }
     return captions.get(name, name)

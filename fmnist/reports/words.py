@@ -164,11 +164,11 @@ def _tested_sentence(best: Standing, tested: int, configurations: int) -> str:
             f"Nothing was held out: of {configurations:,} configurations, this one is the best on "
             "a sample of the training images, by which nothing should be chosen."
         )
-    name = one_line(label(best.point))
+    name = f"{one_line(label(best.point))}: the" if best.point else "The"
     if not found:
-        return f"{begin} {name}. {UNSEEN}"
+        return f"{begin} {UNSEEN}"
     return (
-        f"{begin} {name}: the mean accuracy on the test set over "
+        f"{begin} {name} mean accuracy on the test set over "
         f"{counted(len(found), 'trial')} is {decimals(mean)}{spread or within}."
     )
 
@@ -253,16 +253,23 @@ def protocol_sentences(study: StudyConfig) -> str:
     )
 
 
-def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Say which classes the winner confuses.
+def best_name(study: StudyConfig) -> str:
+    """What the network in ``best/`` is called: nothing wins where nothing was held out."""
+    return "the network in best/" if study.validation_is_trained else "the winner"
+
+
+def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str], who: str) -> str:
+    """Say which classes a network confuses.
 
     Args:
         matrix: its confusion matrix on the test set, counts ``[true class, predicted class]``.
         classes: the names of the classes.
+        who: what it is called (:func:`best_name`).
     """
+    who = who[0].upper() + who[1:]
     total, wrong = int(matrix.sum()), int(matrix.sum() - np.trace(matrix))
     if not wrong:
-        return f"The winner is right on all {total:,} test images."
+        return f"{who} is right on all {total:,} test images."
     rows = matrix.sum(axis=1)
     pairs = [
         f"{classes[true]} for {classes[predicted]} ({part(count, rows[true])})"
@@ -270,7 +277,7 @@ def confusion_sentences(matrix: NDArray[np.int64], classes: Sequence[str]) -> st
     ]
     most = " and ".join([", ".join(pairs[:-1]), pairs[-1]] if pairs[1:] else pairs)
     text = (
-        f"The winner is wrong on {wrong:,} of the {total:,} test images ({wrong / total:.1%}). "
+        f"{who} is wrong on {wrong:,} of the {total:,} test images ({wrong / total:.1%}). "
         f"Most often it takes {most}."
     )
     right = np.diag(matrix) / np.where(rows, rows, 1)

@@ -191,7 +191,7 @@ def test_the_winner_is_shown_on_the_test_set(tmp_path):
         for count, text in zip(matrix[index], row[1:-1], strict=True):
             assert text == (f"{count}{count / total:.1%}" if count else "0")
         assert row[-1] == f"{matrix[index, index] / total:.1%}"
-    assert words.confusion_sentences(matrix, CLASS_NAMES) in visible(page)
+    assert words.confusion_sentences(matrix, CLASS_NAMES, "the winner") in visible(page)
     pictures = re.findall(r'<img src="data:image/png;base64,([^"]+)"[^>]*alt="test image (\d+)"',
                           page)  # fmt: skip
     assert len(pictures) > 6
@@ -225,7 +225,7 @@ def test_calibration_says_what_it_is():
     assert calibration(sure, [0, 0, 0, 0]).error == 0
     found = calibration(sure, [0, 0, 1, 1])
     assert found.error == 0.5
-    assert calibration_sentence(found) == (
+    assert calibration_sentence(found, "the winner") == (
         "On average the winner is 100.0% sure of its class, and right on 50.0% of the test "
         "images. The expected calibration error in 10 bins is 0.5000 (Guo et al., 2017): it is "
         "overconfident."

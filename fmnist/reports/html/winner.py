@@ -66,13 +66,13 @@ def calibration(probabilities: Any, labels: Any, bins: int = BINS) -> Calibratio
     return Calibration(counts, confidence, accuracy, float(gaps @ counts / counts.sum()))
 
 
-def calibration_sentence(found: Calibration) -> str:
-    """Say how confident the winner is, how often it is right, and how far the two differ."""
+def calibration_sentence(found: Calibration, who: str) -> str:
+    """Say how confident a network is, how often it is right, and how far the two differ."""
     total = found.counts.sum()
     sure = float(np.nansum(found.confidence * found.counts) / total)
     right = float(np.nansum(found.accuracy * found.counts) / total)
     text = (
-        f"On average the winner is {sure:.1%} sure of its class, and right on {right:.1%} of the "
+        f"On average {who} is {sure:.1%} sure of its class, and right on {right:.1%} of the "
         f"test images. The expected calibration error in {len(found.counts)} bins is "
         f"{words.decimals(found.error)} (Guo et al., 2017)"
     )
@@ -102,7 +102,7 @@ def winner_parts(findings: Findings) -> dict[str, Any]:
     assert matrix is not None
     totals = matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
-    found = calibration(chances, labels)
+    found, who = calibration(chances, labels), words.best_name(findings.config)
     pairs, images, predicted = [], test.images.cpu().numpy(), chances.argmax(axis=1)
     for true, other, count in most_confused(matrix, PAIRS):
         chosen = np.flatnonzero((labels == true) & (predicted == other))[:EXAMPLES]
@@ -115,13 +115,13 @@ def winner_parts(findings: Findings) -> dict[str, Any]:
             }
         )
     return {
-        "sentences": words.confusion_sentences(matrix, classes),
+        "sentences": words.confusion_sentences(matrix, classes, who),
         "classes": classes,
         "confusion": zip(classes, matrix.tolist(), shares.tolist(), totals.flat, strict=True),
         "recognition": recognition(matrix, classes),
         "pairs": pairs,
         "calibration": {
-            "sentence": calibration_sentence(found),
+            "sentence": calibration_sentence(found, who),
             "bars": [*zip(*(values.tolist() for values in found[:3]), strict=True)],
             "axis": ticks((0.0, 1.0), at_most=5),
         },
