@@ -10,7 +10,7 @@ from strategies import normal
 from torch.func import grad_and_value
 
 from fmnist.functional.kernels import conv_block as block
-from fmnist.functional.kernels.cpu import algorithm
+from fmnist.functional.kernels.cpu import algorithm, blocks
 from fmnist.functional.kernels.cpu.transforms import KERNELS
 
 
@@ -19,11 +19,13 @@ def winograd(wanted):
     """Winograd's algorithm computes all convolutions that it can, or none; None: as is faster."""
     rule = algorithm.winograd
     if wanted is not None:
-        algorithm.winograd = lambda x, weight, frame: wanted and weight.shape[-1] in KERNELS
+        algorithm.winograd = lambda x, weight, frame: wanted and weight[-1] in KERNELS
+        blocks.plan.cache_clear()
     try:
         yield
     finally:
         algorithm.winograd = rule
+        blocks.plan.cache_clear()
 
 
 def whole(low, high, *shape, seed):

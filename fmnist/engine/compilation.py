@@ -28,11 +28,12 @@ KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
         "tasks": _DIRECT,
         "winograd_tasks": _WINOGRAD,
         "jobs": ("_run",),
-        "adam": ("update", "weights"),
+        "adam": ("_update",),
     },
     "lanes": {
         "channels_last": ("forward", "backward", "forward_given"),
-        "adam": ("update", "weights"),
+        "jobs": ("_run",),
+        "adam": ("_update",),
     },
 }
 """The functions that Numba keeps, by the variant of the model and the module."""
@@ -117,7 +118,6 @@ def _half(which: int) -> None:
 
     if which == 0:
         _adam()
-        jobs.compile_loop()
     slow = (tasks.gradients_of_chunk, winograd_tasks.convolve_group, tasks.merge_blocks)
     for module in (tasks, winograd_tasks):
         for job in vars(module).values():

@@ -74,7 +74,7 @@ def step_function(
 
     def step(carry: Carry, inputs: StepInputs) -> Carry:
         chosen = carry.position + torch.arange(size, device=carry.position.device)
-        batch = batching.gather(inputs.split, inputs.order[..., chosen], program.dtype)
+        batch = batching.gather(inputs.split, inputs.order.index_select(-1, chosen), program.dtype)
         drawn = chosen - inputs.first
         batch = batch._replace(noise=tuple(n[..., drawn, :] for n in inputs.noise))
         train_state, metrics = vmap.train_step(

@@ -150,4 +150,8 @@ def gather(
     Returns:
         A batch without noise. Its leaves have the leading axes of ``indices``.
     """
-    return Batch(split.images[indices].to(dtype) / 255, split.labels[indices])
+    flat = indices.reshape(-1)  # index_select copies whole images, unlike an index
+    images, labels = (part.index_select(0, flat) for part in (split.images, split.labels))
+    if indices.dim() != 1:
+        images, labels = (part.unflatten(0, indices.shape) for part in (images, labels))
+    return Batch(images.to(dtype) / 255, labels)

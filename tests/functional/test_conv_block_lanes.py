@@ -122,6 +122,7 @@ for inputs, frame, keep, fast in (
     (30, (1, 2), True, True), (9, (0, 0), True, True),
 ):
     algorithm.winograd = lambda *_: fast
+    cpu.plan.cache_clear()
     x, weight = torch.randn(3, 19, inputs, 6, 5, cpu.WIDTH), torch.randn(3, 7, inputs, 3, 3)
     several = []
     for threads in (1, 2, 3):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -140,15 +139,14 @@ def _update(
     numbers: Sequence[Tensor],
     decoupled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from fmnist.functional.kernels.cpu import adam as adam_loops
+    from fmnist.functional.kernels.cpu import adam, jobs
 
     sizes = _checked_sizes(grads, params, mean, square, steps, numbers)
-    factors = adam_loops.weights(_array(steps), *(_array(n.double()) for n in numbers), decoupled)
     out = mean.new_empty(mean.shape), mean.new_empty(mean.shape), mean.new_empty(mean.shape)
-    leaves = [leaf.contiguous() for leaf in (*grads, *params)]  # a reference keeps the memory alive
-    addresses = np.array([leaf.data_ptr() for leaf in leaves])
-    arrays = map(_array, (mean, square, *out))
-    adam_loops.update(addresses, np.array(sizes), *arrays, factors)
+    given = [x.contiguous() for x in (steps, *(n.double() for n in numbers), mean, square)]
+    own = [leaf.contiguous() for leaf in (*grads, *params)]  # a reference keeps the memory alive
+    leaves = torch.tensor([*(leaf.data_ptr() for leaf in own), *sizes]).view(3, -1)
+    adam.update.run(jobs.table((decoupled,), (*given, *out, leaves)), adam.tasks(*mean.shape))
     return out
 
 
@@ -174,10 +172,6 @@ def _checked_sizes(
     if steps.dtype != torch.int64:
         raise TypeError("the number of steps must be int64")
     return sizes
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
 
 
 @_update.register_fake

@@ -259,7 +259,7 @@ def workspace(operator: Any, args: tuple[Any, ...]) -> int:
 
     copied = sum(x.nbytes for x in args if isinstance(x, Tensor) and not x.is_contiguous())
     x, weight = args[1:3] if name == "backward" else args[:2]
-    return copied + algorithm.workspace(x, weight, args[-2:], name)
+    return copied + algorithm.workspace(x.shape, weight.shape, args[-2:], name)
 
 
 _OPERATORS: dict[object, Literal["forward", "given", "backward"]] = {

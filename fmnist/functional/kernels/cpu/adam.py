@@ -9,27 +9,41 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, prange
+from numba import njit
 
-from fmnist.functional.kernels.cpu.simd import WIDTH, load, pointer, root, splat, store
+from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, floats_at, integers, number
+from fmnist.functional.kernels.cpu.simd import WIDTH, load, root, splat, store
 
-PIECE = 8192  # parameters in one parallel task
+PIECE = 8192
+"""Parameters of a lane that are one task."""
+
+DECOUPLED = 0
+"""The place of the number in a table: whether AdamW's weight decay is used."""
+
+STEPS, RATE, BETA1, BETA2, EPS, DECAY, MEAN, SQUARE, UPDATES, MEANS, SQUARES, LEAVES = range(12)
+"""The places of the arrays: the number of steps, including this one, and the numbers of Adam, of
+each lane; moments before the step; the results; and ``[3, leaves]``, int64: addresses of the
+gradients and of the parameters, which are contiguous, and their sizes in a lane."""
 
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
-_parallel: Any = njit(parallel=True, cache=True, nogil=True)
+
+
+def tasks(lanes: int, parameters: int) -> int:
+    """Return the number of tasks for so many parameters of a lane."""
+    return lanes * -(-parameters // PIECE)
 
 
 @_compiled
-def weights(steps, rates, beta1, beta2, eps, decay, decoupled):
+def _of_lane(table, which, lane):
+    return doubles(table, which)[lane].flat[0]
+
+
+@_compiled
+def _weights(table, lane):
     """Compute the coefficients of an update in float64.
 
-    Args:
-        steps: number of updates, including this one; int64 ``[lanes]``.
-        rates, beta1, beta2, eps, decay: the numbers of Adam, float64 ``[lanes]``.
-        decoupled: true for AdamW's weight decay, false for Adam's.
-
     Returns:
-        float32 ``[lanes, 9]``. With ``t`` for the number of steps, the columns are
+        float32 ``[9]``. With ``t`` for the number of steps, they are
 
         * 0: ``decay``, or 0 if decoupled; times the parameter, added to the gradient
         * 1: ``1 - beta1``
@@ -41,53 +55,43 @@ def weights(steps, rates, beta1, beta2, eps, decay, decoupled):
         * 7: ``-rate * decay`` if decoupled, or 0; times the parameter, added to the update
         * 8: 1 if decoupled, or 0
     """
-    factors = np.zeros((len(steps), 9), np.float32)
-    for lane in range(len(steps)):
-        correction = 1 - beta1[lane] ** np.float64(steps[lane])
-        own = factors[lane]
-        own[0] = 0.0 if decoupled else decay[lane]
-        own[1], own[2], own[3] = 1 - beta1[lane], beta2[lane], 1 - beta2[lane]
-        own[4] = np.sqrt(1 - beta2[lane] ** np.float64(steps[lane]))
-        own[5], own[6] = eps[lane], -np.float32(rates[lane] / correction)
-        own[7] = -rates[lane] * decay[lane] if decoupled else 0.0
-        own[8] = decoupled
-    return factors
+    decoupled = number(table, DECOUPLED) == 1
+    steps = np.float64(integers(table, STEPS)[lane].flat[0])
+    rate, beta1 = _of_lane(table, RATE, lane), _of_lane(table, BETA1, lane)
+    beta2, decay = _of_lane(table, BETA2, lane), _of_lane(table, DECAY, lane)
+    own = np.zeros(9, np.float32)
+    own[0] = 0.0 if decoupled else decay
+    own[1], own[2], own[3] = 1 - beta1, beta2, 1 - beta2
+    own[4] = np.sqrt(1 - beta2**steps)
+    own[5] = _of_lane(table, EPS, lane)
+    own[6] = -np.float32(rate / (1 - beta1**steps))
+    own[7] = -rate * decay if decoupled else 0.0
+    own[8] = decoupled
+    return own
 
 
-@_parallel
-def update(addresses, sizes, mean, square, updates, means, squares, factors):
-    """Compute the updates and new moments of all leaves and write them to the output arrays.
-
-    Args:
-        addresses: int64 ``[2 * leaves]``: addresses of the gradients, then of the parameters. Each
-            is contiguous float32 ``[lanes, size of the leaf]``.
-        sizes: int64 ``[leaves]``: number of elements of each leaf in one lane.
-        mean, square: moments before the step, float32 ``[lanes, all]``, where ``all`` is the sum
-            of ``sizes`` and the leaves are one after another.
-        updates, means, squares: outputs, float32 ``[lanes, all]``.
-        factors: the result of :func:`weights`.
-    """
-    lanes, leaves = len(mean), len(sizes)
-    starts = np.zeros(leaves + 1, np.int64)
-    pieces = np.zeros(leaves + 1, np.int64)
-    for leaf in range(leaves):
-        starts[leaf + 1] = starts[leaf] + sizes[leaf]
-        pieces[leaf + 1] = pieces[leaf] - (-sizes[leaf] // PIECE)
-    for task in prange(lanes * pieces[-1]):
-        lane, piece = divmod(np.int64(task), pieces[-1])
-        leaf = 0
-        while pieces[leaf + 1] <= piece:
-            leaf += 1
-        first = (piece - pieces[leaf]) * PIECE
-        last = min(first + PIECE, sizes[leaf])
-        begin, end = starts[leaf] + first, starts[leaf] + last
-        shape = (lanes, sizes[leaf])
-        _update_piece(
-            carray(pointer(addresses[leaf]), shape)[lane, first:last],
-            carray(pointer(addresses[leaves + leaf]), shape)[lane, first:last],
-            mean[lane, begin:end], square[lane, begin:end], updates[lane, begin:end],
-            means[lane, begin:end], squares[lane, begin:end], factors[lane],
-        )  # fmt: skip
+def _update(table, task):
+    """Compute the updates and new moments of a piece of a lane, which is of one or more leaves."""
+    mean, square = floats(table, MEAN), floats(table, SQUARE)
+    updates, means, squares = floats(table, UPDATES), floats(table, MEANS), floats(table, SQUARES)
+    leaves, count = integers(table, LEAVES)[:, :, 0, 0, 0, 0], mean[0].size
+    lane, piece = divmod(task, -(-count // PIECE))
+    factors = _weights(table, lane)
+    first, last = piece * PIECE, min((piece + 1) * PIECE, count)
+    start = np.int64(0)
+    for leaf in range(leaves.shape[1]):
+        size = leaves[2, leaf]
+        begin, end = max(first - start, 0), min(last - start, size)
+        if begin < end:
+            here, offset = slice(start + begin, start + end), 4 * (lane * size + begin)
+            _update_piece(
+                floats_at(leaves[0, leaf] + offset, end - begin),
+                floats_at(leaves[1, leaf] + offset, end - begin),
+                mean[lane].reshape(-1)[here], square[lane].reshape(-1)[here],
+                updates[lane].reshape(-1)[here], means[lane].reshape(-1)[here],
+                squares[lane].reshape(-1)[here], factors,
+            )  # fmt: skip
+        start += size
 
 
 @_compiled
@@ -130,3 +134,6 @@ def _update_vector(grad, param, mean, square, to_update, to_mean, to_square, at,
     store(to_update, at, update)
     store(to_mean, at, m)
     store(to_square, at, s)
+
+
+update = Job(_update)

@@ -20,11 +20,72 @@ and ``centred`` of :func:`forward`.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fmnist.functional.kernels.cpu import algorithm, jobs, tasks, winograd_tasks
 from fmnist.functional.kernels.cpu.simd import WIDTH
+
+Shape = tuple[int, ...]
+
+
+class _Plan(NamedTuple):
+    """What the shapes of a call decide.
+
+    Attributes:
+        large, small: the shapes of ``y`` and of ``pooled``.
+        fast: whether Winograd's algorithm is used.
+        size: blocks whose images are transformed at a time.
+        chunks: partial sums of the weight gradient.
+        tiles, turned: numbers of a lane's arranged weights, and of those with inputs and outputs
+            exchanged.
+    """
+
+    large: Shape
+    small: Shape
+    fast: bool
+    size: int
+    chunks: int
+    tiles: int
+    turned: int
+
+
+@lru_cache(256)  # a small step has no time for this in each call
+def plan(x: Shape, weight: Shape, frame: tuple[int, int], *, keep: bool, backward: bool) -> _Plan:
+    """Check the shapes of a call, and say how it is computed.
+
+    Args:
+        x: the shape of the images in blocks.
+        weight: the shape of the weights.
+        frame: ``(before, after)``.
+        keep: whether ``y`` is kept from the forward pass.
+        backward: whether this is the backward pass.
+
+    Raises:
+        ValueError: The shapes do not go together.
+    """
+    if len(x) != 6 or x[5] != WIDTH:
+        raise ValueError(f"images must be in blocks of {WIDTH}, not of shape {tuple(x)}")
+    some = len(weight) == 5 and weight[3] == weight[4] and min(weight) > 0
+    if not some or x[0] not in (1, weight[0]) or x[2] != weight[2]:
+        raise ValueError(f"images {tuple(x)} do not go with weights {tuple(weight)}")
+    lanes, outputs, inputs, k, _ = weight
+    rows, columns = x[3] + sum(frame) - k + 1, x[4] + sum(frame) - k + 1
+    if min(frame) < 0 or max(frame) >= k or min(rows, columns) < 1:
+        raise ValueError(f"a frame of {frame} and kernels of {k} do not go with {tuple(x)}")
+    fast = keep and algorithm.winograd(x, weight, frame)
+    return _Plan(
+        (lanes, x[1] if keep else 0, outputs, rows, columns, WIDTH),
+        (lanes, x[1], outputs, rows // 2, columns // 2, WIDTH),
+        fast,
+        algorithm.group(x, weight, frame, backward=backward),
+        algorithm.chunks(x, weight, frame),
+        algorithm.arranged(weight, fast),
+        algorithm.arranged((lanes, inputs, outputs, k, k), fast),
+    )
 
 
 def forward(
@@ -63,18 +124,18 @@ def forward(
         ValueError: The shapes do not go together, or ``examples`` do not end in the last block.
         TypeError: A tensor is not float32.
     """
+    large, small, fast, size, _, tile, _ = plan(
+        x.shape, weight.shape, frame, keep=keep, backward=False
+    )
     _check(x, weight, gamma, beta)
     _check_examples(examples, x.shape[1])
-    large, small = _result_shapes(x, weight, frame, keep)
-    lanes, blocks, outputs = small[:3]
+    lanes, blocks = small[:2]
     y, pooled, centred = x.new_empty(large), x.new_empty(small), x.new_empty(small)
     which = x.new_empty(small, dtype=torch.uint8)
     mean, var, scale = (x.new_empty(gamma.shape) for _ in range(3))
-    means, squares = x.new_empty(2, lanes, blocks, outputs, dtype=torch.float64)
-    fast = keep and algorithm.winograd(x, weight, frame)
-    tiles = weight.new_empty(lanes, algorithm.arranged(weight, fast))
+    means, squares = (x.new_empty(small[:3], dtype=torch.float64) for _ in range(2))
+    tiles = weight.new_empty(lanes, tile)
     x, weight, gamma, beta = _contiguous(x, weight, gamma, beta)
-    size = algorithm.group(x, weight, frame, backward=False)
     table = jobs.table(
         (examples, *frame, size, eps),
         (x, weight, y, pooled, centred, which, gamma, beta, mean, var, scale, tiles, None, means,
@@ -105,15 +166,16 @@ def forward_given(
 
     Arguments and errors are those of :func:`forward`.
     """
+    large, small, fast, size, _, tile, _ = plan(
+        x.shape, weight.shape, frame, keep=True, backward=False
+    )
     _check(x, weight, gamma, beta, mean, var)
-    fast = algorithm.winograd(x, weight, frame)
-    large, small = _result_shapes(x, weight, frame, keep=fast)
     lanes, blocks = small[:2]
-    y, pooled = x.new_empty(large), x.new_empty(small)
-    tiles = weight.new_empty(lanes, algorithm.arranged(weight, fast))
+    y = x.new_empty(large if fast else (lanes, 0, *large[2:]))
+    pooled = x.new_empty(small)
+    tiles = weight.new_empty(lanes, tile)
     scale = gamma / torch.sqrt(var + eps)
     x, weight, beta, mean, scale = _contiguous(x, weight, beta, mean, scale)
-    size = algorithm.group(x, weight, frame, backward=False)
     table = jobs.table(
         (blocks * WIDTH, *frame, size, eps),
         (x, weight, y, pooled, None, None, None, beta, mean, None, scale, tiles, *[None] * 3),
@@ -166,30 +228,30 @@ def backward(
         ValueError: The shapes do not go together, or ``examples`` do not end in the last block.
         TypeError: A tensor is not float32, or ``which`` is not uint8.
     """
+    large, small, fast, size, chunks, tile, turn = plan(
+        x.shape, weight.shape, frame, keep=y.numel() > 0, backward=True
+    )
     _check(x, weight, gamma, mean, var)
     _check_examples(examples, x.shape[1])
-    large, small = _result_shapes(x, weight, frame, y.numel() > 0)
     if y.shape != large or any(t.shape != small for t in (grad, centred, which)):
         raise ValueError(f"the results of forward and the gradient must be {large} and {small}")
     if for_x and len(x) != len(weight):
         raise ValueError("the gradient for the images needs the images of all lanes")
     if which.dtype != torch.uint8 or {grad.dtype, y.dtype, centred.dtype} != {torch.float32}:
         raise TypeError("the kernels of the CPU are for float32, and places are uint8")
-    fast = y.numel() > 0 and algorithm.winograd(x, weight, frame)
     lanes, blocks, outputs = small[:3]
     dx = x.new_empty(x.shape) if for_x else x.new_zeros((1,) * 6)
-    parts = x.new_empty(lanes, algorithm.chunks(x, weight, frame), *weight.shape[1:])
+    parts = x.new_empty(lanes, chunks, *weight.shape[1:])
     dgamma, dbeta = x.new_empty(gamma.shape), x.new_empty(gamma.shape)
     passed, linear = x.new_empty(lanes, blocks, 2, outputs), x.new_empty(lanes, 3, outputs)
     tiles = turned = None
     if not y.numel():
-        tiles = weight.new_empty(lanes, algorithm.arranged(weight, fast))
+        tiles = weight.new_empty(lanes, tile)
     if for_x:
         exchanged = weight.transpose(1, 2).contiguous()
-        turned = weight.new_empty(lanes, algorithm.arranged(exchanged, fast))
+        turned = weight.new_empty(lanes, turn)
     grad, x, weight, gamma, mean, var = _contiguous(grad, x, weight, gamma, mean, var)
     y, centred, which = _contiguous(y, centred, which)
-    size = algorithm.group(x, weight, frame, backward=True)
     table = jobs.table(
         (examples, *frame, size, eps),
         (x, weight, y, None, centred, which, gamma, None, mean, var, None, tiles, turned, None,
@@ -206,27 +268,8 @@ def backward(
     return dx, parts.sum(1), dgamma, dbeta
 
 
-def _result_shapes(
-    x: Tensor, weight: Tensor, frame: tuple[int, int], keep: bool = True
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of ``y`` and of ``pooled``."""
-    lanes, outputs, _, k, _ = weight.shape
-    height, width = x.shape[3] + sum(frame) - k + 1, x.shape[4] + sum(frame) - k + 1
-    if min(frame) < 0 or max(frame) >= k or min(height, width) < 1:
-        raise ValueError(f"a frame of {frame} and kernels of {k} do not go with {tuple(x.shape)}")
-    blocks = x.shape[1]
-    large = (lanes, blocks if keep else 0, outputs, height, width, WIDTH)
-    return large, (lanes, blocks, outputs, height // 2, width // 2, WIDTH)
-
-
 def _check(x: Tensor, weight: Tensor, *channels: Tensor) -> None:
-    """Check shapes and dtypes, as the compiled loops have no checks of array bounds."""
-    if x.dim() != 6 or x.shape[5] != WIDTH:
-        raise ValueError(f"images must be in blocks of {WIDTH}, not of shape {tuple(x.shape)}")
-    square = weight.dim() == 5 and weight.shape[3] == weight.shape[4]
-    some = square and min(weight.shape) > 0
-    if not some or x.shape[0] not in (1, weight.shape[0]) or x.shape[2] != weight.shape[2]:
-        raise ValueError(f"images {tuple(x.shape)} do not go with weights {tuple(weight.shape)}")
+    """Check numbers of channels and dtypes, as compiled loops have no checks of array bounds."""
     for numbers in channels:
         if numbers.shape != weight.shape[:2]:
             expected, found = tuple(weight.shape[:2]), tuple(numbers.shape)

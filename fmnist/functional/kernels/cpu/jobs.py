@@ -10,6 +10,8 @@ its arrays are, and their shapes. Results do not depend on which thread does a t
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -26,6 +28,9 @@ NUMBERS = 8
 
 _ENTRY = 7  # of an array: its address, and its shape, with ones at the end
 
+_NONE, _ONES = (0,) * _ENTRY, [(1,) * (_ENTRY - 1 - axes) for axes in range(_ENTRY)]
+_REAL, _BITS = struct.Struct("d"), struct.Struct("q")
+
 
 class Job:
     """A function ``(table, task)``, which is compiled when its address is first asked for."""
@@ -41,9 +46,13 @@ class Job:
         """Compile the function now, or load it if that was done before."""
         self._compiled  # noqa: B018
 
-    def run(self, table: np.ndarray, tasks: int) -> None:
+    @cached_property
+    def _address(self) -> int:
+        return int(self._compiled.address)
+
+    def run(self, table: array[int], tasks: int) -> None:
         """Do the tasks ``0`` to ``tasks - 1``, in any order, on all threads."""
-        _run(self._compiled.address, table.ctypes.data, tasks)
+        _run(self._address, table.buffer_info()[0], tasks)
 
 
 def compile_loop() -> None:
@@ -51,21 +60,18 @@ def compile_loop() -> None:
     _run(0, 0, 0)
 
 
-def table(numbers: tuple[float, ...], arrays: tuple[Tensor | None, ...]) -> np.ndarray:
+def table(numbers: tuple[float, ...], arrays: tuple[Tensor | None, ...]) -> array[int]:
     """Return a table, int64; the arrays must live as long.
 
     Args:
         numbers: at most ``NUMBERS``; floats are for :func:`real`, integers for :func:`number`.
         arrays: contiguous tensors on a CPU with at most 6 axes; None is like an empty one.
     """
-    entries = [int(np.float64(x).view(np.int64)) if isinstance(x, float) else x for x in numbers]
+    entries = [_BITS.unpack(_REAL.pack(x))[0] if isinstance(x, float) else x for x in numbers]
     entries += [0] * (NUMBERS - len(entries))
-    for array in arrays:
-        if array is None:
-            entries += [0] * _ENTRY
-        else:
-            entries += [array.data_ptr(), *array.shape, *[1] * (_ENTRY - 1 - array.dim())]
-    return np.array(entries, np.int64)
+    for one in arrays:
+        entries += _NONE if one is None else (one.data_ptr(), *one.shape, *_ONES[one.dim()])
+    return array("q", entries)
 
 
 @njit(parallel=True, cache=True, nogil=True)
@@ -131,10 +137,25 @@ def floats(table, which):
 
 
 @_inlined
+def floats_at(address, size):
+    """Return the flat float32 array at an address."""
+    return carray(_to_floats(address), (size,))
+
+
+@_inlined
 def doubles(table, which):
     """Return a float64 array of a table, with 6 axes."""
     entry = _entry(table, which)
     return carray(_to_reals(entry[0]), (entry[1], entry[2], entry[3], entry[4], entry[5], entry[6]))
+
+
+@_inlined
+def integers(table, which):
+    """Return an int64 array of a table, with 6 axes."""
+    entry = _entry(table, which)
+    return carray(
+        _to_integers(entry[0]), (entry[1], entry[2], entry[3], entry[4], entry[5], entry[6])
+    )
 
 
 @_inlined
