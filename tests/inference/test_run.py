@@ -66,8 +66,8 @@ def test_committed_runs_are_read_as_they_were_written(name):
 def test_baseline_predicts_as_its_table_says():
     run, test = fmnist.load_run(str(STUDIES / "baseline")), fmnist.load().test
     winner = run.winner
-    assert winner.configuration == {"learning_rate": 0.01, "batch_size": 1000}
-    assert winner.metrics["validation_accuracy"] == 0.9038
+    assert winner.configuration == {"learning_rate": 0.01, "batch_size": 100}
+    assert winner.metrics["validation_accuracy"] == run.results["validation_accuracy"].max()
     right = run.predict(test.images).argmax(axis=1) == test.labels.numpy()
     assert right.mean() == pytest.approx(winner.metrics["test_accuracy"], abs=2e-4)
     same = run.predict(test.images[:5], trial=winner.number)
