@@ -1,6 +1,6 @@
-"""Measures how a run does on photographs that are made of test images.
+"""Measures how runs do on photographs that are made of test images.
 
-python tests/photographs.py studies/best --first 8000
+python tests/photographs.py studies/best studies/baseline --first 8000
 """
 
 from __future__ import annotations
@@ -47,23 +47,28 @@ def item(views: np.ndarray, cut: str) -> judging.Item:
 
 
 def main() -> int:
-    """Print a line for each scene."""
+    """Print a line for each scene and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--first", type=int, default=8000, help="the first test image")
     parser.add_argument("--images", type=int, default=2000)
     args = parser.parse_args()
     test = load().test
     images = test.images[args.first :][: args.images].numpy()
     labels = test.labels[args.first :][: args.images]
-    plain = accuracy(args.run, as_they_are(images), labels)
-    print(f"{'as they are':20s} {plain:.4f}", flush=True)
+    plain = {run: accuracy(run, as_they_are(images), labels) for run in args.runs}
+    for run, right in plain.items():
+        print(f"{run!s:20s} {'as they are':14s} {right:.4f}", flush=True)
     for scene in SCENES:
         with tempfile.TemporaryDirectory() as folder:
             items = photographed(images, scene, Path(folder))
-        found = accuracy(args.run, items, labels)
-        unlike = np.mean([item.about.get("unlike_training", False) for item in items])
-        print(f"{scene:20s} {found:.4f} {plain - found:+.4f} unlike {unlike:.1%}", flush=True)
+        for run, right in plain.items():
+            found = accuracy(run, items, labels)
+            unlike = np.mean([item.about.get("unlike_training", False) for item in items])
+            print(
+                f"{run!s:20s} {scene:14s} {found:.4f} {right - found:+.4f} unlike {unlike:.1%}",
+                flush=True,
+            )
     return 0
 
 

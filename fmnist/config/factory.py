@@ -218,22 +218,22 @@ def looks_and_logits(
         convolution: as in :func:`build_model`.
 
     Returns:
-        The looks for :mod:`fmnist.functional.outliers`: the outlines, the features after the
-        convolutions, and the inputs of the last layer, if that is another; each ``[examples,
-        width]``. And the logits ``[examples, 10]``. Of a model from a factory only the outlines
-        and the logits are known.
+        The looks for :mod:`fmnist.functional.outliers`: the outlines, the areas, the features
+        after the convolutions, and the inputs of the last layer, if that is another; each
+        ``[examples, width]``. And the logits ``[examples, 10]``, which stand for the features of a
+        model from a factory.
     """
-    outlines = outliers.outlines(images)
+    plain = outliers.outlines(images), outliers.areas(images)
     if not isinstance(config, ModelConfig):
         logits, _ = build_model(config).apply(params, state, images, train=False)
-        return (outlines, logits), logits
+        return (*plain, logits), logits
     compute = cnn.compute_dtype(config)
     seen, _ = features.features(
         params, state, images,
         train=False, compute=compute, convolution=convolution, frame=cnn.frame(config),
     )  # fmt: skip
     last, _ = cnn.hidden(params, state, seen, compute)
-    looks = (outlines, seen, last) if config.hidden else (outlines, last)
+    looks = (*plain, seen, last) if config.hidden else (*plain, last)
     if config.flip_average:
         model = build_model(config, convolution)
         return looks, model.apply(params, state, images, train=False)[0]
@@ -242,10 +242,10 @@ def looks_and_logits(
 
 def look_widths(config: AnyModelConfig) -> tuple[int, ...]:
     """Return the widths of the looks of :func:`looks_and_logits`."""
-    outlines = 2 * ((IMAGE_SIZE - 1) // 2) ** 2
+    plain = 2 * ((IMAGE_SIZE - 1) // 3) ** 2, (IMAGE_SIZE // 4) ** 2
     if not isinstance(config, ModelConfig):
-        return outlines, CLASS_COUNT
-    return outlines, cnn.feature_count(config), *config.hidden[-1:]
+        return *plain, CLASS_COUNT
+    return *plain, cnn.feature_count(config), *config.hidden[-1:]
 
 
 @functools.lru_cache(maxsize=4096)

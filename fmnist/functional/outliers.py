@@ -1,11 +1,14 @@
 """Tells images that look like nothing a network was trained on.
 
-An image is looked at in several ways: its outlines, and the features that the network computes of
-it. In each it is compared with prototypes of what the network was trained on, and its distance from
-the nearest with the distances of images that are known to be of the same kind.
+An image is looked at in several ways: its outlines, its areas, and the features that the network
+computes of it. In each it is compared with prototypes of what the network was trained on, and its
+distance from the nearest with the distances of images that are known to be of the same kind.
 
 Source: Sun, Ming, Zhu and Li, Out-of-distribution detection with deep nearest neighbors (2022),
-with prototypes in place of all training images.
+with prototypes in place of all training images. The first two looks do not depend on the network.
+They are square roots, so that an angle between them is Hellinger's distance, in which a few strong
+edges do not hide many weak ones: Arandjelovic and Zisserman, Three things everyone should know to
+improve object retrieval (2012).
 """
 
 from __future__ import annotations
@@ -43,10 +46,15 @@ class Familiar(NamedTuple):
 
 
 def outlines(images: Float[Tensor, "examples 1 height width"]) -> Look:
-    """Return how much neighbouring pixels differ, across and down, as means of 2x2 places."""
+    """Return how much neighbouring pixels differ, across and down: means of 3x3 places of roots."""
     across = images.diff(dim=3).abs()[:, :, :-1]
     down = images.diff(dim=2).abs()[:, :, :, :-1]
-    return avg_pool2d(torch.cat([across, down], dim=1), 2).flatten(1)
+    return avg_pool2d(torch.cat([across, down], dim=1).sqrt(), 3).flatten(1)
+
+
+def areas(images: Float[Tensor, "examples 1 height width"]) -> Look:
+    """Return where an image is how bright: the roots of the means of 4x4 pixels."""
+    return avg_pool2d(images, 4).sqrt().flatten(1)
 
 
 def familiar(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fmnist.inference.thumbnails import Thumbnail
     from fmnist.inference.trained import TrainedModel
 
-TURNING = 2 / 15
+TURNING = 0.4
 """What a degree of turning costs, in units of :func:`fmnist.functional.outliers.remoteness`."""
 
 WHOLE = 0.5

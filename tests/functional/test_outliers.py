@@ -112,14 +112,33 @@ def test_looks_that_are_not_finite_give_numbers_that_are_not(value):
 
 def test_outlines_are_differences_of_neighbours():
     images = torch.zeros(2, 1, 28, 28)
-    assert torch.equal(outliers.outlines(images + 0.7), torch.zeros(2, 2 * 13 * 13))
-    images[0, 0, :, 15:] = 1  # an edge from above to below
-    across, down = outliers.outlines(images)[0].view(2, 13, 13)
-    assert (across[:, 7] == 0.5).all()
-    assert across.sum() == 0.5 * 13
+    assert torch.equal(outliers.outlines(images + 0.7), torch.zeros(2, 2 * 9 * 9))
+    images[0, 0, :, 15:] = 0.25  # an edge from above to below
+    across, down = outliers.outlines(images)[0].view(2, 9, 9)
+    torch.testing.assert_close(across[:, 4], torch.full((9,), 0.5 / 3))
+    assert across.count_nonzero() == 9
     assert (down == 0).all()
-    turned = outliers.outlines(images.mT)[0].view(2, 13, 13)
+    turned = outliers.outlines(images.mT)[0].view(2, 9, 9)
     assert torch.equal(turned, torch.stack([down, across.T]))
+
+
+def test_areas_are_where_it_is_bright():
+    images = torch.zeros(2, 1, 28, 28)
+    images[1, 0, 4:8, 8:12] = 0.25
+    first, second = outliers.areas(images).view(2, 7, 7)
+    assert (first == 0).all()
+    assert second.nonzero().tolist() == [[1, 2]]
+    assert second[1, 2] == 0.5
+
+
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.floats(0.01, 1))
+def test_the_plain_looks_do_not_depend_on_contrast(seed, factor):
+    images = normal(3, 1, 28, 28, seed=seed).sigmoid()
+    for look in (outliers.outlines, outliers.areas):
+        prototypes = (torch.nn.functional.normalize(look(images)),)
+        distances = outliers.distances(prototypes, [look(images * factor)])
+        assert distances.abs().max() < 1e-5
 
 
 @settings(deadline=None, max_examples=50)
