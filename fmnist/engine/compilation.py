@@ -117,7 +117,7 @@ def _half(which: int) -> None:
     from fmnist.functional.kernels.cpu import jobs, tasks, winograd_tasks
 
     if which == 0:
-        _adam()
+        _adam()  # and the loop over tasks
     slow = (tasks.gradients_of_chunk, winograd_tasks.convolve_group, tasks.merge_blocks)
     for module in (tasks, winograd_tasks):
         for job in vars(module).values():

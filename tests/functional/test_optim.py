@@ -73,6 +73,16 @@ def test_fused_update_equals_the_definition(drawn, shapes, seed, scale):
         params, ours = optim.apply_updates(params, updates), after
 
 
+def test_the_callers_default_device_does_not_matter():
+    fused, _ = both("adam", {"learning_rate": torch.tensor(0.1)})
+    params, grads = trees([(3, 2), (), (0,)], 1), trees([(3, 2), (), (0,)], 2)
+    expected = fused.update(grads, fused.init(params), params)
+    state = fused.init(params)
+    with torch.device("meta"):
+        found = fused.update(grads, state, params)
+    assert same(found, expected)
+
+
 def lane(i):
     numbers = {"learning_rate": 0.1**i, "beta1": 0.9 - 0.1 * i, "weight_decay": 0.1 * i}
     return hyperparams("adam", **numbers)

@@ -145,7 +145,8 @@ def _update(
     out = mean.new_empty(mean.shape), mean.new_empty(mean.shape), mean.new_empty(mean.shape)
     given = [x.contiguous() for x in (steps, *(n.double() for n in numbers), mean, square)]
     own = [leaf.contiguous() for leaf in (*grads, *params)]  # a reference keeps the memory alive
-    leaves = torch.tensor([*(leaf.data_ptr() for leaf in own), *sizes]).view(3, -1)
+    described = [*(leaf.data_ptr() for leaf in own), *sizes]
+    leaves = torch.tensor(described, dtype=torch.int64, device="cpu").view(3, -1)
     adam.update.run(jobs.table((decoupled,), (*given, *out, leaves)), adam.tasks(*mean.shape))
     return out
 

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 from fmnist.functional.kernels.cpu import algorithm, jobs, tasks, winograd_tasks
+from fmnist.functional.kernels.cpu.algorithm import Shape
 from fmnist.functional.kernels.cpu.simd import WIDTH
-
-Shape = tuple[int, ...]
 
 
 class _Plan(NamedTuple):

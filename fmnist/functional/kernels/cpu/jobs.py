@@ -55,11 +55,6 @@ class Job:
         _run(self._address, table.buffer_info()[0], tasks)
 
 
-def compile_loop() -> None:
-    """Compile the loop over tasks, which all jobs share."""
-    _run(0, 0, 0)
-
-
 def table(numbers: tuple[float, ...], arrays: tuple[Tensor | None, ...]) -> array[int]:
     """Return a table, int64; the arrays must live as long.
 
