@@ -17,7 +17,7 @@ def test_distances_are_kept(channels, tmp_path):
     looks = [normal(300, width, seed=i).relu() for i, width in enumerate(look_widths(config))]
     prototypes = tuple(map(normalize, looks))
     near = [look + normal(*look.shape, seed=9, scale=0.1) for look in looks]
-    known = outliers.Familiar(prototypes, torch.arange(30.0).reshape(3, 10))
+    known = outliers.Familiar(prototypes, torch.arange(10.0 * len(looks)).reshape(-1, 10))
     path = tmp_path / "features.safetensors"
     models.save_features(path, known)
     read = models.load_features(path, config)
