@@ -15,6 +15,7 @@ from strategies import hyperparams, normal, optimizers, seeds
 from fmnist.functional import optim, vmap
 from fmnist.functional.kernels import adam_update
 from fmnist.functional.kernels.cpu import adam as adam_loops
+from fmnist.functional.trace import traced
 
 adams = optimizers().filter(lambda drawn: drawn[0] != "sgd")
 leaf_shapes = st.lists(
@@ -74,12 +75,15 @@ def test_fused_update_equals_the_definition(drawn, shapes, seed, scale):
 
 
 def test_the_callers_default_device_does_not_matter():
-    fused, _ = both("adam", {"learning_rate": torch.tensor(0.1)})
-    params, grads = trees([(3, 2), (), (0,)], 1), trees([(3, 2), (), (0,)], 2)
-    expected = fused.update(grads, fused.init(params), params)
-    state = fused.init(params)
+    def update(numbers, *trees):
+        return optim.adam(**numbers).update(*trees)
+
+    numbers, shapes = hyperparams("adam"), [(3, 2), (), (0,)]
+    params, grads = trees(shapes, 1), trees(shapes, 2)
+    state = optim.adam(**numbers).init(params)
+    expected = update(numbers, grads, state, params)
     with torch.device("meta"):
-        found = fused.update(grads, state, params)
+        found = traced(update)(numbers, grads, state, params)
     assert same(found, expected)
 
 

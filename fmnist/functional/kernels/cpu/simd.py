@@ -83,16 +83,6 @@ def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def pointer(typing, address):
-    """Convert an address (int64) to a pointer to float32, for ``carray``."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(types.int64), generate
-
-
-@intrinsic
 def load(typing, array, at):
     """Return ``array[at : at + WIDTH]`` of a float32 array."""
 
