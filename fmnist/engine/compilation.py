@@ -59,7 +59,7 @@ def compiled(variant: str) -> bool:
 
 
 def compile_kernels(variant: str) -> float:
-    """Compile the kernels of a variant if they are not, the slowest in another process.
+    """Compile the kernels of a variant if they are not, half of them in another process.
 
     If that process cannot be started or fails, this one compiles the kernel later.
 
@@ -113,13 +113,14 @@ def _in_two_processes() -> None:
 
 
 def _half(which: int) -> None:
-    """Compile one half of the kernels of the blocks; both take as long."""
+    """Compile one half of the kernels of the blocks; both take as long, with the other's imports."""
     from fmnist.functional.kernels.cpu import jobs, tasks, winograd_tasks
 
     if which == 0:
         _adam()  # and the loop over tasks
-    slow = (tasks.gradients_of_chunk, winograd_tasks.convolve_group, tasks.merge_blocks)
+    # These have much in common, which is then compiled once.
+    direct = (tasks.convolve_block, tasks.pool_block, tasks.gradients_of_chunk)
     for module in (tasks, winograd_tasks):
         for job in vars(module).values():
-            if isinstance(job, jobs.Job) and (job in slow) == bool(which):
+            if isinstance(job, jobs.Job) and (job in direct) == bool(which):
                 job.compile()

@@ -6,26 +6,31 @@ Hutter (2019), algorithm 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
-from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, floats_at, integers, number
+from fmnist.functional.kernels.cpu.compiled import compiled
+from fmnist.functional.kernels.cpu.jobs import (
+    Job,
+    doubles,
+    floats,
+    floats_at,
+    integers,
+    number,
+    of_lane,
+    places,
+)
 from fmnist.functional.kernels.cpu.simd import WIDTH, load, root, splat, store
 
 PIECE = 8192
 """Parameters of a lane that are one task."""
 
-DECOUPLED = 0
+(DECOUPLED,) = places(1)
 """The place of the number in a table: whether AdamW's weight decay is used."""
 
-STEPS, RATE, BETA1, BETA2, EPS, DECAY, MEAN, SQUARE, UPDATES, MEANS, SQUARES, LEAVES = range(12)
+STEPS, RATE, BETA1, BETA2, EPS, DECAY, MEAN, SQUARE, UPDATES, MEANS, SQUARES, LEAVES = places(12)
 """The places of the arrays: the number of steps, including this one, and the numbers of Adam, of
 each lane; moments before the step; the results; and ``[3, leaves]``, int64: addresses of the
 gradients and of the parameters, which are contiguous, and their sizes in a lane."""
-
-_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 
 def tasks(lanes: int, parameters: int) -> int:
@@ -33,12 +38,12 @@ def tasks(lanes: int, parameters: int) -> int:
     return lanes * -(-parameters // PIECE)
 
 
-@_compiled
-def _of_lane(table, which, lane):
-    return doubles(table, which)[lane].flat[0]
+@compiled
+def _number(table, which, lane):
+    return doubles(table, which)[lane, 0, 0, 0, 0, 0]
 
 
-@_compiled
+@compiled
 def _weights(table, lane):
     """Compute the coefficients of an update in float64.
 
@@ -56,14 +61,14 @@ def _weights(table, lane):
         * 8: 1 if decoupled, or 0
     """
     decoupled = number(table, DECOUPLED) == 1
-    steps = np.float64(integers(table, STEPS)[lane].flat[0])
-    rate, beta1 = _of_lane(table, RATE, lane), _of_lane(table, BETA1, lane)
-    beta2, decay = _of_lane(table, BETA2, lane), _of_lane(table, DECAY, lane)
+    steps = np.float64(integers(table, STEPS)[lane, 0, 0, 0, 0, 0])
+    rate, beta1 = _number(table, RATE, lane), _number(table, BETA1, lane)
+    beta2, decay = _number(table, BETA2, lane), _number(table, DECAY, lane)
     own = np.zeros(9, np.float32)
     own[0] = 0.0 if decoupled else decay
     own[1], own[2], own[3] = 1 - beta1, beta2, 1 - beta2
     own[4] = np.sqrt(1 - beta2**steps)
-    own[5] = _of_lane(table, EPS, lane)
+    own[5] = _number(table, EPS, lane)
     own[6] = -np.float32(rate / (1 - beta1**steps))
     own[7] = -rate * decay if decoupled else 0.0
     own[8] = decoupled
@@ -72,29 +77,27 @@ def _weights(table, lane):
 
 def _update(table, task):
     """Compute the updates and new moments of a piece of a lane, which is of one or more leaves."""
-    mean, square = floats(table, MEAN), floats(table, SQUARE)
-    updates, means, squares = floats(table, UPDATES), floats(table, MEANS), floats(table, SQUARES)
-    leaves, count = integers(table, LEAVES)[:, :, 0, 0, 0, 0], mean[0].size
+    leaves, count = integers(table, LEAVES), floats(table, MEAN).shape[1]
     lane, piece = divmod(task, -(-count // PIECE))
     factors = _weights(table, lane)
     first, last = piece * PIECE, min((piece + 1) * PIECE, count)
     start = np.int64(0)
     for leaf in range(leaves.shape[1]):
-        size = leaves[2, leaf]
+        size = leaves[2, leaf, 0, 0, 0, 0]
         begin, end = max(first - start, 0), min(last - start, size)
         if begin < end:
-            here, offset = slice(start + begin, start + end), 4 * (lane * size + begin)
+            offset, here = 4 * (lane * size + begin), slice(start + begin, start + end)
             _update_piece(
-                floats_at(leaves[0, leaf] + offset, end - begin),
-                floats_at(leaves[1, leaf] + offset, end - begin),
-                mean[lane].reshape(-1)[here], square[lane].reshape(-1)[here],
-                updates[lane].reshape(-1)[here], means[lane].reshape(-1)[here],
-                squares[lane].reshape(-1)[here], factors,
+                floats_at(leaves[0, leaf, 0, 0, 0, 0] + offset, end - begin),
+                floats_at(leaves[1, leaf, 0, 0, 0, 0] + offset, end - begin),
+                of_lane(table, MEAN, lane)[here], of_lane(table, SQUARE, lane)[here],
+                of_lane(table, UPDATES, lane)[here], of_lane(table, MEANS, lane)[here],
+                of_lane(table, SQUARES, lane)[here], factors,
             )  # fmt: skip
         start += size
 
 
-@_compiled
+@compiled
 def _update_piece(g, p, m, s, to_u, to_m, to_s, factors):
     """Update a part of a leaf of a lane."""
     rest = len(g) % WIDTH
@@ -109,7 +112,7 @@ def _update_piece(g, p, m, s, to_u, to_m, to_s, factors):
             to_u[at], to_m[at], to_s[at] = u[i], m[i], s[i]
 
 
-@_compiled
+@compiled
 def _padded(part, rest):
     """Return the last ``rest`` numbers, padded with zeros to ``WIDTH``."""
     whole = np.zeros(WIDTH, np.float32)
@@ -118,7 +121,7 @@ def _padded(part, rest):
     return whole
 
 
-@_compiled
+@compiled
 def _update_vector(grad, param, mean, square, to_update, to_mean, to_square, at, factors):
     """Update ``WIDTH`` parameters from index ``at``, without fma, to round as torch does."""
     p = load(param, at)

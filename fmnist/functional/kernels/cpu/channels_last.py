@@ -15,11 +15,10 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.pooling import DEAD
 
-# With NumPy's rules, no branch for a division by zero keeps LLVM from vectorising.
 _parallel: Any = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 
 @intrinsic
@@ -42,13 +41,13 @@ def _as_bits(typing, number):
     return types.uint32(types.float32), generate
 
 
-@_compiled
+@compiled
 def _read(bits):
     """Return a bfloat16 as float32."""
     return _as_float(np.uint32(bits) << np.uint32(16))
 
 
-@_compiled
+@compiled
 def _rounded(number):
     """Return the bits of the nearest bfloat16; of two, that whose last bit is zero."""
     bits = _as_bits(np.float32(number))
@@ -57,7 +56,7 @@ def _rounded(number):
     return np.uint16(((bits + up) >> np.uint32(16)) if number == number else nan)
 
 
-@_compiled
+@compiled
 def _measure(x, mean, square):
     """Compute the mean and the sum of squared deviations of each channel of an image.
 
@@ -87,7 +86,7 @@ def _measure(x, mean, square):
         square[c] = np.float32(0) if left < 0 else left
 
 
-@_compiled
+@compiled
 def _merge(means, squares, pixels, mean, var):
     """Merge the statistics of the images, in float64. Source: Chan et al. (1979), equation 2.1."""
     batch, channels = means.shape
@@ -102,7 +101,7 @@ def _merge(means, squares, pixels, mean, var):
         mean[c], var[c] = m[c], q[c] / (batch * pixels)
 
 
-@_compiled
+@compiled
 def _pool(x, mean, scale, bias, pooled, centred, which):
     """Normalise an image, apply ReLU and pool. The first of equal pixels counts, or a NaN."""
     rows, columns, channels = pooled.shape
@@ -132,7 +131,7 @@ def _pool(x, mean, scale, bias, pooled, centred, which):
                 to_which[c] = np.uint8(DEAD) if dead else place
 
 
-@_compiled
+@compiled
 def _scale(weight, var, eps):
     scale = np.empty(len(weight), np.float32)
     for c in range(len(weight)):
@@ -164,7 +163,7 @@ def forward_given(x, weight, bias, mean, var, pooled, eps):
         _pool(x[i], mean, scale, bias, pooled[i], centred, which)
 
 
-@_compiled
+@compiled
 def _sum(grad, centred, which, sums):
     """Sum the gradients of an image that pass the ReLU, and their products with ``centred``."""
     rows, columns, channels = grad.shape
@@ -177,7 +176,7 @@ def _sum(grad, centred, which, sums):
                 sums[1, c] += g * centred[r, s, c]
 
 
-@_compiled
+@compiled
 def _spread_pixel(grad, which, place, x, factors, dx):
     """Compute the gradient of a pixel. (LLVM does not vectorise this loop inside the others.)"""
     for c in range(len(x)):
@@ -185,7 +184,7 @@ def _spread_pixel(grad, which, place, x, factors, dx):
         dx[c] = _rounded(d + (_read(x[c]) - factors[0, c]) * factors[2, c] + factors[3, c])
 
 
-@_compiled
+@compiled
 def _spread(grad, which, x, factors, dx):
     rows, columns, _ = x.shape
     high, wide, _ = grad.shape

@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.layout import SMALL, TILE, tile_ranges, tile_size
 from fmnist.functional.kernels.cpu.simd import WIDTH, load, store, total
 from fmnist.functional.kernels.cpu.sums import (
@@ -46,11 +46,9 @@ WINDOW = 5
 NEAR = 4096
 """Floats of weights that are used for all pixels, one after the other: a part of the L1 cache."""
 
-_compiled: Any = njit(cache=True, nogil=True)
-
 
 def _define_convolve(channels: int) -> Any:
-    @_compiled
+    @compiled
     def convolve(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k, before, after):
         columns = width - k + 1
         plane = (height - k + 1) * columns * WIDTH
@@ -83,7 +81,7 @@ def _define_convolve(channels: int) -> Any:
 _convolve_large, _convolve_small = _define_convolve(TILE), _define_convolve(SMALL)
 
 
-@_compiled
+@compiled
 def convolve_tile(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k, before, after):
     """Compute some rows of the cross-correlation of ``x`` with the weights of a tile.
 
@@ -105,7 +103,7 @@ def convolve_tile(x, tiles, y, o, inputs, outputs, top, bottom, height, width, k
 
 
 def _define_input_gradient(channels: int) -> Any:
-    @_compiled
+    @compiled
     def gradient(dy, tiles, dx, i, inputs, outputs, height, width, k, before, after):
         rows, columns = height - k + 1, width - k + 1
         plane, right = rows * columns * WIDTH, width - after
@@ -152,7 +150,7 @@ _input_gradient_large = _define_input_gradient(TILE)
 _input_gradient_small = _define_input_gradient(SMALL)
 
 
-@_compiled
+@compiled
 def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k, before, after):
     """Compute the gradient for the input, without its frame.
 
@@ -174,7 +172,7 @@ def input_gradient(dy, tiles, dx, inputs, outputs, height, width, k, before, aft
             )
 
 
-@_compiled
+@compiled
 def tap_places(inputs, height, width, k):
     """Return, for each tap, the index in ``x`` of the first pixel that it is multiplied by.
 
@@ -192,7 +190,7 @@ def tap_places(inputs, height, width, k):
     return places
 
 
-@_compiled
+@compiled
 def weight_gradient(
     dy, block, x, image, sums, fresh, strips, places, first, end, rows, width, plane, k
 ):  # fmt: skip
@@ -221,7 +219,7 @@ def weight_gradient(
         _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k)
 
 
-@_compiled
+@compiled
 def _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width, plane, k):
     columns, row = width - k + 1, OUTPUTS * WIDTH
     for tap in range(first, end, TAPS):
@@ -240,7 +238,7 @@ def _by_taps(dy, block, x, image, sums, fresh, strips, places, first, end, width
         store_sums(products, sums, to, WIDTH, row, OUTPUTS)
 
 
-@_compiled
+@compiled
 def _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, rows, width, plane):
     """Do it for a row of taps at a time: the next pixel needs the same vectors of x but one."""
     columns, row = width - WINDOW + 1, OUTPUTS * WIDTH
@@ -266,7 +264,7 @@ def _by_window(dy, block, x, image, sums, fresh, strips, places, first, end, row
         store_sums(products, sums, to, WIDTH, row, OUTPUTS)
 
 
-@_compiled
+@compiled
 def write_gradient(sums, part, taps):
     """Add up the sums of a channel.
 

@@ -23,6 +23,8 @@ from numba.core import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from fmnist.functional.kernels.cpu.compiled import compiled
+
 NUMBERS = 8
 """Numbers at the begin of a table, int64 or float64."""
 
@@ -30,6 +32,11 @@ _ENTRY = 7  # of an array: its address, and its shape, with ones at the end
 
 _NONE, _ONES = (0,) * _ENTRY, [(1,) * (_ENTRY - 1 - axes) for axes in range(_ENTRY)]
 _REAL, _BITS = struct.Struct("d"), struct.Struct("q")
+
+
+def places(count: int) -> tuple[np.int64, ...]:
+    """Return the places of a table from 0. As plain integers, each would be compiled apart."""
+    return tuple(map(np.int64, range(count)))
 
 
 class Job:
@@ -102,27 +109,25 @@ def _define_pointer(kind: Any) -> Any:
 _to_integers, _to_reals = _define_pointer(types.int64), _define_pointer(types.float64)
 _to_floats, _to_bytes = _define_pointer(types.float32), _define_pointer(types.uint8)
 
-_inlined: Any = njit(cache=True, nogil=True, inline="always")
 
-
-@_inlined
+@compiled
 def number(table, which):
     """Return an integer of a table."""
     return carray(_to_integers(table), NUMBERS)[which]
 
 
-@_inlined
+@compiled
 def real(table, which):
     """Return a float of a table."""
     return carray(_to_reals(table), NUMBERS)[which]
 
 
-@_inlined
+@compiled
 def _entry(table, which):
     return carray(_to_integers(table + 8 * (NUMBERS + _ENTRY * which)), _ENTRY)
 
 
-@_inlined
+@compiled
 def floats(table, which):
     """Return a float32 array of a table, with 6 axes."""
     entry = _entry(table, which)
@@ -131,20 +136,36 @@ def floats(table, which):
     )
 
 
-@_inlined
+@compiled
 def floats_at(address, size):
     """Return the flat float32 array at an address."""
     return carray(_to_floats(address), (size,))
 
 
-@_inlined
+@compiled
+def of_lane(table, which, lane):
+    """Return what a float32 array of a table has for a lane, flat; of an empty one, nothing."""
+    entry = _entry(table, which)
+    size = entry[2] * entry[3] * entry[4] * entry[5] * entry[6] if entry[1] else 0
+    return floats_at(entry[0] + 4 * lane * size, size)
+
+
+@compiled
+def of_block(table, which, lane, block):
+    """Return what a float32 array of a table has for a block of a lane, flat, or nothing."""
+    entry = _entry(table, which)
+    size = entry[3] * entry[4] * entry[5] * entry[6] if entry[1] * entry[2] else 0
+    return floats_at(entry[0] + 4 * (lane * entry[2] + block) * size, size)
+
+
+@compiled
 def doubles(table, which):
     """Return a float64 array of a table, with 6 axes."""
     entry = _entry(table, which)
     return carray(_to_reals(entry[0]), (entry[1], entry[2], entry[3], entry[4], entry[5], entry[6]))
 
 
-@_inlined
+@compiled
 def integers(table, which):
     """Return an int64 array of a table, with 6 axes."""
     entry = _entry(table, which)
@@ -153,7 +174,7 @@ def integers(table, which):
     )
 
 
-@_inlined
+@compiled
 def octets(table, which):
     """Return a uint8 array of a table, with 6 axes."""
     entry = _entry(table, which)

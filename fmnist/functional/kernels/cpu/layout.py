@@ -12,11 +12,9 @@ multiple of ``UNIT``, padded with zeros.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.simd import WIDTH, load, splat, store
 
 TILE = 12 if WIDTH == 16 else 6
@@ -25,10 +23,8 @@ TILE = 12 if WIDTH == 16 else 6
 UNIT = TILE // 3
 SMALL = 2 * UNIT
 
-_compiled: Any = njit(cache=True, nogil=True)
 
-
-@_compiled
+@compiled
 def scratch(size):
     """Return an uninitialised flat float32 array that begins at a cache line."""
     line = 16
@@ -37,36 +33,36 @@ def scratch(size):
     return array[first : first + size]
 
 
-@_compiled
+@compiled
 def clear(array, begin, end):
     """Set a range of whole vectors to zero."""
     for at in range(begin, end, WIDTH):
         store(array, at, splat(np.float32(0)))
 
 
-@_compiled
-def fill_framed(x, inputs, height, width, before, after, out):
-    """Copy a block of images into a larger one that has a frame of zeros.
+@compiled
+def fill_framed(x, channels, height, width, before, after, out):
+    """Copy images into larger ones that have a frame of zeros.
 
     Args:
-        x: flat ``[inputs, height, width, WIDTH]``.
-        inputs, height, width: sizes.
+        x: flat ``[channels, height, width, WIDTH]``, of one or more blocks.
+        channels, height, width: sizes.
         before, after: rows above and below, and columns to the left and to the right.
-        out: output, flat ``[inputs, before + height + after, before + width + after, WIDTH]``.
+        out: output, flat ``[channels, before + height + after, before + width + after, WIDTH]``.
     """
     rows, columns = height + before + after, width + before + after
     clear(out, 0, len(out))
     at = 0
-    for i in range(inputs):
+    for c in range(channels):
         for h in range(height):
-            to = ((i * rows + before + h) * columns + before) * WIDTH
+            to = ((c * rows + before + h) * columns + before) * WIDTH
             for _ in range(width):
                 store(out, to, load(x, at))
                 at += WIDTH
                 to += WIDTH
 
 
-@_compiled
+@compiled
 def without_frame(large, out, before, height, width):
     """Copy a block of images out of a larger one with a frame; the inverse of :func:`fill_framed`.
 
@@ -88,27 +84,27 @@ def without_frame(large, out, before, height, width):
                 to += WIDTH
 
 
-@_compiled
+@compiled
 def large_tiles(channels):
     """Return how many channels are in tiles of ``TILE``."""
     units = -(-channels // UNIT)
     return max(0, units - units * 2 % 3 * 2) * UNIT
 
 
-@_compiled
+@compiled
 def whole_tiles(channels):
     """Round a number of channels up to whole tiles."""
     large = large_tiles(channels)
     return large + -(-(channels - large) // SMALL) * SMALL
 
 
-@_compiled
+@compiled
 def tile_size(first, channels):
     """Return the size of the tile that begins with a channel."""
     return TILE if first < large_tiles(channels) else SMALL
 
 
-@_compiled
+@compiled
 def tile_ranges(channels):
     """Return the first channel and the end of each tile, int64 ``[tiles, 2]``."""
     large = large_tiles(channels)
@@ -122,7 +118,7 @@ def tile_ranges(channels):
     return ranges
 
 
-@_compiled
+@compiled
 def fill_tiles(weight, tiles):
     """Arrange the weights of a lane in tiles.
 

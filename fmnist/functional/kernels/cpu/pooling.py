@@ -7,11 +7,9 @@ They are float32, except for ``which`` (uint8).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.simd import (
     WIDTH,
     fma,
@@ -26,10 +24,8 @@ from fmnist.functional.kernels.cpu.simd import (
 
 DEAD = 4  # in `which`: the ReLU outputs zero; 0-3 are the pixels of a square, row-major
 
-_compiled: Any = njit(cache=True, nogil=True)
 
-
-@_compiled
+@compiled
 def valid_examples(block, examples):
     """Return which entries of a block are examples and not padding.
 
@@ -46,7 +42,7 @@ def valid_examples(block, examples):
     return valid
 
 
-@_compiled
+@compiled
 def measure(y, plane, means, squares, valid):
     """Compute the mean and the sum of squared deviations of each channel of a block.
 
@@ -87,7 +83,7 @@ def measure(y, plane, means, squares, valid):
         _write_moments(means, squares, c3, m3, s3, q3, inside, count)
 
 
-@_compiled
+@compiled
 def _write_moments(means, squares, c, mean, sums, squared, inside, count):
     """Write the results of a channel, given its mean and the deviations from it."""
     none = splat(np.float32(0))
@@ -97,7 +93,7 @@ def _write_moments(means, squares, c, mean, sums, squared, inside, count):
     squares[c] = 0.0 if square < 0 else square  # rounding can make it negative; a NaN is kept
 
 
-@_compiled
+@compiled
 def merge(means, squares, examples, pixels):
     """Combine the statistics of the blocks of one channel.
 
@@ -122,7 +118,7 @@ def merge(means, squares, examples, pixels):
     return mean, square / seen
 
 
-@_compiled
+@compiled
 def pool(y, means, scales, biases, valid, rows, columns, pooled, centred, which):
     """Apply batch norm, ReLU and 2x2 max pooling to a block. The outputs of padding are zero.
 
@@ -161,7 +157,7 @@ def pool(y, means, scales, biases, valid, rows, columns, pooled, centred, which)
                 to += WIDTH
 
 
-@_compiled
+@compiled
 def sums_of_passed(grad, centred, which, passed):
     """Sum, for each channel, the gradients that pass the ReLU.
 
@@ -181,7 +177,7 @@ def sums_of_passed(grad, centred, which, passed):
         passed[0, c], passed[1, c] = total(sums), total(dot)
 
 
-@_compiled
+@compiled
 def spread_gradient(
     grad, y, which, channels, top, bottom, mean, linear, examples, dy, rows, columns
 ):  # fmt: skip

@@ -18,11 +18,9 @@ on the other lanes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.convolution import (
     OUTPUTS,
     TAPS,
@@ -32,7 +30,17 @@ from fmnist.functional.kernels.cpu.convolution import (
     weight_gradient,
     write_gradient,
 )
-from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, number, octets, real
+from fmnist.functional.kernels.cpu.jobs import (
+    Job,
+    doubles,
+    floats,
+    number,
+    octets,
+    of_block,
+    of_lane,
+    places,
+    real,
+)
 from fmnist.functional.kernels.cpu.layout import (
     TILE,
     clear,
@@ -54,10 +62,10 @@ from fmnist.functional.kernels.cpu.simd import WIDTH
 (
     X, WEIGHT, Y, POOLED, CENTRED, WHICH, GAMMA, BETA, MEAN, VAR, SCALE, TILES, TURNED, MEANS,
     SQUARES, GRAD, PASSED, LINEAR, DX, PARTS, DGAMMA, DBETA,
-) = range(22)  # fmt: skip
+) = places(22)  # fmt: skip
 """The places of the arrays in a table."""
 
-EXAMPLES, BEFORE, AFTER, SIZE, EPS = range(5)
+EXAMPLES, BEFORE, AFTER, SIZE, EPS = places(5)
 """The places of the numbers: examples, the frame, blocks of a group (winograd.py), and epsilon."""
 
 STRIP = 8192
@@ -66,10 +74,8 @@ STRIP = 8192
 SUMS = 1 << 15
 """Floats of the sums of the weight gradient at a time: 128 KB, a part of the L2 cache."""
 
-_compiled: Any = njit(cache=True, nogil=True)
 
-
-@_compiled
+@compiled
 def _sizes(x, weight, before, after):
     """Return the sizes of a convolution: inputs, framed height and width, k, rows, columns."""
     inputs, height, width = x.shape[2:5]
@@ -78,7 +84,7 @@ def _sizes(x, weight, before, after):
     return inputs, height + frame, width + frame, k, rows, columns
 
 
-@_compiled
+@compiled
 def framed(x, lane, first, end, before, after):
     """Return the images of some blocks with their frame, flat ``[end - first, ...]``."""
     _, blocks, inputs, height, width, _ = x.shape
@@ -90,17 +96,13 @@ def framed(x, lane, first, end, before, after):
         return images
     large = inputs * (height + frame) * (width + frame) * WIDTH
     framed = scratch((end - first) * large)
-    for i in range(end - first):
-        fill_framed(
-            images[i * size : (i + 1) * size], inputs, height, width, before, after,
-            framed[i * large : (i + 1) * large],
-        )  # fmt: skip
+    fill_framed(images, (end - first) * inputs, height, width, before, after, framed)
     return framed
 
 
 def _arrange_weights(table, lane):
     """Arrange the weights of a lane in tiles."""
-    fill_tiles(floats(table, WEIGHT)[lane, :, :, :, :, 0], floats(table, TILES)[lane].reshape(-1))
+    fill_tiles(floats(table, WEIGHT)[lane, :, :, :, :, 0], of_lane(table, TILES, lane))
 
 
 def _convolve_block(table, task):
@@ -109,10 +111,10 @@ def _convolve_block(table, task):
     The convolution is written to ``y`` unless that is empty.
     """
     x, weight = floats(table, X), floats(table, WEIGHT)
-    y, tiles = floats(table, Y), floats(table, TILES)
     means, squares = doubles(table, MEANS), doubles(table, SQUARES)
     before, after = number(table, BEFORE), number(table, AFTER)
     lane, block = divmod(task, x.shape[1])
+    y, tiles = of_block(table, Y, lane, block), of_lane(table, TILES, lane)
     outputs = weight.shape[1]
     inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     plane = rows * columns * WIDTH
@@ -120,9 +122,9 @@ def _convolve_block(table, task):
     own = scratch(0 if y.size else TILE * plane)
     valid = valid_examples(block, number(table, EXAMPLES))
     for o, end in tile_ranges(outputs):
-        out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
+        out = y[o * plane : end * plane] if y.size else own
         convolve_tile(
-            image, tiles[lane].reshape(-1), out, o, inputs, outputs, 0, rows, height, width, k,
+            image, tiles, out, o, inputs, outputs, 0, rows, height, width, k,
             before, after,
         )  # fmt: skip
         measure(
@@ -136,8 +138,8 @@ def _merge_blocks(table, lane):
     x, weight = floats(table, X), floats(table, WEIGHT)
     _, _, _, _, rows, columns = _sizes(x, weight, number(table, BEFORE), number(table, AFTER))
     means, squares = doubles(table, MEANS)[lane], doubles(table, SQUARES)[lane]
-    mean, var = floats(table, MEAN)[lane].reshape(-1), floats(table, VAR)[lane].reshape(-1)
-    gamma, scale = floats(table, GAMMA)[lane].reshape(-1), floats(table, SCALE)[lane].reshape(-1)
+    mean, var = of_lane(table, MEAN, lane), of_lane(table, VAR, lane)
+    gamma, scale = of_lane(table, GAMMA, lane), of_lane(table, SCALE, lane)
     for c in range(len(mean)):
         mean[c], variance = merge(
             means[:, c, 0, 0, 0], squares[:, c, 0, 0, 0], number(table, EXAMPLES), rows * columns
@@ -152,43 +154,41 @@ def _pool_block(table, task):
     In evaluation nothing is kept for the gradient: ``centred`` is empty.
     """
     x, weight = floats(table, X), floats(table, WEIGHT)
-    y, tiles = floats(table, Y), floats(table, TILES)
-    mean, scale, beta = floats(table, MEAN), floats(table, SCALE), floats(table, BETA)
     before, after = number(table, BEFORE), number(table, AFTER)
     lane, block = divmod(task, x.shape[1])
-    outputs = weight.shape[1]
+    y, tiles = of_block(table, Y, lane, block), of_lane(table, TILES, lane)
+    mean, scale = of_lane(table, MEAN, lane), of_lane(table, SCALE, lane)
+    beta, outputs = of_lane(table, BETA, lane), weight.shape[1]
     inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     plane, small = rows * columns * WIDTH, (rows // 2) * (columns // 2) * WIDTH
     image = framed(x, lane, block, block if y.size else block + 1, before, after)
     own = scratch(0 if y.size else TILE * plane)
     valid = valid_examples(block, number(table, EXAMPLES))
-    pooled = floats(table, POOLED)[lane, block].reshape(-1)
-    centred, which = floats(table, CENTRED), octets(table, WHICH)
+    pooled = of_block(table, POOLED, lane, block)
+    centred, which = of_block(table, CENTRED, lane, block), octets(table, WHICH)
     kept = which.size > 0
     own_centred = scratch(0 if kept else TILE * small)
     own_which = np.empty(0 if kept else TILE * small, np.uint8)
     for o, end in tile_ranges(outputs):
-        out = y[lane, block].reshape(-1)[o * plane : end * plane] if y.size else own
+        out = y[o * plane : end * plane] if y.size else own
         if not y.size:
             convolve_tile(
-                image, tiles[lane].reshape(-1), out, o, inputs, outputs, 0, rows, height, width, k,
+                image, tiles, out, o, inputs, outputs, 0, rows, height, width, k,
                 before, after,
             )  # fmt: skip
         pool(
-            out, mean[lane].reshape(-1)[o:end], scale[lane].reshape(-1)[o:end],
-            beta[lane].reshape(-1)[o:end], valid, rows, columns,
-            pooled[o * small :],
-            centred[lane, block].reshape(-1)[o * small :] if kept else own_centred,
+            out, mean[o:end], scale[o:end], beta[o:end], valid, rows, columns,
+            pooled[o * small :], centred[o * small :] if kept else own_centred,
             which[lane, block].reshape(-1)[o * small :] if kept else own_which,
         )  # fmt: skip
 
 
 def _sum_passed(table, task):
     """Sum the gradients of a block that pass the ReLU."""
-    grad, passed = floats(table, GRAD), floats(table, PASSED)
-    lane, block = divmod(task, grad.shape[1])
+    passed = floats(table, PASSED)
+    lane, block = divmod(task, passed.shape[1])
     sums_of_passed(
-        grad[lane, block].reshape(-1), floats(table, CENTRED)[lane, block].reshape(-1),
+        of_block(table, GRAD, lane, block), of_block(table, CENTRED, lane, block),
         octets(table, WHICH)[lane, block].reshape(-1), passed[lane, block, :, :, 0, 0],
     )  # fmt: skip
 
@@ -201,9 +201,9 @@ def _merge_passed(table, lane):
     x, weight, passed = floats(table, X), floats(table, WEIGHT), floats(table, PASSED)[lane]
     _, _, _, _, rows, columns = _sizes(x, weight, number(table, BEFORE), number(table, AFTER))
     count = number(table, EXAMPLES) * rows * columns
-    gamma, var = floats(table, GAMMA)[lane].reshape(-1), floats(table, VAR)[lane].reshape(-1)
+    gamma, var = of_lane(table, GAMMA, lane), of_lane(table, VAR, lane)
     linear = floats(table, LINEAR)[lane]
-    dgamma, dbeta = floats(table, DGAMMA)[lane].reshape(-1), floats(table, DBETA)[lane].reshape(-1)
+    dgamma, dbeta = of_lane(table, DGAMMA, lane), of_lane(table, DBETA, lane)
     for c in range(len(gamma)):
         sums, dot = 0.0, 0.0
         for block in range(passed.shape[0]):
@@ -217,7 +217,7 @@ def _merge_passed(table, lane):
         dgamma[c], dbeta[c] = dot / deviation, sums
 
 
-@_compiled
+@compiled
 def _strip(rows, columns):
     """Return the rows of a strip of dy, even or all, and how many strips fit in the L1 cache."""
     row = OUTPUTS * columns * WIDTH
@@ -227,7 +227,7 @@ def _strip(rows, columns):
     return high, max(1, STRIP // (high * row))
 
 
-@_compiled
+@compiled
 def _strips(blocks, rows, high):
     """Return the block, the first row and the end of each strip, int64 ``[strips, 3]``."""
     strips = np.empty((blocks * -(-rows // high), 3), np.int64)
@@ -246,19 +246,19 @@ def _gradients_of_chunk(table, task):
     ``turned`` is empty if dx is not wanted, ``tiles`` if ``y`` is not.
     """
     x, weight = floats(table, X), floats(table, WEIGHT)
-    y, grad = floats(table, Y), floats(table, GRAD)
-    tiles, turned, which = floats(table, TILES), floats(table, TURNED), octets(table, WHICH)
-    dx, parts = floats(table, DX), floats(table, PARTS)
+    y, which, parts = floats(table, Y), octets(table, WHICH), floats(table, PARTS)
     before, after, examples = number(table, BEFORE), number(table, AFTER), number(table, EXAMPLES)
     blocks, outputs, chunks = x.shape[1], weight.shape[1], parts.shape[1]
     inputs, height, width, k, rows, columns = _sizes(x, weight, before, after)
     taps, kernel, plane = inputs * k * k, k * k, rows * columns * WIDTH
-    image, for_x = inputs * height * width * WIDTH, turned.size > 0
+    image = inputs * height * width * WIDTH
+    lane, chunk = divmod(task, chunks)
+    tiles, turned = of_lane(table, TILES, lane), of_lane(table, TURNED, lane)
+    for_x = turned.size > 0
     near = min(inputs, max(1, SUMS // (TILE * kernel * WIDTH)))  # input channels at a time
     high, several = _strip(rows, columns)
     keep = for_x or near < inputs or several > 1  # dy of all blocks is needed at once, or again
     padded = -(-outputs // OUTPUTS) * OUTPUTS
-    lane, chunk = divmod(task, chunks)
     begin, end = chunk * blocks // chunks, (chunk + 1) * blocks // chunks
     images = framed(x, lane, begin, end, before, after)
     kept = padded * plane if keep else 0
@@ -269,12 +269,12 @@ def _gradients_of_chunk(table, task):
     if not keep:
         clear(dy, 0, len(dy))
     again = scratch(0 if y.size else TILE * plane)
-    places = tap_places(inputs, height, width, k)
+    positions = tap_places(inputs, height, width, k)
     strips = _strips(end - begin, rows, high)
     size = (near * kernel + TAPS) * OUTPUTS * WIDTH
     sums = scratch(TILE // OUTPUTS * size)
-    mean, linear = floats(table, MEAN)[lane].reshape(-1), floats(table, LINEAR)[lane, :, :, 0, 0, 0]
-    part = parts[lane, chunk].reshape(-1)
+    mean, linear = of_lane(table, MEAN, lane), floats(table, LINEAR)[lane, :, :, 0, 0, 0]
+    part = of_block(table, PARTS, lane, chunk)
     for o, end_o in tile_ranges(outputs):
         count, here = end_o - o, dy[o * plane :] if keep else dy
         small = o * (rows // 2) * (columns // 2) * WIDTH
@@ -285,15 +285,15 @@ def _gradients_of_chunk(table, task):
                 for i in range(len(group) if first == 0 else 0):
                     block, top, bottom = begin + group[i, 0], group[i, 1], group[i, 2]
                     if y.size:
-                        from_y = y[lane, block].reshape(-1)[o * plane :]
+                        from_y = of_block(table, Y, lane, block)[o * plane :]
                     else:
                         from_y = again
                         convolve_tile(
-                            images[group[i, 0] * image :], tiles[lane].reshape(-1), again, o,
+                            images[group[i, 0] * image :], tiles, again, o,
                             inputs, outputs, top, bottom, height, width, k, before, after,
                         )  # fmt: skip
                     spread_gradient(
-                        grad[lane, block].reshape(-1)[small:], from_y,
+                        of_block(table, GRAD, lane, block)[small:], from_y,
                         which[lane, block].reshape(-1)[small:], count, top, bottom,
                         mean[o:], linear[:, o:], valid_examples(block, examples),
                         here[group[i, 0] * kept :], rows, columns,
@@ -301,7 +301,7 @@ def _gradients_of_chunk(table, task):
                 for more in range(0, count, OUTPUTS):
                     weight_gradient(
                         here[more * plane :], kept, images, image,
-                        sums[more // OUTPUTS * size :], j == 0, group, places, first, stop,
+                        sums[more // OUTPUTS * size :], j == 0, group, positions, first, stop,
                         (before, height - after), width, plane, k,
                     )  # fmt: skip
             for c in range(count):
@@ -312,7 +312,7 @@ def _gradients_of_chunk(table, task):
     if for_x:
         for block in range(begin, end):
             input_gradient(
-                dy[(block - begin) * kept :], turned[lane].reshape(-1), dx[lane, block].reshape(-1),
+                dy[(block - begin) * kept :], turned, of_block(table, DX, lane, block),
                 inputs, outputs, height, width, k, before, after,
             )  # fmt: skip
 

@@ -21,6 +21,7 @@ from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.simd import VECTOR, WIDTH, element_pointer, multiply_add
 
 _FLOAT, _INTEGER = ir.FloatType(), ir.IntType(64)
@@ -43,6 +44,7 @@ class Matrices(NamedTuple):
     inputs: Matrix
 
 
+@compiled
 def tile_side(k: int) -> int:
     """Return ``m``, the side of the square of outputs that are computed at once."""
     return min(4, _LARGEST + 1 - k)

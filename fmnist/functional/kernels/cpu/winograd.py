@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fmnist.functional.kernels.cpu.compiled import compiled
 from fmnist.functional.kernels.cpu.layout import (
     SMALL,
     TILE,
@@ -46,36 +46,33 @@ ROWS, COLUMNS = (4, 6) if WIDTH == 16 else (4, 3)
 LINE = 16
 """Floats of a cache line."""
 
-_compiled: Any = njit(cache=True, nogil=True)
-_sides: Any = njit(cache=True, nogil=True)(tile_side)
 
-
-@_compiled
+@compiled
 def sides(k):
     """Return ``m`` and ``n``."""
-    m = _sides(k)
+    m = tile_side(k)
     return m, m + k - 1
 
 
-@_compiled
+@compiled
 def row_length(vectors):
     """Return the length of a row."""
     return vectors * WIDTH + LINE
 
 
-@_compiled
+@compiled
 def plane_length(channels, vectors):
     """Return the length of a plane, which has room for a few channels more."""
     return (channels + max(ROWS, COLUMNS)) * row_length(vectors) + LINE
 
 
-@_compiled
+@compiled
 def weight_plane(outputs, inputs):
     """Return the length of a plane of transformed weights: tiles, as in layout.py."""
     return whole_tiles(outputs) * inputs + 2 * LINE
 
 
-@_compiled
+@compiled
 def transform_weights(weight, planes):
     """Transform the weights of a lane.
 
@@ -107,7 +104,7 @@ def transform_weights(weight, planes):
         begin += inputs * channels
 
 
-@_compiled
+@compiled
 def weights_back(sums, outputs, inputs, wide, k, gradient):
     """Compute the gradient for the weights from that for their transforms.
 
@@ -134,7 +131,7 @@ def weights_back(sums, outputs, inputs, wide, k, gradient):
                     to += 1
 
 
-@_compiled
+@compiled
 def transform_images(images, inputs, height, width, down, right, k, planes, first, vectors):
     """Transform the images of a block.
 
@@ -164,7 +161,7 @@ def transform_images(images, inputs, height, width, down, right, k, planes, firs
                 to += WIDTH
 
 
-@_compiled
+@compiled
 def images_back(planes, inputs, height, width, down, right, k, first, vectors, images):
     """Add the gradient for the images of a block to ``images``, from that for their transforms.
 
@@ -187,7 +184,7 @@ def images_back(planes, inputs, height, width, down, right, k, first, vectors, i
                 at += WIDTH
 
 
-@_compiled
+@compiled
 def transform_back(planes, outputs, rows, columns, down, right, k, first, vectors, y):
     """Compute the output of a block from its transform.
 
@@ -220,7 +217,7 @@ def transform_back(planes, outputs, rows, columns, down, right, k, first, vector
                 at += WIDTH
 
 
-@_compiled
+@compiled
 def outputs_back(dy, outputs, rows, columns, down, right, k, planes, first, vectors):
     """Compute the gradient for the transformed output of a block.
 
@@ -252,7 +249,7 @@ def outputs_back(dy, outputs, rows, columns, down, right, k, planes, first, vect
 
 
 def _define_multiply(channels: int) -> Any:
-    @_compiled
+    @compiled
     def multiply(weights, tap, images, at, row, step, terms, out, to, count):
         sums = zeros(channels, 2)
         for _ in range(terms):
@@ -267,7 +264,7 @@ def _define_multiply(channels: int) -> Any:
 _multiply_large, _multiply_small = _define_multiply(TILE), _define_multiply(SMALL)
 
 
-@_compiled
+@compiled
 def multiply(weights, images, out, positions, inputs, outputs, vectors):
     """Multiply transformed weights and images, and sum over the inputs.
 
@@ -294,7 +291,7 @@ def multiply(weights, images, out, positions, inputs, outputs, vectors):
                     tap += SMALL * inputs
 
 
-@_compiled
+@compiled
 def multiply_back(gradients, images, positions, inputs, outputs, vectors, wide, sums):
     """Add the gradient for the transformed weights to ``sums``.
 

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from numba import njit
-
-from fmnist.functional.kernels.cpu.jobs import Job, doubles, floats, number, octets
+from fmnist.functional.kernels.cpu.compiled import compiled
+from fmnist.functional.kernels.cpu.jobs import (
+    Job,
+    doubles,
+    floats,
+    number,
+    octets,
+    of_block,
+    of_lane,
+)
 from fmnist.functional.kernels.cpu.layout import scratch, without_frame
 from fmnist.functional.kernels.cpu.pooling import measure, spread_gradient, valid_examples
 from fmnist.functional.kernels.cpu.simd import WIDTH
@@ -46,10 +51,8 @@ from fmnist.functional.kernels.cpu.winograd import (
     weights_back,
 )
 
-_compiled: Any = njit(cache=True, nogil=True)
 
-
-@_compiled
+@compiled
 def _sizes(x, y, weight, before, after):
     """Return the squares down and right, and the frame of zeros after the images."""
     rows, columns, k = y.shape[3], y.shape[4], weight.shape[3]
@@ -61,7 +64,7 @@ def _sizes(x, y, weight, before, after):
 def _arrange_weights(table, lane):
     """Transform the weights of a lane."""
     weight = floats(table, WEIGHT)[lane, :, :, :, :, 0]
-    transform_weights(weight, floats(table, TILES)[lane].reshape(-1))
+    transform_weights(weight, of_lane(table, TILES, lane))
 
 
 def _convolve_group(table, task):
@@ -87,10 +90,10 @@ def _convolve_group(table, task):
         transform_images(
             images[i * image :], inputs, height, width, down, right, k, planes, at, vectors
         )
-    tiles = floats(table, TILES)[lane].reshape(-1)
+    tiles = of_lane(table, TILES, lane)
     multiply(tiles, planes, products, n * n, inputs, outputs, vectors)
     for i in range(end - first):
-        out, at = y[lane, first + i].reshape(-1), i * down * right
+        out, at = of_block(table, Y, lane, first + i), i * down * right
         transform_back(products, outputs, rows, columns, down, right, k, at, vectors, out)
         if means.size:
             measure(
@@ -106,8 +109,7 @@ def _gradients_of_chunk(table, task):
     ``turned`` is empty if dx is not wanted.
     """
     x, weight = floats(table, X), floats(table, WEIGHT)
-    y, grad = floats(table, Y), floats(table, GRAD)
-    which, turned = octets(table, WHICH), floats(table, TURNED)
+    y, which = floats(table, Y), octets(table, WHICH)
     dx, parts = floats(table, DX), floats(table, PARTS)
     before, size, examples = number(table, BEFORE), number(table, SIZE), number(table, EXAMPLES)
     blocks, chunks, k = x.shape[1], parts.shape[1], weight.shape[3]
@@ -117,9 +119,10 @@ def _gradients_of_chunk(table, task):
     height, width = x.shape[3] + before + after, x.shape[4] + before + after
     image = inputs * height * width * WIDTH
     lane, chunk = divmod(task, chunks)
+    turned = of_lane(table, TURNED, lane)
     begin, stop = chunk * blocks // chunks, (chunk + 1) * blocks // chunks
     wide, most = -(-inputs // WIDTH) * WIDTH, down * right * min(size, stop - begin)
-    mean, linear = floats(table, MEAN)[lane].reshape(-1), floats(table, LINEAR)[lane, :, :, 0, 0, 0]
+    mean, linear = of_lane(table, MEAN, lane), floats(table, LINEAR)[lane, :, :, 0, 0, 0]
     planes = scratch(n * n * plane_length(inputs, most))
     gradients = scratch(n * n * plane_length(outputs, most))
     dy, large = scratch(outputs * rows * columns * WIDTH), scratch(image if turned.size else 0)
@@ -138,21 +141,20 @@ def _gradients_of_chunk(table, task):
                 images[i * image :], inputs, height, width, down, right, k, planes, at, vectors
             )
             spread_gradient(
-                grad[lane, first + i].reshape(-1), y[lane, first + i].reshape(-1),
+                of_block(table, GRAD, lane, first + i), of_block(table, Y, lane, first + i),
                 which[lane, first + i].reshape(-1), outputs, 0, rows, mean, linear,
                 valid_examples(first + i, examples), dy, rows, columns,
             )  # fmt: skip
             outputs_back(dy, outputs, rows, columns, down, right, k, gradients, at, vectors)
         multiply_back(gradients, planes, n * n, inputs, outputs, vectors, wide, sums)
         if turned.size:
-            weights = turned[lane].reshape(-1)
-            multiply(weights, gradients, planes, n * n, outputs, inputs, vectors)
+            multiply(turned, gradients, planes, n * n, outputs, inputs, vectors)
             for i in range(end - first):
                 large[:] = 0
                 at = i * down * right
                 images_back(planes, inputs, height, width, down, right, k, at, vectors, large)
                 without_frame(large, dx[lane, first + i], before, height, width)
-    weights_back(sums, outputs, inputs, wide, k, parts[lane, chunk].reshape(-1))
+    weights_back(sums, outputs, inputs, wide, k, of_block(table, PARTS, lane, chunk))
 
 
 arrange_weights, convolve_group = Job(_arrange_weights), Job(_convolve_group)
