@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "tuning": {"config", "engine", "functional", "rundir", "utils"},
     "reports": {"config", "data", "functional", "reference", "rundir", "tuning", "utils"},
     "study": {"config", "data", "engine", "functional", "reports", "rundir", "tuning", "utils"},
-    "predict": set(),
+    "predict": {"config", "data", "inference", "rundir", "utils"},
     "ensemble": set(),
     "view": {"utils"},
 }

@@ -113,7 +113,7 @@ def _in_two_processes() -> None:
 
 
 def _half(which: int) -> None:
-    """Compile one half of the kernels of the blocks; both take as long, with the other's imports."""
+    """Compile one half of the kernels of the blocks: 0 here, 1 in a process that also imports."""
     from fmnist.functional.kernels.cpu import jobs, tasks, winograd_tasks
 
     if which == 0:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import shlex
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist.inference import judging
 from fmnist.inference.judging import Item
+from fmnist.predict import inputs
 from fmnist.rundir import found
 from fmnist.utils import command_line, interpreter, runtime
 from fmnist.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from fmnist.inference.pictures import Invert
     from fmnist.reports.seen import Seen
 
 PROG = "fmnist.predict"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".webp")
-"""Which files of a folder are pictures; the name of a file that is named does not matter."""
-
 UNLIKE = "looks like nothing it was trained on"
 UNLIKE_OBJECT = "no single object found that looks like what it was trained on"
 
@@ -50,21 +43,6 @@ why. The other files are predicted all the same.
 """
 
 
-class Failures(list[dict[str, str]]):
-    """The inputs that cannot be used, as the JSON document lists them."""
-
-    def add(self, kind: str, what: str, reason: str) -> None:
-        """Add a failure and print its line on stderr.
-
-        Args:
-            kind: ``"image"`` or ``"test"``.
-            what: the argument.
-            reason: a line that names the argument and says what is wrong with it.
-        """
-        print(f"error: {reason}", file=sys.stderr, flush=True)
-        self.append({kind: what, "error": reason})
-
-
 def main(argv: Sequence[str]) -> int:
     """Predict the classes of pictures and print them.
 
@@ -83,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     numbers = [word.strip() for text in args.test for word in text.split(",")]
     if not paths and not numbers:
         raise UserError("there is nothing to predict: name an IMAGE, or give --test N")
-    _refuse_runs(paths)
+    inputs.refuse_runs(paths)
     run = Path(args.run) if args.run else found.latest(found.FINISHED)
     runtime.prepare()
     if args.show:
@@ -100,21 +78,21 @@ def main(argv: Sequence[str]) -> int:
     else:
         trials = trained.ensemble(run) if args.ensemble else [trained.best_model(run)]
         known = trained.class_names(run) or CLASS_NAMES
-    failures, classes = Failures(), known
+    failures, classes = inputs.Failures(), known
     if classes != CLASS_NAMES and numbers:
         reason = f"--test is for runs of Fashion-MNIST; {run} has other classes"
-        failures.add("test", ",".join(numbers), _line(reason))
+        failures.add("test", ",".join(numbers), inputs.one_line(reason))
         numbers = []
     items = [
-        *_pictures(paths, args.invert, failures, seen.MOST if args.show else 0),
-        *_test_images(numbers, args.data, failures),
+        *inputs.pictures(paths, args.invert, failures, seen.MOST if args.show else 0),
+        *inputs.images_of_test_set(numbers, args.data, failures),
     ]
     items = judging.turn_upright(run, items)
     probabilities = judging.stated(trials, items)
     name = f"trial {trials[0].number}, {trials[0].label}"
     which = ", ".join(str(trial.number) for trial in trials)
     source = f"mean of {len(trials)} trials ({which})" if args.ensemble or saved else name
-    title = _line(f"{run}: {source}")
+    title = inputs.one_line(f"{run}: {source}")
     if args.json:
         document = {
             "run": str(run),
@@ -132,93 +110,8 @@ def main(argv: Sequence[str]) -> int:
         cells = [_seen(item, row, classes) for item, row in first]
         seen.write_seen(args.show, title, cells, len(items))
         if len(items) > len(cells) and not args.json:
-            print(_line(f"{args.show}: {seen.left_out(len(cells), len(items))}"))
+            print(inputs.one_line(f"{args.show}: {seen.left_out(len(cells), len(items))}"))
     return 2 if failures else 0
-
-
-def _refuse_runs(paths: Iterable[Path]) -> None:
-    """Refuse a run in the place of an image, also a mistyped one.
-
-    Raises:
-        UserError: A path is a run, or may be meant as one: it does not exist, and has no ending of
-            a picture. Nothing is predicted then, as it would be with another run.
-    """
-    for path in paths:
-        if any(os.path.exists(path / name) for name in ("study.toml", "best/config.json")):  # noqa: PTH110
-            raise UserError(f"{path}: is a run and no picture: say --run {shlex.quote(str(path))}")
-        if path.suffix.lower() in SUFFIXES or os.path.lexists(path):
-            continue
-        close = [shlex.quote(str(run)) for run in found.alike(path, found.FINISHED)]
-        if close or not path.suffix:
-            one = (
-                f"did you mean --run {' or '.join(close)}?" if close else "name a run by --run RUN"
-            )
-            raise UserError(f"{path}: there is no such picture or folder; {one}")
-
-
-def _files(paths: Iterable[Path], failures: Failures) -> Iterator[Path]:
-    """Yield the files, and those of the folders; a folder without pictures is a failure."""
-    for path in paths:
-        if not os.path.isdir(path):  # noqa: PTH112  # Path.is_dir refuses long names
-            yield path
-            continue
-        try:
-            known = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
-        except OSError as error:
-            failures.add("image", str(path), _line(f"{path}: cannot be read ({error.strerror})"))
-            continue
-        # The Mac's Finder leaves hidden files named after pictures.
-        pictures = [entry for entry in known if not entry.name.startswith(".")]
-        yield from pictures
-        if not pictures:
-            failures.add("image", str(path), _line(f"{path}: is a folder without pictures"))
-
-
-def _pictures(
-    paths: Sequence[Path], invert: Invert, failures: Failures, shown: int
-) -> Iterable[Item]:
-    """Read the pictures, and of the first ones also the originals, so many as are shown.
-
-    One that cannot be read is added to the failures.
-    """
-    import torch
-
-    from fmnist.inference.reader import Reader
-
-    with Reader() if paths else contextlib.nullcontext() as reader:
-        for path in _files(paths, failures):
-            assert reader is not None
-            try:
-                picture = reader.read(path, invert, thumbnail=shown > 0)
-            except UserError as error:
-                failures.add("image", str(path), _line(str(error)))
-            else:
-                about = {"image": str(path), "inverted": picture.inverted, "cut": picture.cut}
-                views, name = torch.from_numpy(picture.views), _line(str(path))
-                yield Item(name, about, views, picture.thumbnail, picture.box)
-                shown -= 1
-
-
-def _test_images(words: Sequence[str], folder: Path | None, failures: Failures) -> Iterable[Item]:
-    """Find these images of the test set; a word that is no valid number is a failure."""
-    from fmnist.data import fashion_mnist
-
-    if not words:
-        return
-    try:
-        test = fashion_mnist.load(folder).test
-    except UserError as error:
-        failures.add("test", ",".join(words), str(error))
-        return
-    for word in words:
-        number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else -1
-        if 0 <= number < len(test.labels):
-            about = {"test": number, "label": int(test.labels[number])}
-            pixels = test.images[number, 0]
-            yield Item(f"test image {number}", about, pixels[None, None], pixels.numpy())
-        else:
-            reason = f"must be a whole number from 0 to {len(test.labels) - 1}"
-            failures.add("test", word, f"--test {_line(repr(word))}: {reason}")
 
 
 def _likeliest(row: Sequence[float]) -> list[int]:
@@ -289,13 +182,6 @@ def _seen(item: Item, row: Sequence[float], classes: Sequence[str]) -> Seen:
         or bool(item.about.get("unlike_training"))
         or remark.startswith("wrong"),
     )
-
-
-def _line(text: str) -> str:
-    """The text on one line, without control characters, cut to 500."""
-    from fmnist.config.errors import clipped
-
-    return clipped(text, 500)
 
 
 def _parser() -> argparse.ArgumentParser:
