@@ -65,9 +65,11 @@ def table_row(
     """
     standing = comparison.of[result.number]
     other = "winner's seed" if standing is comparison.standings[0] else "complete"
-    state = "winner" if won else "tied" if standing.tied else other
+    state = "tied" if standing.tied else other
     if study.validation_is_trained:  # nothing was chosen
-        state = "in best/" if won else "complete"
+        state = "complete"
+    if won:
+        state = words.won(study)
     score = scores.score(study, result)
     known = math.isfinite(score) and study.metric == "validation_accuracy" and comparison.images
     if result.state != "COMPLETE":

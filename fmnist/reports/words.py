@@ -69,9 +69,17 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def named(result: TrialResult, best: TrialResult | None, width: int = 10_000) -> str:
+def won(study: StudyConfig) -> str:
+    """The state of the trial whose network is in ``best/``: nothing wins if nothing is held out."""
+    return "in best/" if study.validation_is_trained else "winner"
+
+
+def named(
+    study: StudyConfig, result: TrialResult, best: TrialResult | None, width: int = 10_000
+) -> str:
     """A trial's number and configuration, cut to ``width``, and whether it won or failed."""
-    state = " (winner)" if result is best else "" if result.state == "COMPLETE" else " (failed)"
+    failed = "" if result.state == "COMPLETE" else " (failed)"
+    state = f" ({won(study)})" if result is best else failed
     return f"{result.number}: {short(result.label, width)}{state}"
 
 

@@ -324,6 +324,14 @@ def test_many_trials_are_quick_and_small(epochs, trials, tmp_path):
     assert (data["epochs"][0], data["epochs"][-1]) == (1, epochs)
 
 
+def test_nothing_wins_where_nothing_was_held_out(tmp_path):
+    study = StudyConfig(epochs=3, holdout=0, validation="train", grid={"seed": (0, 1, 2)})
+    page = written(tmp_path, study, results_of(study))
+    assert "in best/" in page
+    page = re.sub(r"(?s)<style>.*?</style>|<tr class=\"winner\">", "", page)
+    assert not re.search("(?i)winner|tied", re.sub(r"(?s)<script>.*?</script>", "", page))
+
+
 @pytest.mark.parametrize("gone", ["winner", "test", "outputs"])
 def test_parts_may_be_missing(gone, tmp_path):
     results = results_of(STUDY, range(6)) if gone == "winner" else None

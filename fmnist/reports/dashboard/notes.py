@@ -88,11 +88,12 @@ def trial(
         outcome = f"Complete after {epochs}: {escape(', '.join(known))}."
     else:
         outcome = f"**Failed**: {escape(result.reason)}. It had completed {epochs}."
+    first = "Its network is in best/" if study.validation_is_trained else "The winner of the study"
     links = winner or {}
     files = ", ".join(f"[{kind}]({links[kind]})" for kind in links if kind != "curves")
     time = words.duration(result.seconds)
     return joined(
-        "**The winner of the study.**" if winner is not None else "",
+        f"**{first}.**" if winner is not None else "",
         outcome,
         protocol_note(study, WARNING),
         f"![learning curves]({links['curves']})" if "curves" in links else "",
@@ -178,7 +179,7 @@ class TimePlot:
             "name": f"the other {len(points)}, {words.when(study)}",
             "x": [_rounded(result.seconds) for result in points],
             "y": [_rounded(scores.score(study, result)) for result in points],
-            "text": [html.escape(words.named(result, best, 60)) for result in points],
+            "text": [html.escape(words.named(study, result, best, 60)) for result in points],
             "marker": {"size": 5, "color": "#9aa7b2"},
             "hovertemplate": HOVER + "<br>%{text}<extra></extra>",
         }
@@ -186,7 +187,7 @@ class TimePlot:
             {
                 "type": "scatter",
                 "mode": "lines" if len(result.history) > 8 else "lines+markers",
-                "name": html.escape(words.named(result, best, 60)),
+                "name": html.escape(words.named(study, result, best, 60)),
                 "x": [
                     _rounded(result.seconds * epoch / len(result.history))
                     for epoch, _ in enumerate(result.history, 1)

@@ -61,7 +61,7 @@ def curves(study: StudyConfig, results: Sequence[TrialResult]) -> dict[str, Any]
         for index, result in enumerate(shown)
     ]
     aside = scores.offsets(shown)
-    names = [words.named(result, best) for result in shown]
+    names = [words.named(study, result, best) for result in shown]
     worse, empty = len(trained) - len(shown), len(results) - len(trained)
     notes = {
         f"{words.counted(len(coloured), 'trial')} of the best configurations have a colour; of the "

@@ -118,6 +118,7 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
             accuracies = [r.test_accuracy for r in standing.complete]
             values.append([value for value in accuracies if math.isfinite(value)])
         first = standing is comparison.standings[0]
+        state = ("winner" if first else "tied" if standing.tied else "") if found else ""
         rows.append(
             {
                 "point": [standing.point[key] for key in keys],
@@ -126,7 +127,8 @@ def seeds_table(findings: Findings) -> dict[str, Any] | None:
                 "n": len(standing.complete),
                 "failed": len(standing.trials) - len(standing.complete),
                 "strip": _strip(found, (low - margin, high + margin)),
-                "state": ("winner" if first else "tied" if standing.tied else "") if found else "",
+                "state": state,
+                "said": words.won(study) if state == "winner" else state,
             }
         )
     return {

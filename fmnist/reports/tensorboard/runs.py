@@ -81,6 +81,7 @@ def mark(
         The folders of the trials that have one.
     """
     marked = []
+    winner = None if study.validation_is_trained else winner  # nothing wins then
     for result in results:
         kind = FAILED if result.state == "FAIL" else WINNER if result is winner else ""
         names = {kind: run_name(study, result.number, result.point, kind) for kind in MARKS}
