@@ -134,6 +134,13 @@ def site(tmp_path_factory):
         yield address, out, results
 
 
+def test_a_note_names_no_winner_where_nothing_was_held_out():
+    study = StudyConfig(epochs=3, holdout=0, validation="train", grid={"seed": (0, 1, 2)})
+    text = notes.trial(study, results_of(study)[0], "page", {})
+    assert "Its network is in best/" in text
+    assert "winner" not in text
+
+
 def attributes(trial):
     return {attr["key"]: attr["value"] for attr in trial["user_attrs"]}
 

@@ -344,6 +344,15 @@ def test_names_differ_in_twenty_characters_and_have_the_order_of_the_grid():
         assert len({name[:20] for name in marked}) == len(results)
 
 
+def test_nothing_wins_where_nothing_was_held_out(tmp_path):
+    study = StudyConfig(epochs=1, holdout=0, validation="train", grid={"seed": (0, 1)})
+    results = results_of(study)
+    for result in results:
+        (tmp_path / named(result, study)).mkdir()
+    names = [folder.name for folder in runs.mark(tmp_path, study, results, results[0])]
+    assert names == [named(result, study) for result in results]
+
+
 def test_the_winner_and_failed_trials_are_marked_and_the_reason_is_read(tmp_path):
     results = results_of(STUDY, fail=(1,))
     with TensorBoardMirror(tmp_path, STUDY) as mirror:
