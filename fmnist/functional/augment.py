@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fmnist.functional.kernels.slices import slices
+
 Images = Float[Tensor, "batch channels height width"]
 
 AREA = (0.02, 0.33)
@@ -50,13 +52,17 @@ def shift(
         reach: at least ``most``: how far the images are padded, the same for all lanes.
     """
     most = most.to(noise.dtype)
+    twice = most + most
     # The product is below 2 * most + 1 but may be rounded to it.
-    drawn = torch.minimum(torch.floor(noise * (2 * most + 1)), 2 * most)
+    drawn = torch.minimum(torch.floor(noise * (twice + 1)), twice)
     rows, columns = (drawn + (reach - most)).long().unbind(1)
-    height, width = images.shape[2:]
-    # Windows are views, and indexing copies the chosen ones by rows: half the time of a gather().
-    windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(len(images), device=images.device), :, rows, columns]
+    channels, height, width = images.shape[1:]
+    line = width + 2 * reach
+    # A moved image is one slice of the padded one, with some pixels too many at the end of a line.
+    padded = F.pad(images, (reach, reach, reach, reach + 1)).flatten(0, 1).flatten(1)
+    starts = (rows * line + columns)[:, None].expand(-1, channels).flatten()
+    moved = slices(padded, starts, height * line)
+    return moved.view(len(images), channels, height, line)[..., :width]
 
 
 def erase(images: Images, noise: Float[Tensor, "batch 5"], rate: Float[Tensor, ""]) -> Images:
